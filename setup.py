@@ -1,0 +1,33 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+REQUIRED = [
+    "tensorflow>=2.18",
+    "keras>=3.6",
+    "numpy",
+    "pillow>=10.1",
+    "ftfy>=6.1",
+    "regex",
+    "h5py",
+    "ml_dtypes",
+    "safetensors>=0.4",
+    "huggingface_hub>=0.25",
+    "tqdm",
+]
+
+setup(
+    name="tfsd",
+    version="0.1.0",
+    description="Stable Diffusion, deployed with TensorFlow",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["tfsd", "tfsd.*", "converters", "converters.*", "serving", "serving.*"]),
+    package_data={"tfsd": ["assets/**/*"]},
+    install_requires=REQUIRED,
+    extras_require={"test": ["pytest>=8"]},
+    entry_points={"console_scripts": ["tfsd = tfsd.cli:main"]},
+)

@@ -1,0 +1,150 @@
+"""Plans against what diffusers and KerasCV recorded. See tests/data/README.md for where the numbers come from.
+
+Out of scope, as not linear or not offered: clipped or thresholded samples, betas rescaled to zero SNR,
+DPM-Solver of other orders and kinds (1, 3, Heun, dpmsolver, SDE, sigma_min, euler_at_final), flow matching.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfsd.samplers.plans import build_plan
+from tfsd.samplers.schedule import NoiseSchedule
+from tfsd.samplers.step import empty_history, step, unpack
+from tfsd.specs import ScheduleSpec
+
+DATA = Path(__file__).parents[1] / "data" / "samplers"
+DIFFUSERS = np.load(DATA / "diffusers.npz")
+KERASCV = np.load(DATA / "kerascv.npz")
+VARIANTS = json.loads((DATA / "diffusers.json").read_text())["variants"]
+SHAPE = (1, 2, 4, 4)  # 32 of the 256 values of the recorded latents: schedulers and model act on each alone
+
+LATENTS = 5e-6  # of the largest; diffusers works in float32, partly on latents 14 times as large (worst found: 4e-6)
+TABLE = 2e-6  # diffusers multiplies its alphas up in float32, which is off by up to 1e-6
+SMALL_SIGMA = 1e-6  # and 1 - alphas_cumprod[0] in float32 is uncertain by 3e-5 of its 0.00085
+KARRAS = 2e-5  # whose sigmas are all made from that one
+TIMESTEPS = 2e-5  # fractional Karras timesteps come from float32 sigmas
+
+SAMPLER_OF = {"pndm": "pndm", "ddim": "ddim", "ddpm": "ddpm", "lms": "lms", "euler": "euler", "dpmpp": "dpmpp_2m"}
+CASES = [f"{steps}/{name}" for steps in (10, 50) for name in VARIANTS]
+
+
+def plan_of(case: str):
+    steps, name = case.split("/")
+    options = VARIANTS[name]["constructor"]
+    sampler = "euler_ancestral" if name.startswith("euler_a") else SAMPLER_OF[name.split("_")[0]]
+    sampler += "_karras" if options.get("use_karras_sigmas") else ""
+    spec = ScheduleSpec(
+        betas=options.get("beta_schedule", "linear"),
+        beta_start=options["beta_start"],
+        beta_end=options["beta_end"],
+        prediction={"v_prediction": "v"}.get(options.get("prediction_type"), options.get("prediction_type", "epsilon")),
+        spacing=options["timestep_spacing"],
+        steps_offset=options["steps_offset"],
+        final_alpha_one=options.get("set_alpha_to_one", True),
+    )
+    return spec, build_plan(spec, sampler, int(steps), eta=VARIANTS[name]["step_kwargs"].get("eta", 0.0))
+
+
+def unit_variance_scales(case: str) -> np.ndarray:
+    """What divides the recorded latents after each call (and before the first, at 0) to give them unit variance."""
+    if case.split("/")[1].startswith(("lms", "euler")):
+        return np.sqrt(DIFFUSERS[case + "/sigmas"].astype(np.float64) ** 2 + 1)
+    return np.ones(len(DIFFUSERS[case + "/timesteps"]) + 1)
+
+
+def eager(packed, latents, history, output, noise):
+    return step(unpack(packed), latents, history, output, noise)
+
+
+MODES = {"eager": eager, "graph": tf.function(eager), "xla": tf.function(eager, jit_compile=True)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_timesteps_are_those_of_diffusers(case):
+    _, plan = plan_of(case)
+    expected = DIFFUSERS[case + "/timesteps"]
+    if "karras" in case and "dpmpp" not in case:
+        np.testing.assert_allclose(plan.timesteps, expected, rtol=TIMESTEPS, atol=1e-3)
+    else:
+        np.testing.assert_array_equal(plan.timesteps, expected)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case + "/sigmas" in DIFFUSERS])
+def test_levels_are_the_sigmas_of_diffusers(case):
+    _, plan = plan_of(case)
+    levels = plan.rows[: plan.count + 1, 2] / plan.rows[: plan.count + 1, 1]
+    tolerance = KARRAS if "karras" in case else TABLE
+    np.testing.assert_allclose(levels, DIFFUSERS[case + "/sigmas"], rtol=tolerance, atol=SMALL_SIGMA)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_first_noise_is_scaled_as_in_diffusers(case):
+    _, plan = plan_of(case)
+    expected = DIFFUSERS[case + "/init_noise_sigma"] / unit_variance_scales(case)[0]
+    np.testing.assert_allclose(plan.init_scale, expected, rtol=TABLE)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_noised_image_is_that_of_diffusers(case):
+    _, plan = plan_of(case)
+    for index, expected in zip(DIFFUSERS[case + "/add_noise_index"], DIFFUSERS[case + "/add_noise_out"]):
+        _, alpha, sigma = plan.rows[index, :3]
+        scale = unit_variance_scales(case)[index]
+        noised = (alpha * DIFFUSERS["clean"] + sigma * DIFFUSERS["x0_noise"]) * scale
+        np.testing.assert_allclose(noised, expected, rtol=0, atol=LATENTS * scale)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_latents_follow_diffusers_at_every_step(case, mode):
+    _, plan = plan_of(case)
+    latents = tf.constant(plan.init_scale * DIFFUSERS["x0_noise"].reshape(SHAPE), tf.float32)
+    history, scales = empty_history(latents), unit_variance_scales(case)
+    noise = DIFFUSERS[case + "/noise"] if case + "/noise" in DIFFUSERS else np.zeros((plan.count, *SHAPE), np.float32)
+    assert plan.count == len(DIFFUSERS[case + "/trajectory"])
+    for i, timestep in enumerate(DIFFUSERS[case + "/timesteps"].astype(np.float64)):
+        output = np.float32(0.3) * latents + np.float32(0.1 * np.sin(timestep))
+        latents, history = MODES[mode](tf.constant(plan.rows[i]), latents, history, output, tf.constant(noise[i].reshape(SHAPE)))
+        expected = DIFFUSERS[case + "/trajectory"][i].reshape(SHAPE) / scales[i + 1]
+        np.testing.assert_allclose(
+            latents, expected, rtol=0, atol=LATENTS * max(1, np.abs(expected).max()), err_msg=f"{case}, call {i}"
+        )
+
+
+@pytest.mark.parametrize("case", ["seed_128", "noise_128"])
+def test_kerascv_grid_gives_the_latents_of_kerascv(case):
+    spec = ScheduleSpec(spacing="kerascv", steps_offset=0, final_alpha_one=True)
+    plan = build_plan(spec, "ddim", 4)
+    np.testing.assert_array_equal(plan.timesteps, KERASCV[case + "/timesteps"])
+    latents = tf.constant(KERASCV[case + "/noise"].reshape(2, 4, 8, 4))
+    history = empty_history(latents)
+    for i in range(plan.count):
+        unconditional, conditional = (KERASCV[f"{case}/eps_{which}"][i].reshape(latents.shape) for which in ("uncond", "cond"))
+        output = unconditional + 7.5 * (conditional - unconditional)
+        latents, history = step(unpack(tf.constant(plan.rows[i])), latents, history, output, tf.zeros_like(latents))
+        expected = KERASCV[case + "/latent_after"][i].reshape(latents.shape)
+        # Latents grow to 25 with random weights, hence relative to the largest.
+        np.testing.assert_allclose(latents, expected, atol=2e-6 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "first"), [(25, [999, 957, 916]), (50, [999, 979, 958]), (4, [999, 666, 333, 0])], ids=["25", "50", "4"]
+)
+def test_kerascv_grid_rounds_as_kerascv(num_steps, first):
+    timesteps = NoiseSchedule(ScheduleSpec(spacing="kerascv")).spaced_timesteps(num_steps)
+    assert timesteps[: len(first)].tolist() == first
+    assert timesteps[-1] == 0 and len(timesteps) == num_steps
+
+
+def test_alphas_round_to_the_table_of_kerascv():
+    ours = NoiseSchedule(ScheduleSpec()).alphas_cumprod
+    np.testing.assert_array_equal(ours.astype(np.float32), KERASCV["alphas_cumprod"].astype(np.float32))
+
+
+def test_alphas_are_those_of_diffusers():
+    ours = NoiseSchedule(ScheduleSpec()).alphas_cumprod
+    np.testing.assert_allclose(ours, DIFFUSERS["alphas_cumprod"], rtol=TABLE)

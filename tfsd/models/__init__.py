@@ -1,0 +1,76 @@
+"""The networks, each built from its spec: text encoder, U-Net, VAE encoder and decoder."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from tfsd.models.clip import TextEncoder
+from tfsd.models.unet import UNet
+from tfsd.models.vae import Decoder, Encoder
+from tfsd.specs import ModelSpec
+
+PARTS = ("text_encoder", "unet", "decoder", "encoder")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def build(spec: ModelSpec, *, dtype: str = "float32", parts: Sequence[str] = PARTS) -> dict[str, keras.Model]:
+    """Returns the named parts with fresh weights, stored and multiplied in `dtype`.
+
+    Norms and softmaxes compute in float32 whatever the dtype.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        return {part: _BUILDERS[part](spec) for part in parts}
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def variable_shapes(spec: ModelSpec, parts: Sequence[str] = PARTS) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Returns {part: {variable path below the part: shape}} without allocating any variable."""
+    with keras.StatelessScope(initialize_variables=False):
+        models = build(spec, parts=parts)
+    return {part: {path(v): tuple(v.shape) for v in model.variables} for part, model in models.items()}
+
+
+def path(variable) -> str:
+    """Returns a variable's path below its part: "down/down0/residual0/norm1/gamma"."""
+    return variable.path.split("/", 1)[1]
+
+
+def _text_encoder(spec: ModelSpec) -> TextEncoder:
+    model = TextEncoder(spec.text)
+    model(keras.KerasTensor((1, spec.text.length), "int32"))
+    return model
+
+
+def _unet(spec: ModelSpec) -> UNet:
+    model = UNet(spec.denoiser)
+    side = 2 ** len(spec.denoiser.channels)
+    model(
+        keras.KerasTensor((1, side, side, spec.denoiser.in_channels), "float32"),
+        keras.KerasTensor((1,), "float32"),
+        keras.KerasTensor((1, spec.text.length, spec.denoiser.context_width), "float32"),
+    )
+    return model
+
+
+def _decoder(spec: ModelSpec) -> Decoder:
+    model = Decoder(spec.vae)
+    model(keras.KerasTensor((1, 2, 2, spec.vae.latent_channels), "float32"))
+    return model
+
+
+def _encoder(spec: ModelSpec) -> Encoder:
+    model = Encoder(spec.vae)
+    model(keras.KerasTensor((1, 2 * spec.vae.factor, 2 * spec.vae.factor, 3), "float32"))
+    return model
+
+
+_BUILDERS = {"text_encoder": _text_encoder, "unet": _unet, "decoder": _decoder, "encoder": _encoder}
+
+
+def parameter_count(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Returns how many numbers the variables of these shapes hold."""
+    return sum(int(np.prod(shape)) for shape in shapes.values())

@@ -1,0 +1,92 @@
+"""The CLIP text transformer: tokens -> context."""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from tfsd.models.layers import MASKED, Block, activation, attend, split_heads
+from tfsd.specs import CLIPSpec
+
+
+class TextAttention(Block):
+    """Multi-head self-attention with biases. Call: x [B, L, W], mask [L, L] -> [B, L, W]."""
+
+    def __init__(self, width: int, heads: int, **kwargs):
+        super().__init__(**kwargs)
+        self.heads = heads
+        self.query = layers.Dense(width, name="query")
+        self.key = layers.Dense(width, name="key")
+        self.value = layers.Dense(width, name="value")
+        self.out = layers.Dense(width, name="out")
+
+    def call(self, x, mask):  # noqa: D102
+        q, k, v = (split_heads(dense(x), self.heads) for dense in (self.query, self.key, self.value))
+        return self.out(attend(q, k, v, mask))
+
+
+class TextBlock(Block):
+    """A pre-norm transformer block. Call: x [B, L, W], mask [L, L] -> [B, L, W]."""
+
+    def __init__(self, spec: CLIPSpec, **kwargs):
+        super().__init__(**kwargs)
+        self.activation = activation(spec.activation)
+        self.norm1 = layers.LayerNormalization(epsilon=spec.epsilon, name="norm1")
+        self.attention = TextAttention(spec.width, spec.heads, name="attention")
+        self.norm2 = layers.LayerNormalization(epsilon=spec.epsilon, name="norm2")
+        self.dense1 = layers.Dense(spec.mlp_width, name="dense1")
+        self.dense2 = layers.Dense(spec.width, name="dense2")
+
+    def call(self, x, mask):  # noqa: D102
+        x = x + self.attention(self.norm1(x), mask)
+        return x + self.dense2(self.activation(self.dense1(self.norm2(x))))
+
+
+class Embeddings(layers.Layer):
+    """Adds the embeddings of tokens and of their positions. Call: tokens [B, L] int32 -> [B, L, W]."""
+
+    def __init__(self, spec: CLIPSpec, **kwargs):
+        super().__init__(**kwargs)
+        self.spec = spec
+        self.row_of_token = None
+        if spec.kept_tokens:  # a small vocabulary behind the full one's numbers: every other token is row 0
+            self.row_of_token = np.zeros(spec.vocabulary, "int32")
+            self.row_of_token[list(spec.kept_tokens)] = np.arange(1, spec.rows)
+
+    def build(self, _):  # noqa: D102
+        shape = {"tokens": (self.spec.rows, self.spec.width), "positions": (self.spec.length, self.spec.width)}
+        self.tokens = self.add_weight(shape=shape["tokens"], initializer=keras.initializers.RandomNormal(0.02), name="tokens")
+        self.positions = self.add_weight(
+            shape=shape["positions"], initializer=keras.initializers.RandomNormal(0.01), name="positions"
+        )
+
+    def call(self, tokens):  # noqa: D102
+        if self.row_of_token is not None:
+            tokens = ops.take(self.row_of_token, tokens, axis=0)
+        embedded = ops.take(self.tokens, tokens, axis=0) + self.positions[: tokens.shape[1]]
+        return ops.cast(embedded, self.compute_dtype)
+
+
+class TextEncoder(Block, keras.Model):
+    """Reads tokens and returns one vector per token, each seeing only those before it.
+
+    Call: tokens [B, L] int32 -> context [B, L, W], after the final layer norm.
+    Source: Radford et al. 2021; `CLIPTextModel` of transformers.
+    """
+
+    def __init__(self, spec: CLIPSpec, **kwargs):
+        super().__init__(name="text_encoder", **kwargs)
+        self.embeddings = Embeddings(spec, name="embeddings")
+        for i in range(spec.layers):
+            self.attach(TextBlock(spec, name=f"block{i}"))
+        self.norm = layers.LayerNormalization(epsilon=spec.epsilon, name="norm")
+        self.mask = np.triu(np.full((spec.length, spec.length), MASKED, "float32"), 1)
+
+    def states(self, tokens) -> list:
+        """Returns the embeddings and the output of every block, [B, L, W] each, before the final norm."""
+        states = [self.embeddings(tokens)]
+        for block in self.series("block"):
+            states.append(block(states[-1], self.mask))
+        return states
+
+    def call(self, tokens):  # noqa: D102
+        return self.norm(self.states(tokens)[-1])

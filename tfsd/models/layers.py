@@ -1,0 +1,179 @@
+"""Building blocks that two or more networks share. Channels last; written with keras.ops alone."""
+
+import itertools
+
+import keras
+from keras import layers, ops
+
+MASKED = -1e4  # added to masked logits: exp() of it is zero, and float16 still holds it
+
+
+class Block(layers.Layer):
+    """A layer made of layers, which build themselves when they are first called.
+
+    Each sub-layer is an attribute of its own name: a variable's path is then its place in the code,
+    in `variable.path` and in Keras' weight files alike.
+    """
+
+    def build(self, shape):  # noqa: D102
+        self.built = True
+
+    def attach(self, layer: layers.Layer):
+        """Makes `layer` an attribute of its own name."""
+        setattr(self, layer.name, layer)
+
+    def series(self, prefix: str):
+        """Yields the layers named prefix0, prefix1, ... in order."""
+        for i in itertools.count():
+            layer = getattr(self, f"{prefix}{i}", None)
+            if layer is None:
+                return
+            yield layer
+
+
+class GroupNorm(layers.Layer):
+    """Normalises groups of channels over all positions of a picture, in float32.
+
+    Call: x [B, h, w, C] -> [B, h, w, C].
+    Source: Wu & He 2018. Keras' own layer builds 5-D tensors, which phones' delegates refuse.
+    """
+
+    def __init__(self, groups: int, epsilon: float, **kwargs):
+        super().__init__(**kwargs)
+        self.groups = groups
+        self.epsilon = epsilon
+
+    def build(self, shape):  # noqa: D102
+        self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=(shape[-1],), initializer="zeros", name="beta")
+
+    def call(self, x):  # noqa: D102
+        batch, height, width, channels = ops.shape(x)
+        size = channels // self.groups
+        x = ops.cast(x, "float32")
+        grouped = ops.reshape(x, (batch, height * width, self.groups, size))
+        mean = ops.mean(grouped, axis=(1, 3), keepdims=True)
+        variance = ops.mean(ops.square(grouped - mean), axis=(1, 3), keepdims=True)
+        gamma = ops.reshape(ops.cast(self.gamma, "float32"), (1, 1, self.groups, size))
+        beta = ops.reshape(ops.cast(self.beta, "float32"), (1, 1, self.groups, size))
+        scale = ops.rsqrt(variance + self.epsilon) * gamma
+        offset = beta - mean * scale
+        # One multiply-add over the picture; everything above it is [B, C] in size.
+        x = x * ops.reshape(scale, (batch, 1, 1, channels)) + ops.reshape(offset, (batch, 1, 1, channels))
+        return ops.cast(x, self.compute_dtype)
+
+
+class Sequence(Block):
+    """Runs layers one after the other. Call: x -> what the last of them returns."""
+
+    def __init__(self, members: list[layers.Layer], **kwargs):
+        super().__init__(**kwargs)
+        self.order = ",".join(member.name for member in members)  # a string: a list of layers Keras would save, too
+        for member in members:
+            self.attach(member)
+
+    def call(self, x):  # noqa: D102
+        for name in self.order.split(","):
+            x = getattr(self, name)(x)
+        return x
+
+
+def conv(channels: int, kernel: int, name: str, *, zero: bool = False) -> layers.Conv2D:
+    """Returns a convolution of stride 1 that keeps the size; `zero` starts it at zero."""
+    return layers.Conv2D(channels, kernel, padding="same", name=name, kernel_initializer="zeros" if zero else "glorot_uniform")
+
+
+def activation(name: str):
+    """Returns the function of an activation's name in a spec."""
+    return {
+        "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),
+        "gelu": lambda x: ops.gelu(x, approximate=False),
+        "gelu_tanh": lambda x: ops.gelu(x, approximate=True),
+    }[name]
+
+
+def split_heads(x, heads: int):
+    """[B, L, W] -> [B, heads, L, W / heads]."""
+    batch, length, width = ops.shape(x)
+    return ops.transpose(ops.reshape(x, (batch, length, heads, width // heads)), (0, 2, 1, 3))
+
+
+def attend(queries, keys, values, mask=None):
+    """Scaled dot-product attention, softmax in float32.
+
+    Shapes: queries [B, heads, L, d]; keys, values [B, heads, M, d]; mask, added, [L, M] -> [B, L, heads * d].
+    Source: Vaswani et al. 2017, equation 1.
+    """
+    batch, heads, length, size = ops.shape(queries)
+    logits = ops.cast(ops.matmul(queries * (size**-0.5), ops.transpose(keys, (0, 1, 3, 2))), "float32")
+    if mask is not None:
+        logits = logits + ops.cast(mask, "float32")
+    weights = ops.cast(ops.softmax(logits, axis=-1), values.dtype)
+    mixed = ops.transpose(ops.matmul(weights, values), (0, 2, 1, 3))
+    return ops.reshape(mixed, (batch, length, heads * size))
+
+
+class ResidualBlock(Block):
+    """Two 3x3 convolutions, with the timestep embedding, if any, added between them.
+
+    Call: x [B, h, w, in_channels], embedding [B or 1, E] or None -> [B, h, w, channels].
+    Source: `ResBlock` of CompVis' openaimodel.py and `ResnetBlock` of its model.py.
+    """
+
+    def __init__(self, in_channels: int, channels: int, groups: int, epsilon: float, *, embedded: bool, **kwargs):
+        super().__init__(**kwargs)
+        self.norm1 = GroupNorm(groups, epsilon, name="norm1")
+        self.conv1 = conv(channels, 3, "conv1")
+        self.embed = layers.Dense(channels, name="embed") if embedded else None
+        self.norm2 = GroupNorm(groups, epsilon, name="norm2")
+        self.conv2 = conv(channels, 3, "conv2", zero=True)
+        self.skip = conv(channels, 1, "skip") if in_channels != channels else None
+
+    def call(self, x, embedding=None):  # noqa: D102
+        h = self.conv1(ops.silu(self.norm1(x)))
+        if self.embed is not None:
+            h = h + self.embed(ops.silu(embedding))[:, None, None, :]
+        h = self.conv2(ops.silu(self.norm2(h)))
+        return h + (x if self.skip is None else self.skip(x))
+
+
+class Downsample(Block):
+    """Halves height and width with a 3x3 convolution of stride 2.
+
+    Call: x [B, h, w, C] -> [B, ceil(h / 2), ceil(w / 2), C].
+    The U-Net pads both sides, the VAE only below and to the right, as in CompVis' code.
+    """
+
+    def __init__(self, channels: int, *, pad_before: bool, **kwargs):
+        super().__init__(**kwargs)
+        self.pad_before = pad_before
+        self.conv = layers.Conv2D(channels, 3, strides=2, padding="valid", name="conv")
+
+    def call(self, x):  # noqa: D102
+        pad = (1 if self.pad_before else 0, 1)
+        return self.conv(ops.pad(x, ((0, 0), pad, pad, (0, 0))))
+
+
+class Upsample(Block):
+    """Doubles height and width by repeating pixels, crops to `size` if given, then a 3x3 convolution.
+
+    Call: x [B, h, w, C] -> [B, 2h, 2w, C], or [B, *size, C].
+    Cropping is how diffusers serves sizes that the levels do not divide: its nearest-neighbour
+    resize to 2h - 1 picks the same pixels.
+    """
+
+    def __init__(self, channels: int, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = conv(channels, 3, "conv")
+
+    def call(self, x, size=None):  # noqa: D102
+        _, height, width, _ = ops.shape(x)
+        x = ops.image.resize(x, (2 * height, 2 * width), interpolation="nearest", data_format="channels_last")
+        if size is not None:
+            x = x[:, : size[0], : size[1], :]
+        return self.conv(x)
+
+
+def set_seed(seed: int):
+    """Makes the initial weights of the next models the same for the same seed."""
+    keras.utils.set_random_seed(seed)

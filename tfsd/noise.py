@@ -1,0 +1,119 @@
+"""Seeded noise that is the same on every target, and the same that KerasCV draws for a seed.
+
+Philox4x32-10 and Box-Muller, in int32 operations that eager TensorFlow, graphs, XLA and TFLite's builtins share.
+`tf.random` is no substitute: its numbers for one seed differ between XLA and the rest.
+"""
+
+import math
+import operator
+
+import tensorflow as tf
+
+INITIAL_STREAM = 0  # of the initial noise; step i of a sampler draws from stream i + 1
+SEED_PERIOD = 2**31 - 2
+
+_ROUNDS = 10
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_SCRAMBLE_KEY = (0x3EC8F720, 0x02461E29)  # of TensorFlow's stateless random ops, random_ops_util.h
+_GROUP = 4  # values from one call of Philox
+
+
+def effective_seed(seed: int) -> int:
+    """Returns the seed in [0, 2**31 - 2) that `seed`, any int64, stands for.
+
+    Source: Keras 3 on TensorFlow, `_cast_seed`; so -1 is 2147483645 and 2147483646 is 0.
+
+    Raises: `TypeError` for anything but a whole number, `ValueError` outside int64.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = None
+    if number is None or isinstance(seed, bool):
+        raise TypeError(f"seed must be a whole number; got {seed!r}.")
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"seed must fit into 64 bits, from -2**63 to 2**63 - 1; got {number}.")
+    return number % SEED_PERIOD
+
+
+def normal_noise(seeds, indices, stream, shape: tuple[int, ...]) -> tf.Tensor:
+    """Returns standard normal noise float32 [B, *shape], each row from its own seed and index alone.
+
+    Row (seed, i) of `INITIAL_STREAM` is row i of what KerasCV 0.9 draws for a batch with that seed.
+
+    Call: seeds int32 [B] from `effective_seed`, indices int32 [B] from 0, stream int32 scalar from 0, shape
+    of one row in Python numbers -> [B, *shape].
+    Raises: `ValueError` if `shape` does not hold a multiple of four values: rows would then share a group.
+    Source: `BoxMullerFloat`, TensorFlow random_distributions.h.
+    """
+    size = math.prod(shape)
+    if size % _GROUP:
+        raise ValueError(f"shape must hold a multiple of {_GROUP} values; got {tuple(shape)}, which holds {size}.")
+    words = noise_words(seeds, indices, stream, size // _GROUP)
+    u = [tf.cast(_low_bits(word, 23), tf.float32) * 2.0**-23 for word in words]
+    values = []
+    for radius, angle in (u[0:2], u[2:4]):
+        radius = tf.sqrt(-2.0 * tf.math.log(tf.maximum(radius, 1e-7)))
+        angle = angle * (2 * math.pi)
+        values += [radius * tf.sin(angle), radius * tf.cos(angle)]
+    return tf.reshape(tf.stack(values, axis=-1), (-1, *shape))
+
+
+def noise_words(seeds, indices, stream, groups: int) -> tuple[tf.Tensor, ...]:
+    """Returns the random words behind `normal_noise`: four int32 tensors [B, groups], their bits as uint32.
+
+    Source: `StatelessRandomOp` of TensorFlow, which scrambles the seed pair (seed, stream) into key and counter.
+    """
+    seeds = tf.convert_to_tensor(seeds, tf.int32)[:, None]
+    indices = tf.convert_to_tensor(indices, tf.int32)[:, None]
+    zeros = tf.zeros_like(seeds)
+    key0, key1, counter2, counter3 = philox((seeds, zeros, zeros + stream, zeros), _SCRAMBLE_KEY)
+    counter0 = indices * groups + tf.range(groups)[None, :]
+    zeros = tf.zeros_like(counter0)
+    return philox((counter0, zeros, counter2 + zeros, counter3 + zeros), (key0, key1))
+
+
+def philox(counter, key) -> tuple[tf.Tensor, ...]:
+    """Returns the four words of Philox4x32-10 for four counter words and two key words.
+
+    Words are int32 tensors of one shape whose bits stand for uint32; key words may be Python numbers.
+    """
+
+    def one_round(i, counter, key):
+        (c0, c1, c2, c3), (k0, k1) = counter, key
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        xor = tf.bitwise.bitwise_xor
+        counter = xor(xor(high1, c1), k0), low1, xor(xor(high0, c3), k1), low0
+        return i + 1, counter, tuple(word + _signed(by) for word, by in zip(key, _KEY_STEPS))
+
+    key = tuple(tf.constant(_signed(word)) if isinstance(word, int) else word for word in key)
+    # A loop, not ten copies: XLA fuses those into one kernel that recomputes, 200 times slower and seconds to compile.
+    return tf.while_loop(lambda i, *_: i < _ROUNDS, one_round, (0, tuple(counter), key))[1]
+
+
+def _signed(word: int) -> int:
+    """Returns the int32 with the low 32 bits of `word`."""
+    return (word + 2**31) % 2**32 - 2**31
+
+
+def _low_bits(word: tf.Tensor, bits: int) -> tf.Tensor:
+    # TFLite has no builtin for AND; a right shift is arithmetic, so this is right for negative words too.
+    return word - tf.bitwise.right_shift(word, bits) * 2**bits
+
+
+def _halves(word: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the high and the low 16 bits of `word`, both in [0, 2**16)."""
+    return _low_bits(tf.bitwise.right_shift(word, 16), 16), _low_bits(word, 16)
+
+
+def _multiply(word: tf.Tensor, factor: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the high and the low word of the 64-bit product, from products of halves that wrap around."""
+    high, low = _halves(word)
+    factor_high, factor_low = divmod(factor, 2**16)
+    bottom, _ = _halves(low * factor_low)
+    left, left_low = _halves(high * factor_low)
+    right, right_low = _halves(low * factor_high)
+    carry = tf.bitwise.right_shift(bottom + left_low + right_low, 16)
+    return high * factor_high + left + right + carry, word * _signed(factor)

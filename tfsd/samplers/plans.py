@@ -1,0 +1,300 @@
+"""Samplers as plans: one row of twelve numbers per model call, worked out before the loop starts.
+
+Every sampler here is linear in the latents and the model's outputs, so it is fully described by numbers that
+do not depend on either. `tfsd.samplers.step.step` applies a row. A plan has one shape whatever the sampler and
+the number of steps, so it can be the input of a compiled loop.
+"""
+
+import dataclasses
+import difflib
+import math
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from tfsd.samplers.rows import ROW_SIZE, Row
+from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, karras_ratios, levels
+from tfsd.specs import ScheduleSpec
+
+MAX_STEPS = 1000
+MAX_ROWS = MAX_STEPS + 2  # PLMS makes one call more; the level after the last step takes one more row
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """What the sampling loop needs: `rows` float32 [MAX_ROWS, ROW_SIZE], of which the first `count` are steps.
+
+    The row after the last step holds only its level, alpha 1 and sigma 0; the remaining ones are zero. An image
+    from noise starts at `init_scale * noise`, one from an image at `alpha * image + sigma * noise` of row 0.
+    """
+
+    rows: np.ndarray
+    count: int
+    init_scale: float
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """The timestep of each model call, float32 [count]."""
+        return self.rows[: self.count, 0]
+
+
+def ddim(schedule: NoiseSchedule, num_steps: int, start: int, *, eta: float = 0.0) -> list[Row]:
+    """DDIM: Song et al. 2021, equations 12 and 16; `eta` 0 draws no noise, 1 draws as much as DDPM."""
+    timesteps = schedule.spaced_timesteps(num_steps)
+    before = schedule.marginals(timesteps)
+    after = schedule.marginals(schedule.predecessors(timesteps, num_steps))
+    rows = []
+    for i in range(start, num_steps):
+        (alpha, sigma), (alpha_next, sigma_next) = (before[0][i], before[1][i]), (after[0][i], after[1][i])
+        noise = eta * sigma_next / sigma * math.sqrt(max(0.0, 1 - (alpha / alpha_next) ** 2))
+        direction = math.sqrt(max(0.0, sigma_next**2 - noise**2))
+        # With the predicted noise (latents - alpha * image) / sigma, only latents and image are left.
+        keep = direction / sigma
+        mix = (alpha_next - keep * alpha,)
+        rows.append(Row(timesteps[i], alpha, sigma, *as_image(schedule.spec.prediction, alpha, sigma), keep, mix, noise))
+    return rows
+
+
+def ddpm(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
+    """DDPM: Ho et al. 2020, equations 6 and 7 (the smaller variance), which is DDIM with eta 1.
+
+    Its last step is always noise-free: what `final_alpha_one` says does not matter here, as in diffusers.
+    """
+    spec = dataclasses.replace(schedule.spec, final_alpha_one=True)
+    return ddim(NoiseSchedule(spec), num_steps, start, eta=1.0)
+
+
+def pndm(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
+    """PLMS: the pseudo linear multistep method of Liu et al. 2022, without its Runge-Kutta steps.
+
+    Makes one call more than `num_steps`: the first step is taken twice, the second time with the mean of the
+    outputs at both its ends. The history holds raw outputs, which are turned into noise after mixing: this is
+    what diffusers does, and it matters for v-prediction only. With `start` the method begins anew there;
+    diffusers instead slices the repeated timestep off, which shifts all later steps by one.
+    """
+    timesteps = schedule.spaced_timesteps(num_steps)[start:]
+    arrivals = schedule.predecessors(timesteps, num_steps)
+    rows = [_plms_row(schedule, timesteps[0], timesteps[0], arrivals[0], (1.0,))]
+    if len(timesteps) > 1:
+        # Where a step starts when its end is given; a rounded grid may hold another point near by.
+        departure = timesteps[0] if schedule.spec.spacing == "kerascv" else timesteps[1] + schedule.spec.train_steps // num_steps
+        again = _plms_row(schedule, timesteps[1], departure, timesteps[1], (0.5, 0.5))
+        rows.append(_undo(rows[0], again))
+    weights = ((3, 0, -1), (23, -16, 0, 5), (55, -59, 37, 0, -9), (55, -59, 37, -9))  # slot of the 2nd call: 0
+    divisors = (2, 12, 24, 24)
+    for i in range(1, len(timesteps)):
+        order = min(i, 4) - 1
+        mix = tuple(weight / divisors[order] for weight in weights[order])
+        rows.append(_plms_row(schedule, timesteps[i], timesteps[i], arrivals[i], mix))
+    return rows
+
+
+def _plms_row(schedule: NoiseSchedule, timestep: float, departure: float, arrival: float, weights) -> Row:
+    """Returns the row that calls the model at `timestep` and moves from `departure` to `arrival`."""
+    (alpha, alpha_next), (sigma, sigma_next) = schedule.marginals(np.array([departure, arrival]))
+    p, q = as_noise(schedule.spec.prediction, alpha, sigma)
+    keep = alpha_next / alpha
+    gain = sigma_next - keep * sigma  # of the noise; the transfer of the paper, simplified
+    level = schedule.marginals(timestep)
+    return Row(timestep, *map(float, level), 0.0, 1.0, keep + gain * p, tuple(gain * q * weight for weight in weights))
+
+
+def _undo(first: Row, again: Row) -> Row:
+    """Returns `again`, meant for the latents before `first`, restated for those after it."""
+    keep = again.keep / first.keep
+    return again._replace(keep=keep, mix=(again.mix[0], again.mix[1] - keep * first.mix[0]))
+
+
+def dpmpp_2m(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
+    """DPM-Solver++(2M): Lu et al. 2022, algorithm 2. The last row returns the denoised latents."""
+    if karras:
+        ratios = karras_ratios(*schedule.ratios([schedule.spec.train_steps - 1, 0]), num_steps)
+        timesteps = np.round(schedule.timesteps_of(ratios))
+    else:
+        timesteps = schedule.spaced_timesteps(num_steps, end_early=True)
+        ratios = schedule.ratios(timesteps)
+    alpha, sigma = levels(np.append(ratios, 0.0))
+    log_snr = -np.log(ratios)
+    rows = []
+    for i in range(start, num_steps):
+        if i == num_steps - 1:
+            keep, mix = 0.0, (1.0,)
+        else:
+            h = log_snr[i + 1] - log_snr[i]
+            gain = -alpha[i + 1] * np.expm1(-h)
+            bend = 0.0 if i == start else h / (2 * (log_snr[i] - log_snr[i - 1]))
+            keep, mix = sigma[i + 1] / sigma[i], (gain * (1 + bend), -gain * bend)
+        rows.append(Row(timesteps[i], alpha[i], sigma[i], *as_image(schedule.spec.prediction, alpha[i], sigma[i]), keep, mix))
+    return rows
+
+
+def euler(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
+    """Euler's method: Karras et al. 2022, algorithm 2 without added noise."""
+    timesteps, ratios = _ratio_grid(schedule, num_steps, karras)
+    rows = []
+    for i in range(start, num_steps):
+        here, there = ratios[i : i + 2]
+        rows.append(_derivative_row(schedule, timesteps[i], here, there, (there - here,)))
+    return rows
+
+
+def euler_ancestral(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
+    """Euler's method below the next noise level, then fresh noise up to it.
+
+    Source: `sample_euler_ancestral` of k-diffusion, with its eta at 1.
+    """
+    timesteps, ratios = _ratio_grid(schedule, num_steps, False)
+    rows = []
+    for i in range(start, num_steps):
+        here, there = ratios[i : i + 2]
+        up = there * math.sqrt(max(0.0, 1 - (there / here) ** 2))
+        down = there**2 / here  # sqrt(there^2 - up^2)
+        rows.append(_derivative_row(schedule, timesteps[i], here, there, (down - here,), up))
+    return rows
+
+
+def lms(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
+    """Linear multistep of order four: Adams-Bashforth for uneven steps, as `sample_lms` of k-diffusion."""
+    timesteps, ratios = _ratio_grid(schedule, num_steps, karras)
+    rows = []
+    for i in range(start, num_steps):
+        past = ratios[max(start, i - 3) : i + 1][::-1]
+        weights = [_lagrange_integral(past, k, ratios[i], ratios[i + 1]) for k in range(len(past))]
+        rows.append(_derivative_row(schedule, timesteps[i], *ratios[i : i + 2], weights))
+    return rows
+
+
+def _lagrange_integral(nodes: np.ndarray, which: int, low: float, high: float) -> float:
+    """Integrates from `low` to `high` the polynomial that is 1 at one of `nodes` and 0 at the others."""
+    points, weights = np.polynomial.legendre.leggauss(2)  # exact up to degree 3, the highest here
+    at = low + (high - low) * (points + 1) / 2
+    others = np.delete(nodes, which)
+    value = np.prod((at[:, None] - others) / (nodes[which] - others), axis=1)
+    return float((high - low) / 2 * np.sum(weights * value))
+
+
+def _ratio_grid(schedule: NoiseSchedule, num_steps: int, karras: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `num_steps` timesteps and num_steps + 1 values of sigma / alpha, of which the last is 0."""
+    timesteps = schedule.spaced_timesteps(num_steps, whole=False)
+    ratios = schedule.ratios(timesteps)
+    if karras:
+        ratios = karras_ratios(ratios[0], ratios[-1], num_steps)
+        timesteps = schedule.timesteps_of(ratios)
+    return timesteps, np.append(ratios, 0.0)
+
+
+def _derivative_row(schedule, timestep, here: float, there: float, weights, noise: float = 0.0) -> Row:
+    """Returns the row that adds `weights` times the predicted noises to latents / alpha."""
+    (alpha, alpha_next), (sigma, _) = levels(np.array([here, there]))
+    mix = tuple(alpha_next * weight for weight in weights)
+    estimate = as_noise(schedule.spec.prediction, alpha, sigma)
+    return Row(timestep, alpha, sigma, *estimate, alpha_next / alpha, mix, alpha_next * noise)
+
+
+class Sampler(NamedTuple):
+    """A sampler's function, (schedule, num_steps, start, **options) -> rows, and what else to know of it."""
+
+    rows: Callable[..., list[Row]]
+    karras: bool = False  # the noise levels of Karras et al. instead of the schedule's own
+    has_eta: bool = False
+    starts_at_sigma: bool = False  # see `_init_scale`
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": Sampler(ddim, has_eta=True),
+    "ddpm": Sampler(ddpm),
+    "pndm": Sampler(pndm),
+    "lms": Sampler(lms, starts_at_sigma=True),
+    "lms_karras": Sampler(lms, karras=True, starts_at_sigma=True),
+    "euler": Sampler(euler, starts_at_sigma=True),
+    "euler_karras": Sampler(euler, karras=True, starts_at_sigma=True),
+    "euler_ancestral": Sampler(euler_ancestral, starts_at_sigma=True),
+    "dpmpp_2m": Sampler(dpmpp_2m),
+    "dpmpp_2m_karras": Sampler(dpmpp_2m, karras=True),
+}
+
+# Names under which users of CompVis' scripts, k-diffusion and diffusers know the same samplers.
+ALIASES: dict[str, str] = {
+    "plms": "pndm",
+    "k_lms": "lms",
+    "k_euler": "euler",
+    "k_euler_a": "euler_ancestral",
+    "k_euler_ancestral": "euler_ancestral",
+    "k_dpmpp_2m": "dpmpp_2m",
+    "euler_a": "euler_ancestral",
+    "dpm++_2m": "dpmpp_2m",
+    "dpm++_2m_karras": "dpmpp_2m_karras",
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "PNDMScheduler": "pndm",
+    "LMSDiscreteScheduler": "lms",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+}
+
+
+def find_sampler(name: str) -> str:
+    """Returns the key of `SAMPLERS` that `name`, a key or an alias, stands for.
+
+    Raises: `ValueError` listing the samplers, and the closest name if there is one.
+    """
+    key = ALIASES.get(name, name) if isinstance(name, str) else name
+    if isinstance(key, str) and key in SAMPLERS:
+        return key
+    known = {known.lower(): known for known in (*SAMPLERS, *ALIASES)}
+    close = difflib.get_close_matches(str(name).lower(), known, n=1)
+    hint = f" Did you mean {known[close[0]]!r}?" if close else ""
+    raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {name!r}.{hint}")
+
+
+def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0, eta: float = 0.0) -> Plan:
+    """Returns the plan of `sampler` for `num_steps` steps, of which the first `start` are left out.
+
+    A plan with a `start` begins anew there: multistep methods build up their history from that step.
+
+    Raises: `ValueError` or `TypeError` for an unknown sampler, and for steps, start or eta out of range.
+    """
+    key = find_sampler(sampler)
+    chosen, schedule = SAMPLERS[key], NoiseSchedule(spec)
+    num_steps = _whole("num_steps", num_steps, 1, min(spec.train_steps, MAX_STEPS))
+    start = _whole("start", start, 0, num_steps - 1)
+    options = {"karras": True} if chosen.karras else {}
+    if chosen.has_eta:
+        options["eta"] = _checked_eta(eta)
+    elif eta != 0:
+        others = ", ".join(name for name, other in SAMPLERS.items() if other.has_eta)
+        raise ValueError(f"eta must be 0 for the sampler {key!r}; got {eta!r}. Use {others}, or leave eta out.")
+    rows = chosen.rows(schedule, num_steps, start, **options)
+    packed = np.zeros((MAX_ROWS, ROW_SIZE), np.float32)
+    packed[: len(rows)] = [row.pack() for row in rows]
+    packed[len(rows), 1] = 1.0  # the level after the last step: alpha 1, sigma 0
+    return Plan(packed, len(rows), _init_scale(schedule, chosen, rows))
+
+
+def _init_scale(schedule: NoiseSchedule, sampler: Sampler, rows: list[Row]) -> float:
+    """Returns what the first noise is multiplied by: 1, or sigma where diffusers adds it to an image of zeros."""
+    adds_to_zeros = sampler.starts_at_sigma and schedule.spec.spacing in ("linspace", "trailing")
+    return float(rows[0].sigma) if adds_to_zeros else 1.0
+
+
+def _whole(name: str, value, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number; got {value!r}.")
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be from {low} to {high}; got {number}.")
+    return number
+
+
+def _checked_eta(eta) -> float:
+    if isinstance(eta, bool) or not isinstance(eta, (int, float, np.floating)):
+        raise TypeError(f"eta must be a number; got {eta!r}.")
+    if not 0 <= eta <= 1:  # false for NaN too
+        raise ValueError(f"eta must be from 0 (no fresh noise) to 1; got {eta!r}.")
+    return float(eta)

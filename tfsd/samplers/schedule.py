@@ -1,0 +1,129 @@
+"""Noise levels of training, and where a sampler puts its steps on them.
+
+Plain numpy in float64: a plan is rounded to float32 once, when it is packed.
+"""
+
+import numpy as np
+
+from tfsd.specs import ScheduleSpec
+
+KARRAS_RHO = 7.0  # Karras et al. 2022, table 1
+
+
+class NoiseSchedule:
+    """The noise levels that a `ScheduleSpec` describes.
+
+    Latents at timestep t are `alpha * image + sigma * noise` with alpha^2 + sigma^2 = 1. The *ratio*
+    sigma / alpha is what Karras et al. call sigma.
+
+    Source: DDPM (Ho et al. 2020). `alphas_cumprod` in float64 rounds to exactly the table that KerasCV
+    ships; diffusers multiplies up in float32 and differs from it by up to 1e-6 relative.
+    """
+
+    def __init__(self, spec: ScheduleSpec):
+        self.spec = spec
+        if spec.betas == "linear":
+            betas = np.linspace(spec.beta_start, spec.beta_end, spec.train_steps)
+        else:
+            betas = np.linspace(spec.beta_start**0.5, spec.beta_end**0.5, spec.train_steps) ** 2
+        self.alphas_cumprod = np.cumprod(1.0 - betas)
+
+    def marginals(self, timesteps) -> tuple[np.ndarray, np.ndarray]:
+        """Returns alpha and sigma at `timesteps`, which may be fractional.
+
+        Between two timesteps the ratio sigma / alpha is interpolated linearly, as diffusers does. A negative
+        timestep is the level after the last step: noise-free if `final_alpha_one`, else that of timestep 0.
+        """
+        alpha, sigma = levels(self.ratios(timesteps))
+        if self.spec.final_alpha_one:
+            after = np.asarray(timesteps) < 0
+            alpha, sigma = np.where(after, 1.0, alpha), np.where(after, 0.0, sigma)
+        return alpha, sigma
+
+    def ratios(self, timesteps) -> np.ndarray:
+        """Returns sigma / alpha at `timesteps`; outside the trained range, that of its nearest end."""
+        return np.interp(timesteps, np.arange(self.spec.train_steps), self._ratios)
+
+    def timesteps_of(self, ratios) -> np.ndarray:
+        """Returns the fractional timesteps at which sigma / alpha is `ratios`, linear in its logarithm."""
+        return np.interp(np.log(ratios), np.log(self._ratios), np.arange(self.spec.train_steps))
+
+    def spaced_timesteps(self, num_steps: int, *, whole: bool = True, end_early: bool = False) -> np.ndarray:
+        """Returns `num_steps` timesteps, noisiest first, placed as the spec's `spacing` says.
+
+        `whole=False` leaves those of "linspace" fractional, as Euler and LMS use them. `end_early` spaces one
+        step more and drops the cleanest ("leading" and "linspace"), as diffusers' DPM-Solver does.
+
+        A single "linspace" or "kerascv" step starts at the noisiest timestep. (KerasCV and diffusers put it at
+        timestep 0, which hands the initial noise back almost unchanged.)
+
+        Raises: `ValueError` if so many steps would repeat a timestep or leave the trained range.
+        Source: table 2 of Lin et al. 2023 and diffusers' `set_timesteps`; "kerascv" is the grid of KerasCV 0.9.
+        """
+        spec, last = self.spec, self.spec.train_steps - 1
+        points = num_steps + end_early
+        if spec.spacing == "trailing":
+            return np.round(spec.train_steps - np.arange(num_steps) * (spec.train_steps / num_steps)) - 1
+        if spec.spacing == "leading":
+            grid = np.arange(points) * (spec.train_steps // points) + spec.steps_offset
+        elif spec.spacing == "kerascv":
+            grid = np.round(np.arange(num_steps) * (last / max(num_steps - 1, 1)))
+            end_early = False
+        else:
+            grid = np.linspace(0, last, points)
+            grid = np.round(grid) if whole else grid
+        if len(grid) == 1 and spec.spacing != "leading":
+            grid = np.array([last])
+        if grid[-1] > last or np.any(np.diff(grid) <= 0):
+            raise ValueError(
+                f"num_steps must be smaller: {num_steps} steps with {spec.spacing!r} spacing and steps_offset "
+                f"{spec.steps_offset} do not fit into the {spec.train_steps} timesteps of training."
+            )
+        return grid[::-1][:num_steps].astype(np.float64)
+
+    def predecessors(self, timesteps: np.ndarray, num_steps: int) -> np.ndarray:
+        """Returns the timestep that each step of `timesteps` arrives at; negative after the last one.
+
+        The spacing "kerascv" arrives at the next point of its own grid. The others step down by
+        train_steps // num_steps whatever the grid, as diffusers' DDIM, DDPM and PNDM do.
+        """
+        if self.spec.spacing == "kerascv":
+            return np.append(timesteps[1:], -1.0)
+        return timesteps - self.spec.train_steps // num_steps
+
+    @property
+    def _ratios(self) -> np.ndarray:
+        return np.sqrt((1.0 - self.alphas_cumprod) / self.alphas_cumprod)
+
+
+def levels(ratios) -> tuple[np.ndarray, np.ndarray]:
+    """Returns alpha and sigma, of unit variance together, for `ratios` = sigma / alpha."""
+    alpha = 1.0 / np.sqrt(1.0 + np.square(ratios))
+    return alpha, alpha * ratios
+
+
+def karras_ratios(largest: float, smallest: float, num_steps: int) -> np.ndarray:
+    """Returns `num_steps` values of sigma / alpha from `largest` to `smallest`.
+
+    Source: Karras et al. 2022, equation 5, without its final zero.
+    """
+    ramp = np.linspace(0.0, 1.0, num_steps)
+    high, low = largest ** (1 / KARRAS_RHO), smallest ** (1 / KARRAS_RHO)
+    return (high + ramp * (low - high)) ** KARRAS_RHO
+
+
+def as_image(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """Returns (p, q) such that the denoised latents are `p * latents + q * output`.
+
+    Source: Salimans and Ho 2022, appendix D, for "v".
+    """
+    if prediction == "epsilon":
+        return 1 / alpha, -sigma / alpha
+    return (alpha, -sigma) if prediction == "v" else (0.0, 1.0)
+
+
+def as_noise(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """Returns (p, q) such that the predicted noise is `p * latents + q * output`."""
+    if prediction == "epsilon":
+        return 0.0, 1.0
+    return (sigma, alpha) if prediction == "v" else (1 / sigma, -alpha / sigma)

@@ -1,0 +1,33 @@
+"""The sampling arithmetic, for every sampler and every target."""
+
+import tensorflow as tf
+
+from tfsd.samplers.rows import HISTORY, Row
+
+
+def unpack(packed: tf.Tensor) -> Row:
+    """Returns one row of a plan, float32 [ROW_SIZE], as a `Row` of scalar tensors."""
+    numbers = tf.unstack(packed)
+    return Row(*numbers[:6], mix=tuple(numbers[6 : 6 + HISTORY]), noise=numbers[6 + HISTORY])
+
+
+def empty_history(latents: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Returns the history before the first step."""
+    return (tf.zeros_like(latents, tf.float32),) * HISTORY
+
+
+def step(row: Row, latents, history, output, noise) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+    """Moves `latents` one row down the plan: the only sampling arithmetic in the package.
+
+    Call: latents float32, output of any float type and noise float32, each [B, h, w, c]; history HISTORY such
+    tensors, newest first -> latents, history.
+
+    The history is a tuple: a loop carries it without copying, delegates that stop at four dimensions take it,
+    and a caller that steps by hand (a phone) may rotate its buffers, as `history[1:]` is what came in.
+    """
+    value = row.from_latents * latents + row.from_output * tf.cast(output, tf.float32)
+    history = (value, *history[:-1])
+    moved = row.keep * latents + row.noise * noise
+    for weight, past in zip(row.mix, history):
+        moved += weight * past
+    return moved, history
