@@ -1,0 +1,78 @@
+"""Stage one: the VAE learns to compress drawn scenes."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfsd.models import build
+from tfsd.specs import ModelSpec
+from tfsd.training import drawing, scenes
+from tfsd.training.loop import Trainer
+from tfsd.training.recipe import AUTOENCODER, Recipe
+
+CROP = 64  # pixels: four crops teach more than one picture, at the same cost
+KL_WEIGHT = 3e-4
+EDGE_WEIGHT = 0.5
+
+
+class Autoencoder(keras.Model):
+    """Encoder and decoder in a row, with the noise of the posterior between them.
+
+    Call: images [B, H, W, 3] in [-1, 1] -> the same, reconstructed.
+    Adds the KL divergence to the unit normal to the loss. Source: Kingma & Welling 2013.
+    """
+
+    def __init__(self, spec: ModelSpec, seed: int = 0):
+        super().__init__(name="autoencoder")
+        parts = build(spec, parts=("encoder", "decoder"))
+        self.encoder, self.decoder = parts["encoder"], parts["decoder"]
+        self.random = keras.random.SeedGenerator(seed)
+
+    def build(self, shape):  # noqa: D102
+        self.built = True
+
+    def call(self, images):  # noqa: D102
+        mean, log_variance = ops.split(self.encoder(images), 2, axis=-1)
+        log_variance = ops.clip(log_variance, -30.0, 20.0)
+        kl = 0.5 * ops.mean(ops.square(mean) + ops.exp(log_variance) - 1.0 - log_variance)
+        self.add_loss(KL_WEIGHT * kl)
+        noise = keras.random.normal(ops.shape(mean), seed=self.random)
+        return self.decoder(mean + ops.exp(0.5 * log_variance) * noise)
+
+
+def picture_loss(images, reconstructed):
+    """Mean absolute difference of the pixels plus that of the differences between neighbours."""
+    error = reconstructed - images
+    across = ops.mean(ops.abs(error[:, :, 1:] - error[:, :, :-1]))
+    down = ops.mean(ops.abs(error[:, 1:] - error[:, :-1]))
+    return ops.mean(ops.abs(error)) + EDGE_WEIGHT * (across + down)
+
+
+def crops(recipe: Recipe, step: int, size: int = CROP) -> np.ndarray:
+    """Returns the batch of a step: crops [B, size, size, 3] of scenes in [-1, 1], each touching an object."""
+    rng = np.random.default_rng([recipe.seed, 1, step])
+    batch = []
+    for _ in range(recipe.batch):
+        scene = scenes.training_scene(rng, "all")
+        image = drawing.render(scene)
+        side = image.shape[0]
+        thing = scene.things[rng.integers(len(scene.things))]
+        left, top = (
+            int(np.clip(centre * side - size / 2 + rng.integers(-size // 2, size // 2 + 1), 0, side - size))
+            for centre in (thing.x, thing.y)
+        )
+        batch.append(image[top : top + size, left : left + size])
+    return np.stack(batch).astype("float32") / 127.5 - 1.0
+
+
+def trainer(spec: ModelSpec, folder: Path, recipe: Recipe = AUTOENCODER) -> Trainer:
+    """Returns the trainer of the VAE, its state under `folder`."""
+    keras.utils.set_random_seed(recipe.seed)
+
+    def batch(step):
+        images = crops(recipe, step)
+        return images, images
+
+    return Trainer(Autoencoder(spec, recipe.seed), recipe, batch, Path(folder), picture_loss)

@@ -1,0 +1,107 @@
+"""The training loop both stages share: seeded, resumable, with checkpoints and a progress bar. Keras alone."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from tfsd.training.recipe import Recipe
+
+
+class Trainer:
+    """Trains `model` on `batch(step) -> (inputs, targets)`, keeping its state in `folder`.
+
+    Raises: ValueError where the folder's checkpoint belongs to a model of other sizes.
+    """
+
+    def __init__(self, model: keras.Model, recipe: Recipe, batch: Callable, folder: Path, loss="mse"):
+        self.model = model
+        self.recipe = recipe
+        self.batch = batch
+        self.folder = Path(folder)
+        self.step = 0
+        optimizer = keras.optimizers.AdamW(
+            recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            beta_2=0.99,
+            clipnorm=recipe.clip_norm,
+            use_ema=True,
+            ema_momentum=recipe.ema,
+        )
+        optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
+        # XLA's CPU backend has no gradient of the nearest-neighbour resize.
+        model.compile(optimizer=optimizer, loss=loss, jit_compile=keras.backend.backend() == "jax")
+        optimizer.build(model.trainable_variables)
+
+    def _variables(self) -> list:
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def restore(self) -> bool:
+        """Goes on from the folder's checkpoint, if there is one."""
+        path = self.folder / "checkpoint.npz"
+        if not path.exists():
+            return False
+        with np.load(path, allow_pickle=False) as saved:
+            self.step = int(saved["step"])
+            values = [saved[f"v{i}"] for i in range(len(saved.files) - 1)]
+        variables = self._variables()
+        if [v.shape for v in values] != [tuple(v.shape) for v in variables]:
+            raise ValueError(f"{path} is the checkpoint of another model. Use another folder, or delete it to begin anew.")
+        for variable, value in zip(variables, values):
+            variable.assign(value)
+        return True
+
+    def save(self):
+        """Writes the checkpoint; an interruption leaves the one before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        values = {f"v{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(self._variables())}
+        part = self.folder / "checkpoint.part.npz"
+        np.savez(part, step=self.step, **values)
+        os.replace(part, self.folder / "checkpoint.npz")
+
+    def averaged(self):
+        """Returns a context in which the model has the moving average of its weights."""
+        return _Averaged(self.model)
+
+    def run(self, *, steps: int | None = None, every: int = 500, on_checkpoint: Callable = None, progress: bool = True):
+        """Trains up to `steps` (the recipe's number), saving and calling `on_checkpoint(trainer)` every so many."""
+        last = self.recipe.steps if steps is None else min(steps, self.recipe.steps)
+        started, mean = time.monotonic(), None
+        bar = tqdm(total=last, initial=self.step, disable=not progress, unit="step", mininterval=5)
+        while self.step < last:
+            self.model.optimizer.learning_rate = self.recipe.rate(self.step)
+            logs = self.model.train_on_batch(*self.batch(self.step), return_dict=True)
+            loss = float(logs["loss"])
+            mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+            self.step += 1
+            bar.update()
+            bar.set_postfix(loss=f"{mean:.4f}")
+            if self.step % every == 0 or self.step == last:
+                self.save()
+                self._log(loss=mean, seconds=time.monotonic() - started)
+                if on_checkpoint is not None:
+                    on_checkpoint(self)
+        bar.close()
+
+    def _log(self, **values):
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
+            log.write(json.dumps({"step": self.step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
+
+
+class _Averaged:
+    def __init__(self, model: keras.Model):
+        self.model = model
+
+    def __enter__(self):
+        self.kept = [keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables]
+        self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+        return self.model
+
+    def __exit__(self, *_):
+        for variable, value in zip(self.model.trainable_variables, self.kept):
+            variable.assign(value)
