@@ -222,6 +222,11 @@ class UNet(Block, keras.Model):
         """Returns keys and values of context [B, L, W] for every attention to it, in calling order."""
         return [block.attention2.keys_values(context) for block in self._transformer_blocks()]
 
+    def key_shapes(self, length: int) -> list[tuple[int, int, int]]:
+        """Returns the shape [heads, L, d] of one row of each pair of `keys_values`."""
+        attentions = [block.attention2 for block in self._transformer_blocks()]
+        return [(layer.heads, length, layer.key.units // layer.heads) for layer in attentions]
+
     def denoise(self, latents, embedding, contexts: list):
         """Returns the output [B, h, w, out_channels] for latents [B, h, w, c] and prepared conditions.
 

@@ -80,7 +80,7 @@ class Trainer:
             mean = loss if mean is None else 0.98 * mean + 0.02 * loss
             self.step += 1
             bar.update()
-            bar.set_postfix(loss=f"{mean:.4f}")
+            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
             if self.step % every == 0 or self.step == last:
                 self.save()
                 self._log(loss=mean, seconds=time.monotonic() - started)

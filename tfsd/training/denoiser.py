@@ -1,0 +1,132 @@
+"""Stage two: text encoder and U-Net learn to denoise the latents of captioned scenes."""
+
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tfsd.models import build
+from tfsd.samplers.schedule import NoiseSchedule
+from tfsd.specs import ModelSpec
+from tfsd.text import Tokenizer
+from tfsd.training import drawing, scenes
+from tfsd.training.loop import Trainer
+from tfsd.training.recipe import CURRICULUM, DENOISER, Recipe
+
+CHUNK = 2048  # scenes drawn and encoded at once
+POOL = 24  # chunks a batch is drawn from: the newest ones
+REUSE = 4  # times that a scene is seen, on average
+UNCAPTIONED = 0.1  # share of empty captions, for classifier-free guidance
+
+
+class Denoiser(keras.Model):
+    """Text encoder and U-Net as one trainable model.
+
+    Call: (latents [B, h, w, c], timesteps [B], tokens [B, L]) -> output [B, h, w, c].
+    """
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__(name="denoiser")
+        parts = build(spec, parts=("text_encoder", "unet"))
+        self.text_encoder, self.unet = parts["text_encoder"], parts["unet"]
+
+    def build(self, shape):  # noqa: D102
+        self.built = True
+
+    def call(self, inputs):  # noqa: D102
+        latents, timesteps, tokens = inputs
+        return self.unet(latents, timesteps, self.text_encoder(tokens))
+
+
+class LatentPool:
+    """Latents and captions of scenes, drawn as training goes on and kept in `folder` for a restart.
+
+    Chunk i of a seed always holds the same scenes; the curriculum decides which kinds.
+    """
+
+    def __init__(self, spec: ModelSpec, encoder: keras.Model, recipe: Recipe, folder: Path):
+        self.spec = spec
+        self.encoder = encoder
+        self.recipe = recipe
+        self.folder = Path(folder)
+        self.tokenizer = Tokenizer(spec.text)
+        self.chunks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def window(self, step: int) -> range:
+        """Returns the numbers of the chunks that the batch of a step is drawn from."""
+        newest = step * self.recipe.batch // (CHUNK * REUSE)
+        return range(max(0, newest - POOL + 1), newest + 1)
+
+    def _stage(self, chunk: int, rng) -> str:
+        share = chunk * CHUNK * REUSE / (self.recipe.steps * self.recipe.batch)
+        mix = [stages for begins, stages in CURRICULUM if begins <= share][-1]
+        return rng.choice(list(mix), p=list(mix.values()))
+
+    def _draw(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([self.recipe.seed, 2, chunk])
+        drawn = [scenes.training_scene(rng, self._stage(chunk, rng)) for _ in range(CHUNK)]
+        latents = []
+        for i in range(0, CHUNK, 64):
+            images = np.stack([drawing.render(scene) for scene in drawn[i : i + 64]]).astype("float32") / 127.5 - 1.0
+            mean = self.encoder.predict_on_batch(images)[..., : self.spec.vae.latent_channels]
+            latents.append((mean - self.spec.vae.shift) * self.spec.vae.scale)
+        return np.concatenate(latents).astype("float16"), self.tokenizer([scene.caption for scene in drawn])
+
+    def chunk(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a chunk's latents [CHUNK, h, w, c] float16 and tokens [CHUNK, L], drawing it if need be."""
+        if number not in self.chunks:
+            path = self.folder / f"latents-{number:05d}.npz"
+            if not path.exists():
+                latents, tokens = self._draw(number)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                np.savez(path.with_suffix(".part.npz"), latents=latents, tokens=tokens.astype("uint16"))
+                os.replace(path.with_suffix(".part.npz"), path)
+            with np.load(path, allow_pickle=False) as saved:
+                self.chunks[number] = saved["latents"], saved["tokens"]
+        return self.chunks[number]
+
+    def draw(self, step: int, rng) -> tuple[np.ndarray, np.ndarray]:
+        """Returns latents float32 and tokens int32 for the batch of a step."""
+        window = self.window(step)
+        for old in [number for number in self.chunks if number < window[0]]:
+            del self.chunks[old]
+            (self.folder / f"latents-{old:05d}.npz").unlink(missing_ok=True)
+        which, rows = rng.integers(window[0], window[-1] + 1, self.recipe.batch), rng.integers(0, CHUNK, self.recipe.batch)
+        pairs = [tuple(part[row] for part in self.chunk(number)) for number, row in zip(which, rows)]
+        return np.stack([p[0] for p in pairs]).astype("float32"), np.stack([p[1] for p in pairs]).astype("int32")
+
+
+def batch_of(spec: ModelSpec, pool: LatentPool, step: int):
+    """Returns the inputs (noised latents, timesteps, tokens) and the target of a step.
+
+    Timesteps are stratified: one from each of B equal parts of the schedule. The target is v: Salimans & Ho 2022.
+    """
+    rng = np.random.default_rng([pool.recipe.seed, 3, step])
+    latents, tokens = pool.draw(step, rng)
+    count = len(latents)
+    empty = pool.tokenizer([""]).astype("int32")
+    tokens = np.where(rng.random(count)[:, None] < UNCAPTIONED, empty, tokens)
+    shares = (rng.permutation(count) + rng.random(count)) / count
+    timesteps = np.floor(shares * spec.schedule.train_steps)
+    alpha, sigma = (np.asarray(m, "float32")[:, None, None, None] for m in NoiseSchedule(spec.schedule).marginals(timesteps))
+    noise = rng.standard_normal(latents.shape, dtype="float32")
+    return (alpha * latents + sigma * noise, timesteps.astype("float32"), tokens), alpha * noise - sigma * latents
+
+
+def latent_statistics(encoder: keras.Model, seed: int = 0, count: int = 512) -> tuple[float, float]:
+    """Returns mean and standard deviation of the latents of drawn scenes."""
+    rng = np.random.default_rng([seed, 4])
+    images = [drawing.render(scenes.training_scene(rng, "all")) for _ in range(count)]
+    means = [
+        np.split(encoder.predict_on_batch(np.stack(images[i : i + 64]).astype("float32") / 127.5 - 1.0), 2, axis=-1)[0]
+        for i in range(0, count, 64)
+    ]
+    return float(np.mean(means)), float(np.std(means))
+
+
+def trainer(spec: ModelSpec, encoder: keras.Model, folder: Path, recipe: Recipe = DENOISER) -> Trainer:
+    """Returns the trainer of text encoder and U-Net, its state under `folder`."""
+    keras.utils.set_random_seed(recipe.seed)
+    pool = LatentPool(spec, encoder, recipe, Path(folder) / "latents")
+    return Trainer(Denoiser(spec), recipe, lambda step: batch_of(spec, pool, step), Path(folder))
