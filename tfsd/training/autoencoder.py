@@ -17,6 +17,25 @@ KL_WEIGHT = 3e-4
 EDGE_WEIGHT = 0.5
 
 
+def start_as_pooling(model: keras.Model):
+    """Sets a half of the VAE so that it begins as average pooling, or as repeating pixels, behind its norms.
+
+    Every convolution first hands its input channels on; residual branches begin at zero anyway. Training then
+    starts from a blurred picture in its right colours.
+    """
+    for layer in model._flatten_layers():
+        if not isinstance(layer, keras.layers.Conv2D) or layer.name in ("conv1", "conv2"):
+            continue
+        kernel = 0.1 * ops.convert_to_numpy(layer.kernel)
+        size, _, width, filters = kernel.shape
+        same = np.eye(width, filters)
+        if layer.strides == (2, 2):
+            kernel[:2, :2] += same / 4
+        else:
+            kernel[size // 2, size // 2] += same
+        layer.kernel.assign(kernel)
+
+
 class Autoencoder(keras.Model):
     """Encoder and decoder in a row, with the noise of the posterior between them.
 
@@ -28,6 +47,8 @@ class Autoencoder(keras.Model):
         super().__init__(name="autoencoder")
         parts = build(spec, parts=("encoder", "decoder"))
         self.encoder, self.decoder = parts["encoder"], parts["decoder"]
+        start_as_pooling(self.encoder)
+        start_as_pooling(self.decoder)
         self.random = keras.random.SeedGenerator(seed)
 
     def build(self, shape):  # noqa: D102
@@ -50,7 +71,7 @@ def picture_loss(images, reconstructed):
     return ops.mean(ops.abs(error)) + EDGE_WEIGHT * (across + down)
 
 
-def crops(recipe: Recipe, step: int, size: int = CROP) -> np.ndarray:
+def crops(recipe: Recipe, step: int, size: int) -> np.ndarray:
     """Returns the batch of a step: crops [B, size, size, 3] of scenes in [-1, 1], each touching an object."""
     rng = np.random.default_rng([recipe.seed, 1, step])
     batch = []
@@ -72,7 +93,7 @@ def trainer(spec: ModelSpec, folder: Path, recipe: Recipe = AUTOENCODER) -> Trai
     keras.utils.set_random_seed(recipe.seed)
 
     def batch(step):
-        images = crops(recipe, step)
+        images = crops(recipe, step, CROP)
         return images, images
 
     return Trainer(Autoencoder(spec, recipe.seed), recipe, batch, Path(folder), picture_loss)

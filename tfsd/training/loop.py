@@ -94,6 +94,8 @@ class Trainer:
 
 
 class _Averaged:
+    """The context of `Trainer.averaged`."""
+
     def __init__(self, model: keras.Model):
         self.model = model
 

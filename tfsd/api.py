@@ -1,0 +1,380 @@
+"""Text to image in Python: arguments are checked here, once; what is inside trusts them."""
+
+import functools
+import math
+import operator
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfsd import weights
+from tfsd.files import sha256
+from tfsd.images import Images
+from tfsd.models import DTYPES
+from tfsd.noise import effective_seed
+from tfsd.pipeline import Pipeline, Request
+from tfsd.progress import Progress
+from tfsd.recipes import recipes_of
+from tfsd.samplers.plans import build_plan, find_sampler
+from tfsd.specs import ModelSpec
+from tfsd.text import Tokenizer
+
+# KerasCV's names for the same arguments, in every method that has them.
+KERASCV_NAMES = {
+    "unconditional_guidance_scale": "guidance_scale",
+    "img_height": "height",
+    "img_width": "width",
+}
+MAX_BATCH = 64
+MAX_SIDE = 2048
+
+
+def _kerascv_names(function):
+    """Lets `function` take KerasCV's argument names as well as its own."""
+
+    @functools.wraps(function)
+    def renamed(*args, **kwargs):
+        for theirs, ours in KERASCV_NAMES.items():
+            if theirs in kwargs:
+                if kwargs.get(ours) is not None:
+                    raise TypeError(f"{theirs} is another name of {ours}; got both. Leave one out.")
+                kwargs[ours] = kwargs.pop(theirs)
+        return function(*args, **kwargs)
+
+    return renamed
+
+
+class StableDiffusion:
+    """A loaded model. Sizes that were used once are compiled and fast from then on.
+
+    Raises: `CheckpointError` where `load` would.
+    """
+
+    def __init__(self, spec: ModelSpec, parts: dict, *, dtype: str = "float32", jit_compile: bool = True, fingerprint: str = ""):
+        self.spec = spec
+        self.dtype = dtype
+        self.fingerprint = fingerprint
+        self.tokenizer = Tokenizer(spec.text)
+        self.pipeline = Pipeline(spec, parts, jit_compile=jit_compile)
+
+    @_kerascv_names
+    def text_to_image(
+        self,
+        prompt: str | Sequence[str],
+        batch_size: int = 1,
+        seed: int | Sequence[int] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        sampler: str | None = None,
+        eta: float = 0.0,
+        height: int | None = None,
+        width: int | None = None,
+        index: int = 0,
+        on_long: str = "truncate",
+        progress: bool = False,
+        callback: Callable[[int, int], bool | None] | None = None,
+    ) -> Images:
+        """Returns pictures of a prompt: uint8 [B, H, W, 3], with the recipe of each.
+
+        `prompt`: one text, or one per picture (then `batch_size` pictures of each, in order).
+        `negative_prompt`, `seed`, `guidance_scale`: one for all, or one per picture.
+        `seed`, any int64: picture i of a batch is (seed, index + i); with a list, picture i is (seed[i], index).
+        None draws one; the result's `seeds` tell which. The same (prompt, seed, index) is the same picture,
+        alone or in any batch; KerasCV 0.9 starts from the same noise for a seed.
+        `sampler`: a key of `tfsd.samplers.plans.SAMPLERS`, or the name that diffusers or CompVis has for it.
+        `height`, `width`: multiples of the VAE's factor (8). `num_steps`, `guidance_scale`, `sampler` and the
+        sizes default to the model's own, `spec.default_...`. KerasCV's names are taken too: see `KERASCV_NAMES`.
+        `on_long`: "truncate" warns of text that the model cannot read, "error" raises `ValueError`.
+        `progress` shows a bar; `callback(done, steps)` is called between steps and cancels by returning False.
+
+        Raises: `TypeError`, `ValueError` naming the argument; `Cancelled`.
+        """
+        prompts = _per_prompt(prompt, _whole("batch_size", batch_size, 1, MAX_BATCH))
+        tokens = self.tokenizer(prompts, on_long=on_long)
+        return self._run(
+            tokens,
+            {"prompt": prompts},
+            negative_prompt=negative_prompt,
+            seed=seed,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            eta=eta,
+            size=(height, width),
+            index=index,
+            on_long=on_long,
+            show=Progress(progress, callback),
+        )
+
+    def encode_text(self, prompt: str | Sequence[str], *, on_long: str = "error") -> np.ndarray:
+        """Returns the context [P, L, W] float32 of one or more prompts, for `generate_image`.
+
+        As KerasCV's method of this name, a prompt that is too long raises unless `on_long="truncate"`.
+        """
+        tokens = self.tokenizer(_per_prompt(prompt, 1), on_long=on_long)
+        return tf.cast(self.pipeline.encode(tf.constant(tokens)), tf.float32).numpy()
+
+    @_kerascv_names
+    def generate_image(
+        self,
+        encoded_text: np.ndarray,
+        negative_prompt: str | Sequence[str] | None = None,
+        batch_size: int = 1,
+        num_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        diffusion_noise: np.ndarray | None = None,
+        seed: int | Sequence[int] | None = None,
+        *,
+        sampler: str | None = None,
+        eta: float = 0.0,
+        height: int | None = None,
+        width: int | None = None,
+        index: int = 0,
+        progress: bool = False,
+        callback: Callable[[int, int], bool | None] | None = None,
+    ) -> Images:
+        """Returns pictures of an encoded text, as KerasCV's method of this name; the rest is as `text_to_image`.
+
+        `encoded_text` [L, W], [1, L, W] or [B, L, W]; `diffusion_noise` [h, w, c], [1, h, w, c] or [B, h, w, c]
+        takes the place of the noise that a seed draws, and sets the size.
+
+        Raises: `ValueError` if both `seed` and `diffusion_noise` are given, as KerasCV does.
+        """
+        if seed is not None and diffusion_noise is not None:
+            raise ValueError("`diffusion_noise` and `seed` should not both be passed to `generate_image`. Leave one out.")
+        spec, batch = self.spec, _whole("batch_size", batch_size, 1, MAX_BATCH)
+        contexts = _array("encoded_text", encoded_text, batch, (spec.text.length, spec.denoiser.context_width))
+        size = (height, width)
+        if diffusion_noise is not None:
+            diffusion_noise = _array("diffusion_noise", diffusion_noise, len(contexts), (None, None, spec.vae.latent_channels))
+            noise_size = tuple(side * spec.vae.factor for side in diffusion_noise.shape[1:3])
+            if any(given not in (None, own) for given, own in zip(size, noise_size)):
+                raise ValueError(f"diffusion_noise is that of a picture of {noise_size}; got height, width {size}. Leave them out.")
+            size, seed = noise_size, 0
+        return self._run(
+            None,
+            {"prompt": [None] * len(contexts)},
+            contexts=contexts,
+            noise=diffusion_noise,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            eta=eta,
+            size=size,
+            index=index,
+            on_long="truncate",
+            show=Progress(progress, callback),
+        )
+
+    def _run(
+        self,
+        tokens,
+        recipe,
+        *,
+        negative_prompt,
+        seed,
+        num_steps,
+        guidance_scale,
+        sampler,
+        eta,
+        size,
+        index,
+        on_long,
+        show,
+        contexts=None,
+        noise=None,
+    ):
+        spec, batch = self.spec, len(recipe["prompt"])
+        if batch > MAX_BATCH:
+            raise ValueError(f"A batch has at most {MAX_BATCH} pictures; got {batch}. Make several batches.")
+        height, width = (_side(name, value, own, spec) for name, value, own in zip(("height", "width"), size, spec.default_size))
+        sampler = find_sampler(spec.default_sampler if sampler is None else sampler)
+        num_steps = spec.default_steps if num_steps is None else num_steps
+        plan = build_plan(spec.schedule, sampler, num_steps, eta=eta)
+        guidance = _scales(spec.default_guidance if guidance_scale is None else guidance_scale, batch)
+        seeds, indices = _seeds(seed, index, batch)
+        negatives = _one_each("negative_prompt", "" if negative_prompt is None else negative_prompt, str, batch)
+        negative_tokens = self.tokenizer(negatives, on_long=on_long, name="negative_prompt")
+        request = Request(
+            tokens=tf.constant(negative_tokens if tokens is None else tokens),
+            negative_tokens=tf.constant(negative_tokens),
+            plan=tf.constant(plan.rows),
+            count=tf.constant(plan.count),
+            init_scale=tf.constant(plan.init_scale, tf.float32),
+            seeds=tf.constant([effective_seed(s) for s in seeds], tf.int32),
+            indices=tf.constant(indices, tf.int32),
+            guidance=tf.constant(guidance, tf.float32),
+        )
+        pixels = self._pixels(request, (height, width), contexts, noise, show)
+        recipe |= {"negative_prompt": negatives, "seed": seeds, "index": indices, "guidance_scale": guidance}
+        shared = {"num_steps": int(num_steps), "sampler": sampler, "eta": float(eta), "height": height, "width": width}
+        shared |= {"custom_noise": True} if noise is not None else {}
+        return Images(pixels, recipes_of(recipe, shared | self._identity()))
+
+    def _pixels(self, request: Request, size, contexts, noise, show: Progress) -> np.ndarray:
+        pipeline, batch = self.pipeline, len(request.seeds)
+        state = pipeline.empty_state(batch, *size)
+        both = tf.zeros((2 * batch, self.spec.text.length, self.spec.denoiser.context_width))
+        if contexts is not None:
+            negative = tf.cast(pipeline.encode(request.negative_tokens), tf.float32)
+            both = tf.concat([negative, contexts], axis=0)
+        if noise is not None:
+            state = state._replace(latents=tf.constant(noise, tf.float32))
+        for first, last in show.chunks(int(request.count)):
+            images, state = pipeline.generate(request, state, both, tf.constant(first), tf.constant(last))
+        return images.numpy()
+
+    def _identity(self) -> dict:
+        return {
+            "model": self.spec.name,
+            "weights": self.fingerprint,
+            "dtype": self.dtype,
+            "numerics": self.spec.numerics,
+            "jit_compile": self.pipeline.jit_compile,
+        }
+
+
+def load(
+    model: str | Path = "tiny", *, dtype: str = "float32", jit_compile: bool = True, numerics: str | None = None
+) -> StableDiffusion:
+    """Loads a model: "tiny", a downloaded preset's name, or a model folder.
+
+    `dtype`, of weights and multiplications in text encoder and U-Net: float32, bfloat16 or float16; the VAE, whose
+    rounding would be seen, stays in float32. `jit_compile` is for XLA. `numerics` overrides the folder's own:
+    "compvis" or "kerascv".
+
+    Raises: `CheckpointError` for a folder or name that is none, or is damaged; `ValueError` for other arguments.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
+    if not isinstance(model, (str, Path)):
+        raise TypeError(f"model must be a name or the path of a model folder; got {model!r}.")
+    folder = weights.resolve(model)
+    spec = weights.load_spec(folder)
+    if numerics is not None:
+        spec = spec.with_numerics(numerics)
+    parts = weights.load_parts(folder, spec, parts=("text_encoder", "unet"), dtype=dtype)
+    parts |= weights.load_parts(folder, spec, parts=("decoder",), dtype="float32")
+    return StableDiffusion(spec, parts, dtype=dtype, jit_compile=jit_compile, fingerprint=sha256(folder / "manifest.json")[:12])
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(model, dtype, jit_compile):
+    return load(model, dtype=dtype, jit_compile=jit_compile)
+
+
+def text_to_image(
+    prompt: str | Sequence[str],
+    batch_size: int = 1,
+    seed: int | Sequence[int] | None = None,
+    *,
+    model: str | Path = "tiny",
+    dtype: str = "float32",
+    jit_compile: bool = True,
+    **options,
+) -> Images:
+    """Returns pictures of a prompt, keeping the model loaded for the next call.
+
+    `options` are those of `StableDiffusion.text_to_image`, `model`, `dtype` and `jit_compile` those of `load`.
+    """
+    if not isinstance(model, (str, Path)):
+        raise TypeError(f"model must be a name or the path of a model folder; got {model!r}.")
+    return _loaded(model, dtype, jit_compile).text_to_image(prompt, batch_size, seed, **options)
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def _whole(name: str, value, low: int, high: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number; got {value!r}.")
+    if not low <= operator.index(value) <= high:
+        raise ValueError(f"{name} must be from {low} to {high}; got {value}.")
+    return operator.index(value)
+
+
+def _per_prompt(prompt, batch_size: int) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple, np.ndarray)):
+        raise TypeError(f"prompt must be a text or a list of texts; got {type(prompt).__name__}.")
+    if not len(prompts):
+        raise ValueError("prompt must hold at least one text; got an empty list.")
+    for i, text in enumerate(prompts):
+        if not isinstance(text, str):
+            raise TypeError(f"prompt[{i}] must be a text; got {text!r}.")
+    return [str(text) for text in prompts for _ in range(batch_size)]
+
+
+def _one_each(name: str, value, kind: type, batch: int) -> list:
+    """Returns one value per picture from one for all, or from a list of as many."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        if len(value) != batch:
+            raise ValueError(f"{name} must be one for all or one for each of the {batch} pictures; got {len(value)}.")
+        values = list(value)
+    else:
+        values = [value] * batch
+    for item in values:
+        if kind is str and not isinstance(item, str):
+            raise TypeError(f"{name} must be a text, or a list of texts; got {item!r}.")
+    return values
+
+
+def _scales(value, batch: int) -> list[float]:
+    scales = _one_each("guidance_scale", value, float, batch)
+    for scale in scales:
+        if isinstance(scale, bool) or not isinstance(scale, (int, float, np.integer, np.floating)):
+            raise TypeError(f"guidance_scale must be a number; got {scale!r}.")
+        if not math.isfinite(scale) or not 0 <= scale <= 100:
+            raise ValueError(f"guidance_scale must be from 0 to 100; got {scale}. Values from 3 to 10 are usual.")
+    return [float(scale) for scale in scales]
+
+
+def _seeds(seed, index, batch: int) -> tuple[list[int], list[int]]:
+    """Returns each picture's seed and its index below it."""
+    index = _whole("index", index, 0, 2**20)
+    if seed is None:
+        seed = secrets.randbelow(2**31 - 2)
+    if isinstance(seed, (list, tuple, np.ndarray)):
+        seeds, indices = _one_each("seed", seed, int, batch), [index] * batch
+    else:
+        seeds, indices = [seed] * batch, [index + i for i in range(batch)]
+    for one in seeds:
+        effective_seed(one)  # raises for what is no int64
+    return [operator.index(one) for one in seeds], indices
+
+
+def _side(name: str, value, own: int, spec: ModelSpec) -> int:
+    factor = spec.vae.factor
+    if value is None:
+        return own
+    side = _whole(name, value, factor, MAX_SIDE)
+    if side % factor:
+        below = side - side % factor
+        raise ValueError(f"{name} must be a multiple of {factor}; got {side}. Use {below or factor} or {below + factor}.")
+    return side
+
+
+def _array(name: str, value, batch: int, shape: tuple) -> np.ndarray:
+    """Returns float32 [B, *shape], repeated to the batch where one row is given; None in `shape` is any size."""
+    try:
+        array = np.asarray(value, "float32")
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array of numbers; got {type(value).__name__}.") from None
+    if array.ndim == len(shape):
+        array = array[None]
+    fits = array.ndim == len(shape) + 1 and all(want in (None, got) for want, got in zip(shape, array.shape[1:]))
+    if not fits or not array.size:
+        wanted = ", ".join("any" if side is None else str(side) for side in shape)
+        raise ValueError(f"{name} must have shape [B, {wanted}]; got {list(array.shape)}.")
+    if len(array) not in (1, batch) and batch != 1:
+        raise ValueError(f"{name} has {len(array)} rows, batch_size is {batch}. Give one row, or one per picture.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has values that are NaN or infinite.")
+    return np.repeat(array, batch, axis=0) if len(array) == 1 else array

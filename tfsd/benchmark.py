@@ -1,0 +1,104 @@
+"""Times the guided denoising step of a full-size U-Net, each setting in a process of its own.
+
+Weights are random: they change neither time nor memory.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+SETTINGS = [(dtype, jit) for dtype in ("float32", "bfloat16") for jit in (True, False)]
+
+
+def benchmark_unet(
+    *,
+    model: str = "sd-1.4",
+    size: int = 256,
+    batch: int = 1,
+    steps: int = 5,
+    settings: Sequence[tuple[str, bool]] = tuple(SETTINGS),
+    report=None,
+) -> list[dict]:
+    """Returns one record per (dtype, jit_compile): first_s, step_ms (median), peak_mb, and what it ran on.
+
+    `first_s` is the time of the first step, tracing and compiling included. `peak_mb` is the most memory the
+    process had resident, with the weights. `report(record)` is called as each is done.
+
+    Raises: `ValueError` for numbers that cannot be; `RuntimeError` where a process ends without a result.
+    """
+    for name, value in (("size", size), ("batch", batch), ("steps", steps)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number from 1; got {value!r}.")
+    if size % 8:
+        raise ValueError(f"size must be a multiple of 8; got {size}.")
+    records = []
+    for dtype, jit in settings:
+        job = {"model": model, "size": size, "batch": batch, "steps": steps, "dtype": dtype, "jit_compile": jit}
+        command = [sys.executable, "-m", "tfsd.benchmark", json.dumps(job)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or ["killed, for want of memory perhaps"]
+            raise RuntimeError(f"The benchmark of {dtype}, jit_compile={jit} ended with status {done.returncode}: {last[0]}")
+        records.append(json.loads(done.stdout.splitlines()[-1]))
+        if report is not None:
+            report(records[-1])
+    return records
+
+
+def as_line(record: dict) -> str:
+    """Returns a record as one line of a table."""
+    how = "jit_compile" if record["jit_compile"] else "tf.function"
+    numbers = f"{record['step_ms']:>8.0f} ms a step {record['first_s']:>7.1f} s to the first {record['peak_mb']:>8.0f} MB peak"
+    return f"{record['dtype']:>9} {how:12}{numbers}"
+
+
+def _run(job: dict) -> dict:
+    """Times one setting in this process."""
+    import tensorflow as tf
+
+    from tfsd.models import build
+    from tfsd.pipeline import Pipeline
+    from tfsd.samplers.plans import build_plan
+    from tfsd.samplers.step import empty_history, step, unpack
+    from tfsd.specs import PRESETS
+
+    spec, batch = PRESETS[job["model"]], job["batch"]
+    pipeline = Pipeline(spec, build(spec, dtype=job["dtype"], parts=("unet",)), jit_compile=job["jit_compile"])
+    plan = tf.constant(build_plan(spec.schedule, "ddim", 50).rows)
+    shape = (batch, *pipeline.latent_shape(job["size"], job["size"]))
+    context = tf.random.normal((2 * batch, spec.text.length, spec.text.width))
+    prepare = tf.function(pipeline.prepare, jit_compile=job["jit_compile"])
+    keys_values, embeddings = prepare(context, plan)
+
+    @tf.function(jit_compile=job["jit_compile"])
+    def one_step(i, latents, history):
+        guidance = tf.fill((batch,), spec.default_guidance)
+        output = pipeline.denoise(latents, tf.gather(embeddings, [i]), keys_values, guidance)
+        return step(unpack(plan[i]), latents, history, output, tf.zeros_like(latents))
+
+    latents = tf.random.normal(shape)
+    history, seconds = empty_history(latents), []
+    for i in range(job["steps"] + 1):
+        started = time.perf_counter()
+        latents, history = one_step(tf.constant(i), latents, history)
+        latents.numpy()
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+    return job | {
+        "first_s": round(seconds[0], 2),
+        "step_ms": round(1000 * statistics.median(seconds[1:]), 1),
+        "peak_mb": round(peak),
+        "tensorflow": tf.__version__,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_run(json.loads(sys.argv[1]))) + "\n")
