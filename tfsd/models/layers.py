@@ -48,19 +48,19 @@ class GroupNorm(layers.Layer):
         self.beta = self.add_weight(shape=(shape[-1],), initializer="zeros", name="beta")
 
     def call(self, x):  # noqa: D102
-        batch, height, width, channels = ops.shape(x)
-        size = channels // self.groups
+        # Sums over positions first, over the few channels of a group then: no large tensor is reshaped.
         x = ops.cast(x, "float32")
-        grouped = ops.reshape(x, (batch, height * width, self.groups, size))
-        mean = ops.mean(grouped, axis=(1, 3), keepdims=True)
-        variance = ops.mean(ops.square(grouped - mean), axis=(1, 3), keepdims=True)
-        gamma = ops.reshape(ops.cast(self.gamma, "float32"), (1, 1, self.groups, size))
-        beta = ops.reshape(ops.cast(self.beta, "float32"), (1, 1, self.groups, size))
-        scale = ops.rsqrt(variance + self.epsilon) * gamma
-        offset = beta - mean * scale
-        # One multiply-add over the picture; everything above it is [B, C] in size.
-        x = x * ops.reshape(scale, (batch, 1, 1, channels)) + ops.reshape(offset, (batch, 1, 1, channels))
-        return ops.cast(x, self.compute_dtype)
+        centred = x - self._over_group(ops.mean(x, axis=(1, 2)))
+        variance = self._over_group(ops.mean(ops.square(centred), axis=(1, 2)))
+        scale = ops.rsqrt(variance + self.epsilon) * ops.cast(self.gamma, "float32")
+        return ops.cast(centred * scale + ops.cast(self.beta, "float32"), self.compute_dtype)
+
+    def _over_group(self, values):
+        """[B, C] -> the mean over each group, handed back to its channels: [B, 1, 1, C]."""
+        batch, channels = ops.shape(values)
+        grouped = ops.reshape(values, (batch, self.groups, channels // self.groups))
+        mean = ops.broadcast_to(ops.mean(grouped, axis=-1, keepdims=True), ops.shape(grouped))
+        return ops.reshape(mean, (batch, 1, 1, channels))
 
 
 class Sequence(Block):

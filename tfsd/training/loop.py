@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from tfsd.training.recipe import Recipe
 
+AVERAGE_EVERY = 10  # steps between two updates of the moving average of the weights
+
 
 class Trainer:
     """Trains `model` on `batch(step) -> (inputs, targets)`, keeping its state in `folder`.
@@ -30,16 +32,25 @@ class Trainer:
             weight_decay=recipe.weight_decay,
             beta_2=0.99,
             clipnorm=recipe.clip_norm,
-            use_ema=True,
-            ema_momentum=recipe.ema,
         )
         optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
         # XLA's CPU backend has no gradient of the nearest-neighbour resize.
         model.compile(optimizer=optimizer, loss=loss, jit_compile=keras.backend.backend() == "jax")
         optimizer.build(model.trainable_variables)
+        self.average = self._values(model.trainable_variables)
 
     def _variables(self) -> list:
         return [*self.model.variables, *self.model.optimizer.variables]
+
+    @staticmethod
+    def _values(variables) -> list[np.ndarray]:
+        return [np.array(keras.ops.convert_to_numpy(v), "float32") for v in variables]
+
+    def _update_average(self):
+        # The first steps would weigh too much: the average looks back no farther than training goes.
+        weight = min(1.0, max(AVERAGE_EVERY * (1 - self.recipe.ema), AVERAGE_EVERY / (self.step + 1)))
+        for mean, value in zip(self.average, self._values(self.model.trainable_variables)):
+            mean += weight * (value - mean)
 
     def restore(self) -> bool:
         """Goes on from the folder's checkpoint, if there is one."""
@@ -47,26 +58,30 @@ class Trainer:
         if not path.exists():
             return False
         with np.load(path, allow_pickle=False) as saved:
-            self.step = int(saved["step"])
-            values = [saved[f"v{i}"] for i in range(len(saved.files) - 1)]
-        variables = self._variables()
-        if [v.shape for v in values] != [tuple(v.shape) for v in variables]:
+            stored = {name: saved[name] for name in saved.files}
+        self.step = int(stored.pop("step"))
+        variables, averages = self._variables(), self.average
+        expected = {f"v{i}": tuple(v.shape) for i, v in enumerate(variables)}
+        expected |= {f"a{i}": mean.shape for i, mean in enumerate(averages)}
+        if {name: value.shape for name, value in stored.items()} != expected:
             raise ValueError(f"{path} is the checkpoint of another model. Use another folder, or delete it to begin anew.")
-        for variable, value in zip(variables, values):
-            variable.assign(value)
+        for i, variable in enumerate(variables):
+            variable.assign(stored[f"v{i}"])
+        self.average = [stored[f"a{i}"] for i in range(len(averages))]
         return True
 
     def save(self):
         """Writes the checkpoint; an interruption leaves the one before."""
         self.folder.mkdir(parents=True, exist_ok=True)
         values = {f"v{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(self._variables())}
+        values |= {f"a{i}": mean for i, mean in enumerate(self.average)}
         part = self.folder / "checkpoint.part.npz"
         np.savez(part, step=self.step, **values)
         os.replace(part, self.folder / "checkpoint.npz")
 
     def averaged(self):
         """Returns a context in which the model has the moving average of its weights."""
-        return _Averaged(self.model)
+        return _Averaged(self.model, self.average)
 
     def run(self, *, steps: int | None = None, every: int = 500, on_checkpoint: Callable = None, progress: bool = True):
         """Trains up to `steps` (the recipe's number), saving and calling `on_checkpoint(trainer)` every so many."""
@@ -79,6 +94,8 @@ class Trainer:
             loss = float(logs["loss"])
             mean = loss if mean is None else 0.98 * mean + 0.02 * loss
             self.step += 1
+            if self.step % AVERAGE_EVERY == 0:
+                self._update_average()
             bar.update()
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
             if self.step % every == 0 or self.step == last:
@@ -96,12 +113,14 @@ class Trainer:
 class _Averaged:
     """The context of `Trainer.averaged`."""
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, average: list[np.ndarray]):
         self.model = model
+        self.average = average
 
     def __enter__(self):
-        self.kept = [keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables]
-        self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+        self.kept = [np.array(keras.ops.convert_to_numpy(v)) for v in self.model.trainable_variables]
+        for variable, value in zip(self.model.trainable_variables, self.average):
+            variable.assign(value)
         return self.model
 
     def __exit__(self, *_):

@@ -1,0 +1,97 @@
+"""Training is a function of its seed: batches by step number, and a run that was interrupted ends like one that was not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tfsd.specs import UNetSpec, VAESpec
+from tfsd.training import autoencoder, denoiser
+from tfsd.training.recipe import CURRICULUM, Recipe, tiny_spec
+from tfsd.training.train import train
+from tfsd.weights import load_model
+
+SPEC = dataclasses.replace(
+    tiny_spec(),
+    text=dataclasses.replace(tiny_spec().text, width=16, layers=1, heads=2, mlp_width=32),
+    denoiser=UNetSpec(channels=(16, 16), residuals=1, attention=(False, True), heads=(2, 2), context_width=16, groups=4),
+    vae=VAESpec(channels=(8, 8, 8, 8), residuals=1, groups=2),
+)
+RECIPE = Recipe(steps=20, batch=2, learning_rate=1e-3, warmup=2)
+
+
+@pytest.fixture(autouse=True)
+def small_pool(monkeypatch):
+    monkeypatch.setattr(denoiser, "CHUNK", 8)
+    monkeypatch.setattr(autoencoder, "CROP", 32)
+
+
+def test_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    whole = autoencoder.trainer(SPEC, tmp_path / "whole", RECIPE)
+    whole.run(steps=14, every=100, progress=False)
+    autoencoder.trainer(SPEC, tmp_path / "halves", RECIPE).run(steps=11, every=100, progress=False)
+    resumed = autoencoder.trainer(SPEC, tmp_path / "halves", RECIPE)
+    assert resumed.restore() and resumed.step == 11
+    resumed.run(steps=14, every=100, progress=False)
+    for ours, theirs in zip(whole.model.trainable_variables, resumed.model.trainable_variables):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6, err_msg=ours.path)
+    for ours, theirs in zip(whole.average, resumed.average):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    first, again = autoencoder.crops(RECIPE, 3, 32), autoencoder.crops(RECIPE, 3, 32)
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - autoencoder.crops(RECIPE, 4, 32)).max() > 0
+    assert np.abs(first - autoencoder.crops(dataclasses.replace(RECIPE, seed=1), 3, 32)).max() > 0
+
+
+def test_noised_latents_hold_the_image_and_the_target_in_the_proportions_of_v_prediction(tmp_path):
+    trainer = denoiser.trainer(SPEC, autoencoder.Autoencoder(SPEC).encoder, tmp_path, RECIPE)
+    (noised, timesteps, tokens), target = trainer.batch(0)
+    schedule = denoiser.NoiseSchedule(SPEC.schedule)
+    alpha, sigma = (np.reshape(m, (-1, 1, 1, 1)) for m in schedule.marginals(timesteps))
+    stored = np.concatenate([chunk[0] for chunk in denoiser_pool(tmp_path)])
+    images = alpha * noised - sigma * target  # Salimans & Ho 2022, appendix D
+    for image in images:
+        assert np.abs(stored.astype("float32") - image).max(axis=(1, 2, 3)).min() < 1e-3
+    assert tokens.shape == (2, SPEC.text.length)
+
+
+def denoiser_pool(folder):
+    for path in sorted((folder / "latents").glob("latents-*.npz")):
+        with np.load(path) as saved:
+            yield saved["latents"], saved["tokens"]
+
+
+def test_timesteps_of_a_batch_cover_the_whole_schedule(tmp_path):
+    recipe = dataclasses.replace(RECIPE, batch=10)
+    trainer = denoiser.trainer(SPEC, autoencoder.Autoencoder(SPEC).encoder, tmp_path, recipe)
+    timesteps = np.sort(trainer.batch(1)[0][1])
+    assert np.array_equal(timesteps // 100, np.arange(10))
+
+
+def test_the_curriculum_begins_at_once_and_its_shares_add_up():
+    assert CURRICULUM[0][0] == 0.0
+    for _, stages in CURRICULUM:
+        assert sum(stages.values()) == pytest.approx(1.0)
+
+
+def test_training_writes_a_model_folder_that_loads(tmp_path):
+    folder = train(tmp_path, steps=2, every=2, progress=False, spec=SPEC)
+    spec, parts = load_model(folder)
+    assert spec.vae.scale != SPEC.vae.scale and set(parts) == {"text_encoder", "unet", "decoder", "encoder"}
+    assert (tmp_path / "autoencoder" / "reconstructions.png").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    autoencoder.trainer(SPEC, tmp_path, RECIPE).save()
+    other = dataclasses.replace(SPEC, vae=dataclasses.replace(SPEC.vae, channels=(8, 8, 8, 16)))
+    with pytest.raises(ValueError, match="checkpoint of another model"):
+        autoencoder.trainer(other, tmp_path, RECIPE).restore()
+
+
+@pytest.mark.parametrize(("options", "message"), [({"stage": "vae"}, "stage must be one of"), ({"steps": 0}, "steps must be")])
+def test_bad_training_arguments_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, **options)
