@@ -1,16 +1,15 @@
 """Text to image in Python: arguments are checked here, once; what is inside trusts them."""
 
 import functools
-import math
-import operator
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfsd import weights
+from tfsd.arguments import one_each, per_prompt, rows_of, scales, seeds_of, side_of, whole
 from tfsd.files import sha256
 from tfsd.images import Images
 from tfsd.models import DTYPES
@@ -29,7 +28,6 @@ KERASCV_NAMES = {
     "img_width": "width",
 }
 MAX_BATCH = 64
-MAX_SIDE = 2048
 
 
 def _kerascv_names(function):
@@ -45,6 +43,20 @@ def _kerascv_names(function):
         return function(*args, **kwargs)
 
     return renamed
+
+
+class _Options(NamedTuple):
+    """The arguments that `text_to_image` and `generate_image` share; None is the model's own."""
+
+    negative_prompt: str | Sequence[str] | None
+    seed: int | Sequence[int] | None
+    num_steps: int | None
+    guidance_scale: float | Sequence[float] | None
+    sampler: str | None
+    eta: float
+    size: tuple[int | None, int | None]
+    index: int
+    on_long: str = "truncate"
 
 
 class StableDiffusion:
@@ -94,29 +106,17 @@ class StableDiffusion:
 
         Raises: `TypeError`, `ValueError` naming the argument; `Cancelled`.
         """
-        prompts = _per_prompt(prompt, _whole("batch_size", batch_size, 1, MAX_BATCH))
+        prompts = per_prompt(prompt, whole("batch_size", batch_size, 1, MAX_BATCH))
         tokens = self.tokenizer(prompts, on_long=on_long)
-        return self._run(
-            tokens,
-            {"prompt": prompts},
-            negative_prompt=negative_prompt,
-            seed=seed,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            eta=eta,
-            size=(height, width),
-            index=index,
-            on_long=on_long,
-            show=Progress(progress, callback),
-        )
+        options = _Options(negative_prompt, seed, num_steps, guidance_scale, sampler, eta, (height, width), index, on_long)
+        return self._run(prompts, options, Progress(progress, callback), tokens=tokens)
 
     def encode_text(self, prompt: str | Sequence[str], *, on_long: str = "error") -> np.ndarray:
         """Returns the context [P, L, W] float32 of one or more prompts, for `generate_image`.
 
         As KerasCV's method of this name, a prompt that is too long raises unless `on_long="truncate"`.
         """
-        tokens = self.tokenizer(_per_prompt(prompt, 1), on_long=on_long)
+        tokens = self.tokenizer(per_prompt(prompt, 1), on_long=on_long)
         return tf.cast(self.pipeline.encode(tf.constant(tokens)), tf.float32).numpy()
 
     @_kerascv_names
@@ -147,61 +147,34 @@ class StableDiffusion:
         """
         if seed is not None and diffusion_noise is not None:
             raise ValueError("`diffusion_noise` and `seed` should not both be passed to `generate_image`. Leave one out.")
-        spec, batch = self.spec, _whole("batch_size", batch_size, 1, MAX_BATCH)
-        contexts = _array("encoded_text", encoded_text, batch, (spec.text.length, spec.denoiser.context_width))
+        spec, batch = self.spec, whole("batch_size", batch_size, 1, MAX_BATCH)
+        contexts = rows_of("encoded_text", encoded_text, batch, (spec.text.length, spec.denoiser.context_width))
         size = (height, width)
         if diffusion_noise is not None:
-            diffusion_noise = _array("diffusion_noise", diffusion_noise, len(contexts), (None, None, spec.vae.latent_channels))
+            diffusion_noise = rows_of("diffusion_noise", diffusion_noise, len(contexts), (None, None, spec.vae.latent_channels))
             noise_size = tuple(side * spec.vae.factor for side in diffusion_noise.shape[1:3])
             if any(given not in (None, own) for given, own in zip(size, noise_size)):
-                raise ValueError(f"diffusion_noise is that of a picture of {noise_size}; got height, width {size}. Leave them out.")
+                raise ValueError(f"diffusion_noise is for height and width {noise_size}; got {size}. Leave them out.")
             size, seed = noise_size, 0
-        return self._run(
-            None,
-            {"prompt": [None] * len(contexts)},
-            contexts=contexts,
-            noise=diffusion_noise,
-            negative_prompt=negative_prompt,
-            seed=seed,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            eta=eta,
-            size=size,
-            index=index,
-            on_long="truncate",
-            show=Progress(progress, callback),
-        )
+        options = _Options(negative_prompt, seed, num_steps, guidance_scale, sampler, eta, size, index)
+        show = Progress(progress, callback)
+        return self._run([None] * len(contexts), options, show, contexts=contexts, noise=diffusion_noise)
 
-    def _run(
-        self,
-        tokens,
-        recipe,
-        *,
-        negative_prompt,
-        seed,
-        num_steps,
-        guidance_scale,
-        sampler,
-        eta,
-        size,
-        index,
-        on_long,
-        show,
-        contexts=None,
-        noise=None,
-    ):
-        spec, batch = self.spec, len(recipe["prompt"])
+    def _run(self, prompts: list, options: "_Options", show: Progress, *, tokens=None, contexts=None, noise=None) -> Images:
+        """Makes one picture per prompt, from `tokens` or `contexts`, and from `noise` where it is given."""
+        spec, batch = self.spec, len(prompts)
         if batch > MAX_BATCH:
             raise ValueError(f"A batch has at most {MAX_BATCH} pictures; got {batch}. Make several batches.")
-        height, width = (_side(name, value, own, spec) for name, value, own in zip(("height", "width"), size, spec.default_size))
-        sampler = find_sampler(spec.default_sampler if sampler is None else sampler)
-        num_steps = spec.default_steps if num_steps is None else num_steps
-        plan = build_plan(spec.schedule, sampler, num_steps, eta=eta)
-        guidance = _scales(spec.default_guidance if guidance_scale is None else guidance_scale, batch)
-        seeds, indices = _seeds(seed, index, batch)
-        negatives = _one_each("negative_prompt", "" if negative_prompt is None else negative_prompt, str, batch)
-        negative_tokens = self.tokenizer(negatives, on_long=on_long, name="negative_prompt")
+        sides = zip(("height", "width"), options.size, spec.default_size)
+        height, width = (side_of(name, value, own, spec.vae.factor) for name, value, own in sides)
+        sampler = find_sampler(spec.default_sampler if options.sampler is None else options.sampler)
+        num_steps = spec.default_steps if options.num_steps is None else options.num_steps
+        plan = build_plan(spec.schedule, sampler, num_steps, eta=options.eta)
+        guidance = scales(spec.default_guidance if options.guidance_scale is None else options.guidance_scale, batch)
+        seeds, indices = seeds_of(options.seed, options.index, batch)
+        negative = "" if options.negative_prompt is None else options.negative_prompt
+        negatives = one_each("negative_prompt", negative, str, batch)
+        negative_tokens = self.tokenizer(negatives, on_long=options.on_long, name="negative_prompt")
         request = Request(
             tokens=tf.constant(negative_tokens if tokens is None else tokens),
             negative_tokens=tf.constant(negative_tokens),
@@ -213,10 +186,10 @@ class StableDiffusion:
             guidance=tf.constant(guidance, tf.float32),
         )
         pixels = self._pixels(request, (height, width), contexts, noise, show)
-        recipe |= {"negative_prompt": negatives, "seed": seeds, "index": indices, "guidance_scale": guidance}
-        shared = {"num_steps": int(num_steps), "sampler": sampler, "eta": float(eta), "height": height, "width": width}
+        own = {"prompt": prompts, "negative_prompt": negatives, "seed": seeds, "index": indices, "guidance_scale": guidance}
+        shared = {"num_steps": int(num_steps), "sampler": sampler, "eta": float(options.eta), "height": height, "width": width}
         shared |= {"custom_noise": True} if noise is not None else {}
-        return Images(pixels, recipes_of(recipe, shared | self._identity()))
+        return Images(pixels, recipes_of(own, shared | self._identity()))
 
     def _pixels(self, request: Request, size, contexts, noise, show: Progress) -> np.ndarray:
         pipeline, batch = self.pipeline, len(request.seeds)
@@ -287,94 +260,3 @@ def text_to_image(
     if not isinstance(model, (str, Path)):
         raise TypeError(f"model must be a name or the path of a model folder; got {model!r}.")
     return _loaded(model, dtype, jit_compile).text_to_image(prompt, batch_size, seed, **options)
-
-
-# -- arguments ---------------------------------------------------------------------------------------------------------
-
-
-def _whole(name: str, value, low: int, high: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number; got {value!r}.")
-    if not low <= operator.index(value) <= high:
-        raise ValueError(f"{name} must be from {low} to {high}; got {value}.")
-    return operator.index(value)
-
-
-def _per_prompt(prompt, batch_size: int) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, (list, tuple, np.ndarray)):
-        raise TypeError(f"prompt must be a text or a list of texts; got {type(prompt).__name__}.")
-    if not len(prompts):
-        raise ValueError("prompt must hold at least one text; got an empty list.")
-    for i, text in enumerate(prompts):
-        if not isinstance(text, str):
-            raise TypeError(f"prompt[{i}] must be a text; got {text!r}.")
-    return [str(text) for text in prompts for _ in range(batch_size)]
-
-
-def _one_each(name: str, value, kind: type, batch: int) -> list:
-    """Returns one value per picture from one for all, or from a list of as many."""
-    if isinstance(value, (list, tuple, np.ndarray)):
-        if len(value) != batch:
-            raise ValueError(f"{name} must be one for all or one for each of the {batch} pictures; got {len(value)}.")
-        values = list(value)
-    else:
-        values = [value] * batch
-    for item in values:
-        if kind is str and not isinstance(item, str):
-            raise TypeError(f"{name} must be a text, or a list of texts; got {item!r}.")
-    return values
-
-
-def _scales(value, batch: int) -> list[float]:
-    scales = _one_each("guidance_scale", value, float, batch)
-    for scale in scales:
-        if isinstance(scale, bool) or not isinstance(scale, (int, float, np.integer, np.floating)):
-            raise TypeError(f"guidance_scale must be a number; got {scale!r}.")
-        if not math.isfinite(scale) or not 0 <= scale <= 100:
-            raise ValueError(f"guidance_scale must be from 0 to 100; got {scale}. Values from 3 to 10 are usual.")
-    return [float(scale) for scale in scales]
-
-
-def _seeds(seed, index, batch: int) -> tuple[list[int], list[int]]:
-    """Returns each picture's seed and its index below it."""
-    index = _whole("index", index, 0, 2**20)
-    if seed is None:
-        seed = secrets.randbelow(2**31 - 2)
-    if isinstance(seed, (list, tuple, np.ndarray)):
-        seeds, indices = _one_each("seed", seed, int, batch), [index] * batch
-    else:
-        seeds, indices = [seed] * batch, [index + i for i in range(batch)]
-    for one in seeds:
-        effective_seed(one)  # raises for what is no int64
-    return [operator.index(one) for one in seeds], indices
-
-
-def _side(name: str, value, own: int, spec: ModelSpec) -> int:
-    factor = spec.vae.factor
-    if value is None:
-        return own
-    side = _whole(name, value, factor, MAX_SIDE)
-    if side % factor:
-        below = side - side % factor
-        raise ValueError(f"{name} must be a multiple of {factor}; got {side}. Use {below or factor} or {below + factor}.")
-    return side
-
-
-def _array(name: str, value, batch: int, shape: tuple) -> np.ndarray:
-    """Returns float32 [B, *shape], repeated to the batch where one row is given; None in `shape` is any size."""
-    try:
-        array = np.asarray(value, "float32")
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an array of numbers; got {type(value).__name__}.") from None
-    if array.ndim == len(shape):
-        array = array[None]
-    fits = array.ndim == len(shape) + 1 and all(want in (None, got) for want, got in zip(shape, array.shape[1:]))
-    if not fits or not array.size:
-        wanted = ", ".join("any" if side is None else str(side) for side in shape)
-        raise ValueError(f"{name} must have shape [B, {wanted}]; got {list(array.shape)}.")
-    if len(array) not in (1, batch) and batch != 1:
-        raise ValueError(f"{name} has {len(array)} rows, batch_size is {batch}. Give one row, or one per picture.")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} has values that are NaN or infinite.")
-    return np.repeat(array, batch, axis=0) if len(array) == 1 else array

@@ -1,5 +1,6 @@
 """Building blocks that two or more networks share. Channels last; written with keras.ops alone."""
 
+import collections
 import itertools
 
 import keras
@@ -29,6 +30,15 @@ class Block(layers.Layer):
             if layer is None:
                 return
             yield layer
+
+
+class Part(Block, keras.Model):
+    """The base of the networks that have a weight file of their own."""
+
+    @property
+    def layers(self):
+        """The direct sub-layers. A list would make Keras file those whose names sort after it under class names."""
+        return collections.UserList(super().layers)
 
 
 class GroupNorm(layers.Layer):

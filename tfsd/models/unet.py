@@ -2,13 +2,13 @@
 
 import math
 
-import keras
 from keras import layers, ops
 
 from tfsd.models.layers import (
     Block,
     Downsample,
     GroupNorm,
+    Part,
     ResidualBlock,
     Upsample,
     activation,
@@ -175,7 +175,7 @@ class Middle(Block):
         return self.residual1(x, embedding)
 
 
-class UNet(Block, keras.Model):
+class UNet(Part):
     """Predicts what the schedule's `prediction` names: the noise, or v.
 
     Call: latents [B, h, w, c], timesteps [B] or [1] float32, context [B, L, W] -> [B, h, w, out_channels].

@@ -1,9 +1,8 @@
 """The variational autoencoder's two halves: images <-> latents."""
 
-import keras
 from keras import layers, ops
 
-from tfsd.models.layers import Block, Downsample, GroupNorm, ResidualBlock, Sequence, Upsample, attend, conv
+from tfsd.models.layers import Block, Downsample, GroupNorm, Part, ResidualBlock, Sequence, Upsample, attend, conv
 from tfsd.specs import VAESpec
 
 
@@ -41,7 +40,7 @@ def _middle(spec: VAESpec) -> Sequence:
     )
 
 
-class Encoder(Block, keras.Model):
+class Encoder(Part):
     """Compresses images to the mean and log-variance of their latents.
 
     Call: images [B, H, W, 3] in [-1, 1] -> moments [B, H / f, W / f, 2 * latent_channels], unscaled.
@@ -73,7 +72,7 @@ class Encoder(Block, keras.Model):
         return self.quant(self.conv_out(ops.silu(self.norm_out(x))))
 
 
-class Decoder(Block, keras.Model):
+class Decoder(Part):
     """Turns latents back into images.
 
     Call: latents [B, h, w, latent_channels], unscaled -> images [B, f * h, f * w, 3], about [-1, 1].

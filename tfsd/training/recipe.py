@@ -17,7 +17,7 @@ def tiny_spec() -> ModelSpec:
         name="tiny",
         text=CLIPSpec(width=128, layers=2, heads=4, mlp_width=512, kept_tokens=tuple(words)),
         denoiser=UNetSpec(
-            channels=(48, 96, 96),
+            channels=(48, 80, 96),
             residuals=1,
             attention=(False, True, True),
             heads=(4, 4, 4),
@@ -58,6 +58,6 @@ AUTOENCODER = Recipe(steps=9000, batch=8, learning_rate=2e-3)
 DENOISER = Recipe(steps=60000, batch=32, learning_rate=1e-3)
 CURRICULUM = (  # (share of the steps after which it begins, stage of the scenes -> probability)
     (0.0, {"single": 1.0}),
-    (0.2, {"single": 0.6, "count": 0.2, "pair": 0.2}),
-    (0.4, {"single": 0.25, "count": 0.15, "pair": 0.6}),
+    (0.08, {"single": 0.6, "count": 0.15, "pair": 0.25}),
+    (0.16, {"single": 0.25, "count": 0.15, "pair": 0.6}),
 )

@@ -1,0 +1,100 @@
+"""Importers of other packages' weights, and `convert`, which makes model folders of them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tfsd.files import require_space
+from tfsd.h5 import CheckpointError
+from tfsd.specs import ModelSpec
+from tfsd.weights import DTYPES, write_model
+
+KINDS = {  # kind -> a file that only such folders have
+    "diffusers": ("model_index.json",),
+    "kerascv": ("kcv_encoder.h5", "kcv_diffusion_model.h5", "kcv_decoder.h5", "vae_encoder.h5"),
+}
+
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def detect(src: Path) -> str:
+    """Returns the kind of a folder of weights, a key of `IMPORTERS`.
+
+    Raises: `CheckpointError` saying what is looked for.
+    """
+    for kind, names in KINDS.items():
+        if any((src / name).is_file() for name in names):
+            return kind
+    looked = "; ".join(f"{kind}: {' or '.join(names)}" for kind, names in KINDS.items())
+    raise CheckpointError(f"{src} {'holds no weights that are known' if src.exists() else 'does not exist'} ({looked}).")
+
+
+def _diffusers(src: Path, variant: str | None, spec: ModelSpec | None):
+    from converters.diffusers import open_folder  # here, since TensorFlow loads with it
+
+    if spec is not None:
+        raise ValueError("A diffusers folder says what its model is; leave spec out.")
+    return open_folder(src, variant=variant)
+
+
+def _kerascv(src: Path, variant: str | None, spec: ModelSpec | None):
+    from converters.kerascv import open_folder
+
+    if variant is not None:
+        raise ValueError(f"Only diffusers folders have variants; got variant={variant!r}.")
+    return open_folder(src) if spec is None else open_folder(src, spec=spec)
+
+
+IMPORTERS = {"diffusers": _diffusers, "kerascv": _kerascv}
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    kind: str | None = None,
+    numerics: str | None = None,
+    dtype: str | None = "float32",
+    name: str | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+    notes: Mapping | None = None,
+    variant: str | None = None,
+    spec: ModelSpec | None = None,
+) -> Path:
+    """Writes the model folder `dst` from the weights in `src`, one tensor at a time; complete or not at all.
+
+    `src` is a diffusers folder, a folder of KerasCV's files, or one of these files; `kind` None finds out which.
+    `numerics` None keeps what the source says. `name` None is the name of `dst`. `dtype` None keeps the source's.
+    `variant` chooses among a diffusers folder's files, "fp16" for instance. `spec` says what KerasCV's files do not: the
+    model; None is Stable Diffusion 1.4. `notes` go to the manifest.
+    Raises: `CheckpointError` if the source is damaged or of another model, or `dst` cannot be written.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for the source's own; got {dtype!r}.")
+    src, dst = Path(src), Path(dst)
+    if src.suffix == ".h5" and src.is_file():
+        src = src.parent
+    kind = detect(src) if kind is None else kind
+    if kind not in IMPORTERS:
+        raise ValueError(f"kind must be one of {', '.join(IMPORTERS)}; got {kind!r}.")
+    with IMPORTERS[kind](src, variant, spec) as (found, parts):
+        spec = replace(found, name=name or dst.resolve().name)
+        if numerics is not None:
+            spec = spec.with_numerics(numerics)
+        total = sum(math.prod(t.shape) * ITEM_BYTES[dtype or t.dtype] for part in parts.values() for t in part.values())
+        require_space(dst, total)
+        streams = {part: ((path, t.read()) for path, t in tensors.items()) for part, tensors in parts.items()}
+        with tqdm(total=total, desc=f"writing {dst.name}", unit="B", unit_scale=True, disable=not progress) as bar:
+            return write_model(
+                dst,
+                spec,
+                streams,
+                dtype=dtype,
+                notes={"converted_from": kind, **(notes or {})},
+                overwrite=overwrite,
+                progress=lambda part, path, size: bar.update(size),
+            )

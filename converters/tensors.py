@@ -1,0 +1,86 @@
+"""Readers of other packages' tensor files: safetensors, single or sharded."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from tfsd.files import read_json
+from tfsd.h5 import CheckpointError, StoredTensor
+
+TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@contextlib.contextmanager
+def open_safetensors(paths: list[Path]) -> Iterator[dict[str, StoredTensor]]:
+    """Yields the tensors of all files together, by name, nothing read yet.
+
+    Raises: `CheckpointError` if a file is missing or damaged, or two files hold one name.
+    """
+    with contextlib.ExitStack() as stack:
+        tensors: dict[str, StoredTensor] = {}
+        for path in paths:
+            if not path.is_file():
+                raise CheckpointError(f"{path} does not exist.")
+            with _one_line_errors(path):  # the library checks that header, offsets and file size agree
+                file = stack.enter_context(safe_open(path, framework="numpy"))
+                names = list(file.keys())
+            for name in names:
+                if name in tensors:
+                    raise CheckpointError(f"{path}: the tensor {name} is in another file, too.")
+                tensors[name] = _stored(file, name, path)
+        yield tensors
+
+
+def _stored(file, name: str, path: Path) -> StoredTensor:
+    with _one_line_errors(path):
+        part = file.get_slice(name)
+        shape, dtype = tuple(part.get_shape()), part.get_dtype()
+
+    def read() -> np.ndarray:
+        with _one_line_errors(path):
+            return file.get_tensor(name)
+
+    return StoredTensor(shape, TYPES.get(dtype, str(dtype)), read)
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: Path):
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {str(error).splitlines()[0]}") from error
+
+
+def safetensors_files(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
+    """Returns the files of `<stem>[.variant].safetensors` in a folder: one, or the shards its index lists.
+
+    Without `variant` the plain file goes first; where only one variant is there, it is that one.
+    Raises: `CheckpointError` if there is none, several fit, or the index leads out of the folder.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} does not exist.")
+    found: dict[str, Path] = {}  # variant, "" for none -> file or index
+    for path in sorted(folder.iterdir()):
+        match = re.fullmatch(re.escape(stem) + r"(?:\.(\w+))?\.safetensors(?:\.index(?:\.(\w+))?\.json)?", path.name)
+        if match:
+            found.setdefault(match[1] or match[2] or "", path)
+    if variant is None and len(found) > 1 and "" not in found:
+        raise CheckpointError(f"{folder} has several variants; give variant=, one of {', '.join(found)}.")
+    wanted = variant or ("" if "" in found else next(iter(found), ""))
+    if wanted not in found:
+        there = f"it has {', '.join(path.name for path in found.values())}" if found else "only this format is read"
+        raise CheckpointError(f"{folder} has no {stem}{f'.{variant}' if variant else ''}.safetensors; {there}.")
+    path = found[wanted]
+    return _shards(path) if path.suffix == ".json" else [path]
+
+
+def _shards(index: Path) -> list[Path]:
+    places = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
+    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+        raise CheckpointError(f"{index}: weight_map must name .safetensors files of the same folder.")
+    return [index.parent / name for name in names]

@@ -1,0 +1,109 @@
+import json
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from converters.tensors import open_safetensors, safetensors_files
+from tfsd.h5 import CheckpointError
+
+A, B = np.arange(6, dtype="float32").reshape(2, 3), np.arange(4, dtype="float16")
+
+
+def header(content: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(content) if length is None else length) + content
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff" * 8,
+        header(b"{}", 2**62),
+        header(b"{}", 90_000_000),
+        header(b"[]"),
+        header(b"\xff\xfe"),
+        header(b'{"a":{"dtype":"F32","shape":[1000000000000000],"data_offsets":[0,4]}}') + b"0000",
+        header(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}') + b"0000",
+        header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}') + b"00000000",
+        header(b'{"a":{"dtype":"XX","shape":[1],"data_offsets":[0,4]}}') + b"0000",
+        header(b'{"a":' * 100_000),
+    ],
+    ids=["empty", "garbage", "absurd", "long", "list", "bytes", "huge", "short", "hole", "type", "deep"],
+)
+def test_a_damaged_header_is_one_line(tmp_path, data):
+    (tmp_path / "x.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors is damaged or no safetensors file") as caught:
+        with open_safetensors([tmp_path / "x.safetensors"]):
+            pass
+    assert "\n" not in str(caught.value)
+
+
+def test_values_are_read_as_stored(tmp_path):
+    c = np.arange(5).astype(ml_dtypes.bfloat16)
+    save_file({"a": A, "b": B, "c": c, "n": np.arange(3)}, tmp_path / "x.safetensors")
+    with open_safetensors([tmp_path / "x.safetensors"]) as tensors:
+        assert {name: (t.shape, t.dtype) for name, t in tensors.items()} == {
+            "a": ((2, 3), "float32"),
+            "b": ((4,), "float16"),
+            "c": ((5,), "bfloat16"),
+            "n": ((3,), "I64"),
+        }
+        for name, expected in (("a", A), ("b", B), ("c", c)):
+            assert tensors[name].read().dtype == expected.dtype
+            np.testing.assert_array_equal(tensors[name].read(), expected)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("index", ["model{}.safetensors.index.json", "model.safetensors.index{}.json"])
+def test_shards_are_found_through_their_index(tmp_path, variant, index):
+    mark = f".{variant}" if variant else ""
+    names = [f"model{mark}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    save_file({"a": A}, tmp_path / names[0])
+    save_file({"b": B}, tmp_path / names[1])
+    (tmp_path / index.format(mark)).write_text(json.dumps({"weight_map": {"a": names[0], "b": names[1]}}))
+    with open_safetensors(safetensors_files(tmp_path, "model", variant)) as tensors:
+        assert sorted(tensors) == ["a", "b"]
+
+
+def test_the_plain_file_goes_before_variants(tmp_path):
+    for name in ("model.safetensors", "model.fp16.safetensors", "model.non_ema.safetensors", "other.safetensors"):
+        (tmp_path / name).touch()
+    assert [p.name for p in safetensors_files(tmp_path, "model")] == ["model.safetensors"]
+    assert [p.name for p in safetensors_files(tmp_path, "model", "fp16")] == ["model.fp16.safetensors"]
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="several variants; give variant=, one of fp16, non_ema"):
+        safetensors_files(tmp_path, "model")
+    (tmp_path / "model.non_ema.safetensors").unlink()
+    assert [p.name for p in safetensors_files(tmp_path, "model")] == ["model.fp16.safetensors"]
+    with pytest.raises(CheckpointError, match=r"has no model\.bf16\.safetensors; it has model\.fp16\.safetensors"):
+        safetensors_files(tmp_path, "model", "bf16")
+
+
+def test_a_folder_of_pickles_is_refused(tmp_path):
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors; only this format is read"):
+        safetensors_files(tmp_path, "model")
+
+
+@pytest.mark.parametrize("place", ["../secret.safetensors", "/etc/passwd", "sub/x.safetensors", "model.bin", ""])
+def test_an_index_cannot_lead_elsewhere(tmp_path, place):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": place}}))
+    with pytest.raises(CheckpointError, match="weight_map must name .safetensors files of the same folder"):
+        safetensors_files(tmp_path, "model")
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path):
+    for name in ("x", "y"):
+        save_file({"a": A}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(CheckpointError, match="the tensor a is in another file, too"):
+        with open_safetensors([tmp_path / "x.safetensors", tmp_path / "y.safetensors"]):
+            pass
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"shard\.safetensors does not exist"):
+        with open_safetensors([tmp_path / "shard.safetensors"]):
+            pass

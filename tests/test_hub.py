@@ -1,0 +1,271 @@
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from converters import convert
+from converters.kerascv import FILES, export
+from tfsd.h5 import CheckpointError
+from tfsd.hub import PUBLISHED, Published, PublishedFile, download, notice
+from tfsd.specs import PRESETS, CLIPSpec, ModelSpec, UNetSpec, VAESpec
+from tfsd.weights import DOWNLOADABLE, load_spec, part_shapes, resolve
+
+ROOT = Path(__file__).parents[1]
+REPOSITORY = "someone/small-model"
+SMALL = ModelSpec(
+    name="sd-1.4",
+    text=CLIPSpec(vocabulary=40, length=8, width=8, layers=1, heads=2, mlp_width=16),
+    denoiser=UNetSpec(channels=(8,), residuals=1, attention=(False,), heads=(2,), context_width=8, groups=4),
+    vae=VAESpec(channels=(8,), residuals=1, groups=4),
+    licence="Licence of the Test",
+)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """What the Hugging Face Hub answers for files: HEAD with their size and hash, GET with ranges."""
+
+    files: dict[str, bytes] = {}
+    log: list[tuple[str, str, str | None, str | None]] = []
+    cut_after: int | None = None  # bytes after which the connection breaks, as if the computer were switched off
+
+    def do_HEAD(self):
+        self._answer(body=False)
+
+    def do_GET(self):
+        self._answer(body=True)
+
+    def _answer(self, body: bool):
+        name = self.path.rsplit("/", 1)[1]
+        self.log.append((self.command, name, self.headers.get("Range"), self.headers.get("Authorization")))
+        if self.path != f"/{REPOSITORY}/resolve/main/{name}" or name not in self.files:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        data, start = self.files[name], 0
+        if body and "Range" in self.headers:
+            start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.end_headers()
+        if body:
+            self.wfile.write(data[start:] if self.cut_after is None else data[start : self.cut_after])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> dict[str, bytes]:
+    """A small model in KerasCV's files."""
+    folder, random = tmp_path_factory.mktemp("published"), np.random.default_rng(0)
+    for part, shapes in part_shapes(SMALL).items():
+        tensors = {path: random.normal(size=shape).astype("float32") for path, shape in shapes.items()}
+        export(folder / FILES[part], part, SMALL, tensors)
+    return {name: (folder / name).read_bytes() for name in FILES.values()}
+
+
+@pytest.fixture
+def hub(source):
+    """The handler class of a server on this machine that serves the small model, with its address."""
+    handler = type("Handler", (Hub,), {"files": dict(source), "log": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    handler.address = f"http://127.0.0.1:{server.server_port}"
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def published(source) -> dict[str, Published]:
+    files = tuple(
+        PublishedFile(REPOSITORY, name, hashlib.sha256(data).hexdigest(), None if name == FILES["encoder"] else len(data))
+        for name, data in source.items()
+    )
+    return {"sd-1.4": Published(SMALL, files, "https://licence.invalid", "Be kind.")}
+
+
+@pytest.fixture
+def fetch(hub, published, tmp_path):
+    """`download` from that server into an empty cache."""
+
+    def run(**options):
+        options = {"accept_licence": True, "endpoint": hub.address, "progress": False, **options}
+        return download("sd-1.4", convert=convert, cache=tmp_path / "cache", published=published, **options)
+
+    return run
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()) if folder.exists() else []
+
+
+def test_a_preset_becomes_a_model_folder(fetch, hub, source, tmp_path):
+    folder = fetch()
+    assert folder == resolve("sd-1.4", tmp_path / "cache")
+    assert load_spec(folder) == SMALL
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["licence"] == "Licence of the Test"
+    assert manifest["notes"]["licence_url"] == "https://licence.invalid"
+    assert set(manifest["notes"]["files"]) == set(source)
+    assert left_in(tmp_path / "cache" / "downloads") == []
+    asked = len(hub.log)
+    assert fetch(accept_licence=False) == folder and len(hub.log) == asked  # what is there is not fetched again
+
+
+def test_no_token_of_the_user_is_sent(fetch, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fetch()
+    assert {authorization for *_, authorization in hub.log} == {None}
+
+
+def test_the_licence_comes_first(fetch, hub):
+    with pytest.raises(CheckpointError, match=r"Licence of the Test licence, https://licence\.invalid\. Be kind\. To accept"):
+        fetch(accept_licence=False)
+    assert hub.log == []
+
+
+def test_an_interrupted_download_is_resumed(fetch, hub, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between its attempts
+    name = FILES["text_encoder"]
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # 10 MB, what a break may cost
+    hub.cut_after = 5000
+    with pytest.raises(CheckpointError, match=rf"{name} could not be downloaded from .*Run the command again to resume"):
+        fetch()
+    part = tmp_path / "cache" / "downloads" / "sd-1.4" / f"{name}.part"
+    assert left_in(tmp_path / "cache") == [str(part.relative_to(tmp_path / "cache"))]
+    have = part.stat().st_size
+    assert 5000 <= have < len(source[name]) and part.read_bytes() == source[name][:have]
+    hub.cut_after = None
+    hub.log.clear()
+    assert load_spec(fetch()) == SMALL
+    assert ("GET", name, f"bytes={have}-", None) in hub.log
+
+
+def test_files_that_are_there_are_not_fetched_again(fetch, hub, source, tmp_path):
+    downloads = tmp_path / "cache" / "downloads" / "sd-1.4"
+    downloads.mkdir(parents=True)
+    for name in list(source)[:2]:
+        (downloads / name).write_bytes(source[name])
+    fetch()
+    assert {name for _, name, *_ in hub.log} == set(list(source)[2:])
+
+
+def test_offline_mode_uses_what_is_there_alone(fetch, hub, source, tmp_path):
+    with pytest.raises(CheckpointError, match=r"kcv_encoder\.h5 was not fetched before, and offline mode allows no download"):
+        fetch(offline=True)
+    downloads = tmp_path / "cache" / "downloads" / "sd-1.4"
+    for name, data in source.items():
+        (downloads / name).write_bytes(data)
+    assert load_spec(fetch(offline=True)) == SMALL
+    assert hub.log == []
+
+
+def test_the_offline_variable_of_the_hub_is_obeyed(tmp_path):
+    code = (
+        "from tfsd.hub import download\n"
+        f"try: download('sd-1.4', convert=None, accept_licence=True, cache={str(tmp_path)!r})\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.startswith("CheckpointError kcv_encoder.h5 was not fetched before"), ran.stderr
+
+
+@pytest.mark.parametrize("name", FILES.values())
+def test_a_flipped_bit_is_refused_and_removed(fetch, hub, tmp_path, name):
+    data = bytearray(hub.files[name])
+    data[len(data) // 2] ^= 4
+    hub.files[name] = bytes(data)
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged: its SHA-256 is .* It was removed; download it again"):
+        fetch()
+    assert not any(name in left for left in left_in(tmp_path / "cache"))
+    assert not (tmp_path / "cache" / "models").exists()
+
+
+def test_a_file_of_another_size_is_not_even_fetched(fetch, hub, tmp_path):
+    name = FILES["unet"]
+    hub.files[name] += b"more"
+    with pytest.raises(CheckpointError, match="it is not the file that was published"):
+        fetch()
+    assert ("GET", name) not in [entry[:2] for entry in hub.log]
+
+
+def test_a_missing_file_is_one_line(fetch, hub):
+    del hub.files[FILES["decoder"]]
+    with pytest.raises(CheckpointError, match=r"kcv_decoder\.h5 could not be downloaded .*404") as caught:
+        fetch()
+    assert "\n" not in str(caught.value)
+
+
+def test_no_network_is_one_line(fetch, tmp_path):
+    with pytest.raises(CheckpointError, match=r"could not be downloaded from http://127\.0\.0\.1:9/.*refused") as caught:
+        fetch(endpoint="http://127.0.0.1:9")
+    assert "\n" not in str(caught.value)
+    assert left_in(tmp_path / "cache") == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(hub, published, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written") as caught:
+        download("sd-1.4", convert=convert, accept_licence=True, cache=tmp_path / "file", published=published)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_is_too_small_is_found_out_before(fetch, hub, published):
+    files = tuple(PublishedFile(REPOSITORY, f.name, f.sha256, 10**15) for f in published["sd-1.4"].files)
+    published["sd-1.4"] = Published(SMALL, files, "", "")
+    with pytest.raises(CheckpointError, match=r"needs \d+\.00 GB; only"):
+        fetch()
+    assert hub.log == []
+
+
+def test_a_failed_conversion_keeps_the_files_and_leaves_no_model(fetch, hub, tmp_path, published):
+    other = replace(SMALL, text=replace(SMALL.text, vocabulary=41))
+    published["sd-1.4"] = Published(other, published["sd-1.4"].files, "", "")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        fetch()
+    assert left_in(tmp_path / "cache") == [f"downloads/sd-1.4/{name}" for name in sorted(FILES.values())]
+
+
+def test_progress_is_shown_on_request(fetch, capfd, tmp_path):
+    """Of the conversion; the hub's client shows the download's in a terminal alone."""
+    folder = fetch()
+    assert capfd.readouterr().err == ""
+    shutil.rmtree(folder)
+    fetch(progress=True)
+    assert "writing sd-1.4: 100%" in capfd.readouterr().err
+
+
+def test_an_unknown_preset_lists_what_is_published():
+    with pytest.raises(CheckpointError, match=r"No files are published for 'sd-9'; `tfsd download` knows sd-1\.4"):
+        download("sd-9", convert=convert, accept_licence=True)
+
+
+def test_the_published_table_is_complete():
+    assert set(PUBLISHED) == set(DOWNLOADABLE)
+    entry = PUBLISHED["sd-1.4"]
+    assert entry.spec == PRESETS["sd-1.4"]
+    assert [file.name for file in entry.files] == list(FILES.values())
+    assert all(len(file.sha256) == 64 and set(file.sha256) <= set("0123456789abcdef") for file in entry.files)
+    # 4 bytes for each parameter of the layouts in tests/data/kerascv_h5_layout, and less than 1 % for HDF5
+    for file in entry.files:
+        layout = json.loads((ROOT / "tests/data/kerascv_h5_layout" / file.name).with_suffix(".json").read_text())
+        if file.bytes is not None:
+            assert 1 < file.bytes / (4 * layout["n_params"]) < 1.01, file.name
+    assert "CreativeML Open RAIL-M" in notice("sd-1.4") and entry.licence_url in notice("sd-1.4")

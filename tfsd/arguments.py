@@ -1,0 +1,102 @@
+"""Checks of a caller's arguments, made once, at the edge: each error names the argument, what fits and what came."""
+
+import math
+import operator
+import secrets
+
+import numpy as np
+
+from tfsd.noise import effective_seed
+
+MAX_SIDE = 2048  # pixels
+
+
+def whole(name: str, value, low: int, high: int) -> int:
+    """Returns `value` as an int if it is a whole number from `low` to `high`; raises `TypeError` or `ValueError`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number; got {value!r}.")
+    if not low <= operator.index(value) <= high:
+        raise ValueError(f"{name} must be from {low} to {high}; got {value}.")
+    return operator.index(value)
+
+
+def per_prompt(prompt, batch_size: int) -> list[str]:
+    """Returns each prompt `batch_size` times, in order, from one text or a list; raises `TypeError` or `ValueError`."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple, np.ndarray)):
+        raise TypeError(f"prompt must be a text or a list of texts; got {type(prompt).__name__}.")
+    if not len(prompts):
+        raise ValueError("prompt must hold at least one text; got an empty list.")
+    for i, text in enumerate(prompts):
+        if not isinstance(text, str):
+            raise TypeError(f"prompt[{i}] must be a text; got {text!r}.")
+    return [str(text) for text in prompts for _ in range(batch_size)]
+
+
+def one_each(name: str, value, kind: type, batch: int) -> list:
+    """Returns one value per picture from one for all, or from a list of as many; raises for another length."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        if len(value) != batch:
+            raise ValueError(f"{name} must be one for all or one for each of the {batch} pictures; got {len(value)}.")
+        values = list(value)
+    else:
+        values = [value] * batch
+    for item in values:
+        if kind is str and not isinstance(item, str):
+            raise TypeError(f"{name} must be a text, or a list of texts; got {item!r}.")
+    return values
+
+
+def scales(value, batch: int) -> list[float]:
+    """Returns one guidance scale per picture, finite and from 0 to 100; raises `TypeError` or `ValueError`."""
+    values = one_each("guidance_scale", value, float, batch)
+    for scale in values:
+        if isinstance(scale, bool) or not isinstance(scale, (int, float, np.integer, np.floating)):
+            raise TypeError(f"guidance_scale must be a number; got {scale!r}.")
+        if not math.isfinite(scale) or not 0 <= scale <= 100:
+            raise ValueError(f"guidance_scale must be from 0 to 100; got {scale}. Values from 3 to 10 are usual.")
+    return [float(scale) for scale in values]
+
+
+def seeds_of(seed, index, batch: int) -> tuple[list[int], list[int]]:
+    """Returns each picture's seed, as given or drawn where None was, and its index; raises for what is no int64."""
+    index = whole("index", index, 0, 2**20)
+    if seed is None:
+        seed = secrets.randbelow(2**31 - 2)
+    if isinstance(seed, (list, tuple, np.ndarray)):
+        seeds, indices = one_each("seed", seed, int, batch), [index] * batch
+    else:
+        seeds, indices = [seed] * batch, [index + i for i in range(batch)]
+    for one in seeds:
+        effective_seed(one)  # raises for what is no int64
+    return [operator.index(one) for one in seeds], indices
+
+
+def side_of(name: str, value, own: int, factor: int) -> int:
+    """Returns a side in pixels, `own` for None; raises `ValueError` naming the nearest multiples of `factor`."""
+    if value is None:
+        return own
+    side = whole(name, value, factor, MAX_SIDE)
+    if side % factor:
+        below = side - side % factor
+        raise ValueError(f"{name} must be a multiple of {factor}; got {side}. Use {below or factor} or {below + factor}.")
+    return side
+
+
+def rows_of(name: str, value, batch: int, shape: tuple) -> np.ndarray:
+    """Returns float32 [B, *shape], repeated to the batch where one row is given; None in `shape` is any size."""
+    try:
+        array = np.asarray(value, "float32")
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array of numbers; got {type(value).__name__}.") from None
+    if array.ndim == len(shape):
+        array = array[None]
+    fits = array.ndim == len(shape) + 1 and all(want in (None, got) for want, got in zip(shape, array.shape[1:]))
+    if not fits or not array.size:
+        wanted = ", ".join("any" if side is None else str(side) for side in shape)
+        raise ValueError(f"{name} must have shape [B, {wanted}]; got {list(array.shape)}.")
+    if len(array) not in (1, batch) and batch != 1:
+        raise ValueError(f"{name} has {len(array)} rows, batch_size is {batch}. Give one row, or one per picture.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has values that are NaN or infinite.")
+    return np.repeat(array, batch, axis=0) if len(array) == 1 else array

@@ -1,0 +1,98 @@
+"""Files and folders that are whole or not there: hashes, JSON of bounded size, folders written in one stroke."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from tfsd.h5 import CheckpointError
+
+MAX_JSON = 64 * 2**20  # bytes; the largest one read, a tokenizer's vocabulary, has 1 MB
+
+
+def check_file(path: Path, *, sha256_hex: str, size: int | None):
+    """Raises `CheckpointError` unless the file has this size (if known) and this SHA-256."""
+    try:
+        actual = path.stat().st_size
+        if size is not None and actual != size:
+            raise CheckpointError(f"{path} is damaged: it has {actual} bytes instead of {size}.")
+        digest = sha256(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    if digest != sha256_hex:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is {digest[:12]}... instead of {str(sha256_hex)[:12]}....")
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal, reading it in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """Returns the object in a JSON file.
+
+    Raises: `CheckpointError` if it is missing, larger than any real one, or no JSON object.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{path} is larger than {MAX_JSON} bytes.")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object; it holds a {type(values).__name__}.")
+    return values
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty folder beside `folder` that takes its place if the body succeeds and vanishes if it fails.
+
+    Raises: `CheckpointError` if `folder` has contents that may not be replaced, or the disk refuses.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; give the folder to write.")
+    old = folder.is_dir() and any(folder.iterdir())
+    if old and not overwrite:
+        raise CheckpointError(f"{folder} exists and is not empty. Remove it, or give another folder.")
+    if old and not (folder / "manifest.json").is_file():
+        raise CheckpointError(f"{folder} is not empty and no model folder, so it is not replaced. Give another folder.")
+    mark = uuid.uuid4().hex[:8]
+    new, aside = (folder.with_name(f".{folder.name}.{mark}.{end}") for end in ("partial", "old"))
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if folder.is_dir():
+            folder.rename(aside)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if aside.is_dir():
+                aside.rename(folder)
+            raise
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def require_space(path: str | Path, size: int):
+    """Raises `CheckpointError` if the disk that would hold `path` has less than `size` bytes free."""
+    folder = Path(os.path.abspath(path))
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise CheckpointError(f"{path} needs {size / 1e9:.2f} GB; only {free / 1e9:.2f} GB are free in {folder}.")
