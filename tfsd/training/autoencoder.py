@@ -1,4 +1,4 @@
-"""Stage one: the VAE learns to compress drawn scenes."""
+"""The VAE learns to compress drawn scenes; later its decoder alone goes on, for the latents that are then fixed."""
 
 from pathlib import Path
 
@@ -41,14 +41,16 @@ class Autoencoder(keras.Model):
 
     Call: images [B, H, W, 3] in [-1, 1] -> the same, reconstructed.
     Adds the KL divergence to the unit normal to the loss. Source: Kingma & Welling 2013.
+    With `frozen_encoder` only the decoder learns: the latents stay what a denoiser was trained on.
     """
 
-    def __init__(self, spec: ModelSpec, seed: int = 0):
+    def __init__(self, spec: ModelSpec, seed: int = 0, *, frozen_encoder: bool = False):
         super().__init__(name="autoencoder")
         parts = build(spec, parts=("encoder", "decoder"))
         self.encoder, self.decoder = parts["encoder"], parts["decoder"]
         start_as_pooling(self.encoder)
         start_as_pooling(self.decoder)
+        self.encoder.trainable = not frozen_encoder
         self.random = keras.random.SeedGenerator(seed)
 
     def build(self, shape):  # noqa: D102
@@ -57,8 +59,9 @@ class Autoencoder(keras.Model):
     def call(self, images):  # noqa: D102
         mean, log_variance = ops.split(self.encoder(images), 2, axis=-1)
         log_variance = ops.clip(log_variance, -30.0, 20.0)
-        kl = 0.5 * ops.mean(ops.square(mean) + ops.exp(log_variance) - 1.0 - log_variance)
-        self.add_loss(KL_WEIGHT * kl)
+        if self.encoder.trainable:
+            kl = 0.5 * ops.mean(ops.square(mean) + ops.exp(log_variance) - 1.0 - log_variance)
+            self.add_loss(KL_WEIGHT * kl)
         noise = keras.random.normal(ops.shape(mean), seed=self.random)
         return self.decoder(mean + ops.exp(0.5 * log_variance) * noise)
 
@@ -88,12 +91,14 @@ def crops(recipe: Recipe, step: int, size: int) -> np.ndarray:
     return np.stack(batch).astype("float32") / 127.5 - 1.0
 
 
-def trainer(spec: ModelSpec, folder: Path, recipe: Recipe = AUTOENCODER) -> Trainer:
-    """Returns the trainer of the VAE, its state under `folder`."""
+def trainer(spec: ModelSpec, folder: Path, recipe: Recipe = AUTOENCODER, *, decoder_only: bool = False) -> Trainer:
+    """Returns the trainer of the VAE, its state under `folder`; with `decoder_only` it sees whole pictures."""
     keras.utils.set_random_seed(recipe.seed)
+    size = spec.default_size[0] if decoder_only else CROP
 
     def batch(step):
-        images = crops(recipe, step, CROP)
+        images = crops(recipe, step, size)
         return images, images
 
-    return Trainer(Autoencoder(spec, recipe.seed), recipe, batch, Path(folder), picture_loss)
+    model = Autoencoder(spec, recipe.seed, frozen_encoder=decoder_only)
+    return Trainer(model, recipe, batch, Path(folder), picture_loss)

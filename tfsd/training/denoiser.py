@@ -28,6 +28,7 @@ class Denoiser(keras.Model):
 
     def __init__(self, spec: ModelSpec):
         super().__init__(name="denoiser")
+        self.spec = spec
         # Weights, norms and softmaxes stay in float32; a third less time than float32 throughout.
         parts = build(spec, dtype="mixed_bfloat16", parts=("text_encoder", "unet"))
         self.text_encoder, self.unet = parts["text_encoder"], parts["unet"]

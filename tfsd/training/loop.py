@@ -79,6 +79,12 @@ class Trainer:
         np.savez(part, step=self.step, **values)
         os.replace(part, self.folder / "checkpoint.npz")
 
+    def begin_with(self, other: "Trainer"):
+        """Takes over the averaged weights of a trainer of the same network."""
+        with other.averaged() as model:
+            self.model.set_weights(model.get_weights())
+        self.average = self._values(self.model.trainable_variables)
+
     def averaged(self):
         """Returns a context in which the model has the moving average of its weights."""
         return _Averaged(self.model, self.average)

@@ -54,7 +54,8 @@ class Recipe:
         return self.learning_rate * max(0.0, min(1.0, (step + 1) / self.warmup, left))
 
 
-AUTOENCODER = Recipe(steps=9000, batch=8, learning_rate=2e-3)
+AUTOENCODER = Recipe(steps=2800, batch=8, learning_rate=2e-3)
+DECODER = Recipe(steps=8000, batch=4, learning_rate=1e-3)
 DENOISER = Recipe(steps=60000, batch=32, learning_rate=1e-3)
 CURRICULUM = (  # (share of the steps after which it begins, stage of the scenes -> probability)
     (0.0, {"single": 1.0}),

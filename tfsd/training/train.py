@@ -1,19 +1,19 @@
-"""Trains the embedded model: the VAE, then text encoder and U-Net on its latents, then writes a model folder."""
+"""Trains the embedded model: the VAE, text encoder and U-Net on its latents, its decoder; writes a model folder."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import keras
 import numpy as np
 from PIL import Image
 
+from tfsd.models import build
 from tfsd.specs import ModelSpec
 from tfsd.training import autoencoder, denoiser, drawing, scenes
 from tfsd.training.loop import Trainer
-from tfsd.training.recipe import AUTOENCODER, DENOISER, tiny_spec
+from tfsd.training.recipe import AUTOENCODER, DECODER, DENOISER, tiny_spec
 from tfsd.weights import save_model
 
-STAGES = ("all", "autoencoder", "denoiser")
+STAGES = ("all", "autoencoder", "decoder", "denoiser")
 
 
 def train(
@@ -28,40 +28,57 @@ def train(
 ) -> Path:
     """Trains `tiny` under `folder`, going on from its checkpoints, and returns the model folder `folder`/model.
 
-    `steps` ends a stage earlier than its recipe does; the next call goes on from there. The model folder and
-    sample pictures are written every `every` steps. Raises: `ValueError` for an unknown stage or bad numbers.
+    The stages are, in order: "autoencoder"; "denoiser", on the latents of that autoencoder; "decoder", which goes on
+    with its decoder alone. The latter two can run at the same time. `steps` ends a stage earlier than its recipe does;
+    the next call goes on from there. The model folder is written every `every` steps of the denoiser and at the end.
+
+    Raises: `ValueError` for an unknown stage or bad numbers.
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
     if steps is not None and (not isinstance(steps, int) or steps < 1):
         raise ValueError(f"steps must be a whole number from 1; got {steps!r}.")
     folder, spec = Path(folder), spec or tiny_spec()
+    options = {"steps": steps, "every": every, "progress": progress}
     compressing = autoencoder.trainer(spec, folder / "autoencoder", replace(AUTOENCODER, seed=seed))
     compressing.restore()
-    if stage != "denoiser":
-        compressing.run(steps=steps, every=every, progress=progress, on_checkpoint=show_reconstructions)
+    if stage in ("all", "autoencoder"):
+        compressing.run(on_checkpoint=show_reconstructions, **options)
     if stage == "autoencoder":
         return folder
-    with compressing.averaged() as vae:
-        mean, deviation = denoiser.latent_statistics(vae.encoder, seed)
-        spec = replace(spec, vae=replace(spec.vae, shift=round(mean, 4), scale=round(1 / deviation, 4)))
-        denoising = denoiser.trainer(spec, vae.encoder, folder / "denoiser", replace(DENOISER, seed=seed))
-        denoising.restore()
-
-        def write(trainer: Trainer):
-            write_model(folder, spec, vae, trainer)
-
-        denoising.run(steps=steps, every=every, progress=progress, on_checkpoint=write)
-        write(denoising)
+    decoding = autoencoder.trainer(spec, folder / "decoder", replace(DECODER, seed=seed), decoder_only=True)
+    if not decoding.restore():
+        decoding.begin_with(compressing)
+    denoising = _denoiser(spec, folder, compressing, seed)
+    if stage in ("all", "denoiser"):
+        denoising.run(on_checkpoint=lambda trainer: write_model(folder, decoding, trainer), **options)
+    if stage in ("all", "decoder"):
+        decoding.run(on_checkpoint=show_reconstructions, **options)
+    write_model(folder, decoding, denoising)
     return folder / "model"
 
 
-def write_model(folder: Path, spec: ModelSpec, vae: keras.Model, trainer: Trainer):
+def _denoiser(spec: ModelSpec, folder: Path, compressing: Trainer, seed: int) -> Trainer:
+    """Returns the denoiser's trainer; its latents have mean 0 and deviation 1."""
+    encoder = build(spec, parts=("encoder",))["encoder"]
+    with compressing.averaged() as vae:
+        encoder.set_weights(vae.encoder.get_weights())
+    mean, deviation = denoiser.latent_statistics(encoder, seed)
+    spec = replace(spec, vae=replace(spec.vae, shift=round(mean, 4), scale=round(1 / deviation, 4)))
+    trainer = denoiser.trainer(spec, encoder, folder / "denoiser", replace(DENOISER, seed=seed))
+    trainer.restore()
+    return trainer
+
+
+def write_model(folder: Path, decoding: Trainer, denoising: Trainer):
     """Writes the averaged weights in float16 as the model folder `folder`/model, with the settings of training."""
-    with trainer.averaged() as model:
+    with decoding.averaged() as vae, denoising.averaged() as model:
         parts = {"text_encoder": model.text_encoder, "unet": model.unet, "decoder": vae.decoder, "encoder": vae.encoder}
-        notes = {"steps": trainer.step, "pictures": trainer.step * trainer.recipe.batch, "recipe": asdict(trainer.recipe)}
-        save_model(folder / "model", spec, parts, dtype="float16", notes={"training": notes}, overwrite=True)
+        notes = {
+            name: {"steps": trainer.step, "pictures": trainer.step * trainer.recipe.batch, "recipe": asdict(trainer.recipe)}
+            for name, trainer in (("denoiser", denoising), ("decoder", decoding))
+        }
+        save_model(folder / "model", model.spec, parts, dtype="float16", notes={"training": notes}, overwrite=True)
 
 
 def show_reconstructions(trainer: Trainer, count: int = 8):

@@ -1,0 +1,35 @@
+"""`tfsd train`: makes the embedded model, or another like it."""
+
+from tfsd.cli.parsing import add_command, whole
+from tfsd.cli.terminal import quiet_tensorflow
+
+EXAMPLES = """  tfsd train runs/tiny                        all stages, hours on a CPU; continues where it was interrupted
+  tfsd train runs/try --steps 100 --stage autoencoder
+"""
+
+
+def add_train(commands):
+    """Adds the command to the parser."""
+    parser = add_command(
+        commands,
+        "train",
+        train,
+        help="train the embedded model",
+        description="Trains the embedded model on captioned scenes that it draws itself, and keeps checkpoints in a folder.",
+        examples=EXAMPLES,
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="for checkpoints, sample grids, logs and the finished model")
+    parser.add_argument("--steps", type=whole(1), default=None, help="stop each stage after so many (default: the recipe's)")
+    parser.add_argument("--stage", choices=("all", "autoencoder", "decoder", "denoiser"), default="all", help="the VAE, then text encoder and U-Net (default: all)")
+    parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of weights and pictures (default: 0)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def train(args) -> int:
+    """Runs the command."""
+    quiet_tensorflow()
+    from tfsd.training.train import train as run
+
+    print(run(args.folder, stage=args.stage, steps=args.steps, seed=args.seed, progress=not args.quiet))
+    return 0
