@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+?)"', (ROOT / "tfsd/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
 REQUIRED = [
     "tensorflow>=2.18",
     "keras>=3.6",
@@ -19,7 +21,7 @@ REQUIRED = [
 
 setup(
     name="tfsd",
-    version="0.1.0",
+    version=VERSION,
     description="Stable Diffusion, deployed with TensorFlow",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

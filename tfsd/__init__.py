@@ -1,1 +1,27 @@
-"""Stable Diffusion, deployed with TensorFlow."""
+"""Stable Diffusion, deployed with TensorFlow.
+
+The names below load what they need when they are first used: importing this package does not import TensorFlow.
+"""
+
+import importlib
+
+__version__ = "0.1.0"  # the one place; setup.py reads it here
+
+_HOMES = {
+    "Cancelled": "tfsd.progress",
+    "Images": "tfsd.images",
+    "StableDiffusion": "tfsd.api",
+    "load": "tfsd.api",
+    "text_to_image": "tfsd.api",
+}
+__all__ = ["Cancelled", "Images", "StableDiffusion", "__version__", "load", "text_to_image"]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__():
+    return sorted({*globals(), *_HOMES})

@@ -1,6 +1,7 @@
 """The networks, each built from its spec: text encoder, U-Net, VAE encoder and decoder."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -29,9 +30,15 @@ def build(spec: ModelSpec, *, dtype: str = "float32", parts: Sequence[str] = PAR
 
 def variable_shapes(spec: ModelSpec, parts: Sequence[str] = PARTS) -> dict[str, dict[str, tuple[int, ...]]]:
     """Returns {part: {variable path below the part: shape}} without allocating any variable."""
-    with keras.StatelessScope(initialize_variables=False):
-        models = build(spec, parts=parts)
-    return {part: {path(v): tuple(v.shape) for v in model.variables} for part, model in models.items()}
+
+    def shapes():
+        with keras.StatelessScope(initialize_variables=False):
+            models = build(spec, parts=parts)
+        return {part: {path(v): tuple(v.shape) for v in model.variables} for part, model in models.items()}
+
+    # Keras notes such variables per thread, and would allocate them all with the next model built in this one.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(shapes).result()
 
 
 def path(variable) -> str:

@@ -27,7 +27,7 @@ class TimeEmbedding(Block):
     """
 
     def __init__(self, width: int, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # bfloat16 would round timestep 981 to 980
         half = width // 2
         self.frequencies = [math.exp(-math.log(10000.0) * k / half) for k in range(half)]
         self.dense0 = layers.Dense(4 * width, name="dense0")
@@ -184,7 +184,7 @@ class UNet(Part):
     """
 
     def __init__(self, spec: UNetSpec, **kwargs):
-        super().__init__(name="unet", **kwargs)
+        super().__init__(name="unet", autocast=False, **kwargs)  # so that timesteps reach their embedding as they are
         top, width = len(spec.channels) - 1, spec.channels[0]
         self.spec = spec
         self.time = TimeEmbedding(width, name="time")

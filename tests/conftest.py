@@ -1,0 +1,61 @@
+"""What several tests need: a model small enough to be made of random numbers and run in a second."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+
+from tfsd.specs import CLIPSpec, ModelSpec, UNetSpec, VAESpec
+
+TOY = ModelSpec(
+    name="toy",
+    text=CLIPSpec(width=16, layers=1, heads=2, mlp_width=32, kept_tokens=(320, 736, 1565)),  # a, red, star
+    denoiser=UNetSpec(channels=(8, 16), residuals=1, attention=(False, True), heads=(2, 2), context_width=16, groups=4),
+    vae=VAESpec(channels=(8, 8, 8, 8), residuals=1, groups=4),
+    default_size=(32, 32),
+    default_sampler="ddim",
+    default_steps=3,
+    default_guidance=2.0,
+)
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory):
+    """A model folder named like its model, so that where it lies, `--model=toy` finds it."""
+    import keras
+
+    from tfsd.models import build
+    from tfsd.weights import save_model
+
+    keras.utils.set_random_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    return save_model(folder, TOY, build(TOY))
+
+
+RANDOM = ModelSpec(
+    name="random",
+    text=CLIPSpec(vocabulary=100, width=16, layers=2, heads=2, mlp_width=32, start_token=98, end_token=99, pad_token=99),
+    denoiser=UNetSpec(channels=(8, 16), residuals=1, attention=(True, False), heads=(2, 4), context_width=16, groups=4),
+    vae=VAESpec(channels=(8, 8), residuals=1, groups=4),
+    default_size=(32, 32),
+)
+
+
+@pytest.fixture(scope="session")
+def random_model():
+    """A spec and its parts, no weight of which is zero or one, so that every layer shows in what comes out."""
+    import numpy as np
+
+    from tfsd.models import build
+
+    parts, random = build(RANDOM), np.random.default_rng(0)
+    for part in parts.values():
+        for variable in part.variables:
+            values, shape = random.normal(size=variable.shape), variable.shape
+            if len(shape) > 1 and variable.name not in ("tokens", "positions"):
+                values /= np.sqrt(np.prod(shape[:-1]))
+            elif len(shape) == 1:
+                values = 0.1 * values + (variable.name == "gamma")
+            variable.assign(values)
+    return RANDOM, parts

@@ -1,0 +1,45 @@
+"""The tiny reference model of diffusers, and the three ways TensorFlow runs a function."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from converters import convert
+from tfsd.specs import ModelSpec
+from tfsd.weights import load_model
+
+DATA = Path(__file__).parents[1] / "data" / "diffusers"
+MODES = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}
+AS_THEY_ARE = ("input_ids", "states", "state", "context", "timesteps", "sigmas", "image", "mask")
+
+
+class Reference(NamedTuple):
+    """A model of diffusers with random weights, and what diffusers 0.42.1 computed with it.
+
+    Recorded maps have channels last; their names are those of the file.
+    """
+
+    spec: ModelSpec
+    parts: dict
+    recorded: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory) -> Reference:
+    folder = convert(DATA / "a_sd1", tmp_path_factory.mktemp("reference") / "a_sd1")
+    with np.load(DATA / "a_sd1_case1.npz") as file:
+        arrays = {name: file[name] for name in file if not name.endswith(("clip_ids", "pooler_output", "clip_skip1"))}
+    recorded = {
+        name: array if name.endswith(AS_THEY_ARE) else np.ascontiguousarray(np.moveaxis(array, -3, -1))
+        for name, array in arrays.items()
+    }
+    return Reference(*load_model(folder), recorded)
+
+
+@pytest.fixture(scope="module", params=MODES)
+def run(request):
+    """Makes a function run eagerly, as a graph, or compiled by XLA."""
+    return MODES[request.param]

@@ -1,0 +1,348 @@
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfsd.images import ImageFileError, Images, file_names, free_name, read_recipe
+
+ROOT = Path(__file__).parents[1]
+PROMPTS = ("a red star", 'ein "Haus" \u2603 \U0001f431', "two\nlines", "zero\0byte", "half a pair \ud83d")
+
+
+def recipe(i=0, **more):
+    return {"prompt": PROMPTS[i % 5], "negative_prompt": "", "seed": 7, "index": i, "guidance_scale": 7.5, **more}
+
+
+def pictures(count=1, height=8, width=16):
+    pixels = np.random.RandomState(count).randint(0, 256, (count, height, width, 3)).astype("uint8")
+    return Images(pixels, [recipe(i) for i in range(count)])
+
+
+def chunk(kind: bytes, data: bytes, length: int | None = None) -> bytes:
+    return struct.pack(">I", len(data) if length is None else length) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(*chunks: bytes, width=1, height=1) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0\1\2\3"))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + pixels + chunk(b"IEND", b"")
+
+
+def itxt(text: bytes, packed=False, key=b"tfsd") -> bytes:
+    return chunk(b"iTXt", key + b"\0" + bytes([packed, 0]) + b"\0\0" + (zlib.compress(text, 9) if packed else text))
+
+
+def refused(path, data: bytes) -> str:
+    path.write_bytes(data)
+    with pytest.raises(ImageFileError) as error:
+        read_recipe(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# -- the array ---------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_the_uint8_array_that_kerascv_returns():
+    images = pictures(3)
+    assert isinstance(images, np.ndarray) and images.dtype == np.uint8
+    assert images.shape == (3, 8, 16, 3) and len(images) == 3
+    np.testing.assert_array_equal(np.asarray(Image.fromarray(images[1])), np.asarray(images)[1])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [lambda x: x[0], lambda x: x[:2], lambda x: next(iter(x)), lambda x: x / 255, lambda x: x.mean(0), np.asarray, np.stack],
+    ids=["index", "slice", "iteration", "division", "mean", "asarray", "stack"],
+)
+def test_parts_and_results_are_plain_arrays(part):
+    assert type(part(pictures(3))) is np.ndarray
+
+
+def test_numpy_scalars_come_out_as_scalars():
+    assert np.isscalar(pictures(2).max()) and np.isscalar(pictures(2)[0, 0, 0, 0])
+
+
+def test_recipes_survive_pickling_and_copying():
+    images = pictures(2)
+    for other in (pickle.loads(pickle.dumps(images)), images.copy()):
+        assert other.recipes == images.recipes
+        np.testing.assert_array_equal(other, images)
+
+
+def test_numpy_numbers_in_recipes_become_json():
+    images = Images(np.zeros((1, 8, 8, 3), "uint8"), [recipe(seed=np.int64(5), guidance_scale=np.float32(0.5))])
+    assert json.loads(json.dumps(images.recipes[0]))["seed"] == 5
+    assert images.seeds == [5]
+
+
+@pytest.mark.parametrize(
+    "pixels, recipes",
+    [
+        (np.zeros((1, 8, 8, 3)), [{}]),
+        (np.zeros((8, 8, 3), "uint8"), [{}]),
+        (np.zeros((1, 8, 8, 4), "uint8"), [{}]),
+        (np.zeros((0, 8, 8, 3), "uint8"), []),
+        (np.zeros((2, 8, 8, 3), "uint8"), [{}]),
+        (np.zeros((1, 8, 8, 3), "uint8"), [{"guidance_scale": float("nan")}]),
+    ],
+    ids=["float", "rank 3", "alpha", "empty", "recipes", "nan"],
+)
+def test_what_is_no_picture_is_refused(pixels, recipes):
+    with pytest.raises(ValueError):
+        Images(pixels, recipes)
+
+
+def test_pil_gives_one_picture_or_all():
+    images = pictures(3)
+    assert [np.asarray(picture).tolist() for picture in images.pil()] == np.asarray(images).tolist()
+    np.testing.assert_array_equal(np.asarray(images.pil(-1)), images[2])
+    with pytest.raises(IndexError, match="from 0 to 2; got 3"):
+        images.pil(3)
+
+
+@pytest.mark.parametrize("columns, size", [(None, (32, 16)), (1, (16, 24)), (2, (32, 16)), (9, (48, 8))])
+def test_grid_has_every_picture_in_its_place(columns, size):
+    images = pictures(3)
+    sheet = images.grid(columns)
+    assert sheet.size == size
+    across = size[0] // 16
+    for i, picture in enumerate(images):
+        x, y = i % across * 16, i // across * 8
+        np.testing.assert_array_equal(np.asarray(sheet)[y : y + 8, x : x + 16], picture)
+
+
+@pytest.mark.parametrize("columns", [0, -1, 1.5, True, "2"])
+def test_grid_refuses_columns_that_are_no_number(columns):
+    with pytest.raises(ValueError, match="columns must be a whole number"):
+        pictures(2).grid(columns)
+
+
+def test_what_was_computed_from_pictures_cannot_be_saved_as_one(tmp_path):
+    with pytest.raises(ValueError, match="Only whole uint8 pictures"):
+        pictures().astype("float32").save(tmp_path / "a.png")
+
+
+# -- saving ------------------------------------------------------------------------------------------------------------
+
+
+def test_saved_pictures_come_back_with_their_recipes(tmp_path):
+    images = pictures(5)
+    names = images.save(tmp_path / "out.png")
+    assert [name.name for name in names] == [f"out-{i}.png" for i in range(5)]
+    for i, name in enumerate(names):
+        np.testing.assert_array_equal(np.asarray(Image.open(name)), images[i])
+        assert read_recipe(name) == images.recipes[i]
+
+
+def test_one_picture_gets_the_name_itself(tmp_path):
+    assert pictures().save(str(tmp_path / "out.PNG")) == [tmp_path / "out.PNG"]
+    assert os.listdir(tmp_path) == ["out.PNG"]
+
+
+def test_same_pictures_are_the_same_bytes(tmp_path):
+    first, second = (pictures().save(tmp_path / name)[0].read_bytes() for name in ("a.png", "b.png"))
+    assert first == second
+
+
+def test_recipe_is_readable_text_too(tmp_path):
+    text = Image.open(pictures().save(tmp_path / "out.png")[0]).text
+    assert text["parameters"] == "a red star\nseed: 7, index: 0, guidance_scale: 7.5"
+
+
+def test_grid_file_has_all_recipes(tmp_path):
+    images = pictures(3)
+    recipes = read_recipe(images.save_grid(tmp_path / "grid.png", 3))
+    assert recipes["columns"] == 3 and recipes["pictures"] == images.recipes
+
+
+@pytest.mark.parametrize(
+    "pattern, expected",
+    [
+        ("{n}.png", ["00.png", "10.png"]),
+        ("{seed}_{index}.png", ["7_0.png", "7_10.png"]),
+        ("{prompt}-{n}.png", ["a-red-star-00.png", "a-red-star-10.png"]),
+        ("x.png", ["x-00.png", "x-10.png"]),
+    ],
+)
+def test_patterns_name_the_pictures(pattern, expected):
+    names = [name.name for name in file_names(pattern, [recipe(i) for i in range(11)])]
+    assert [names[0], names[10]] == expected
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("{seed}.png", "a name of its own"),
+        ("{steps}.png", r"\{n\}, \{prompt\}, \{seed\}, \{index\}; got \{steps\}"),
+        ("{}.png", "got {}"),
+        ("out.jpg", "must end in .png"),
+        ("out", "must end in .png"),
+        ("", "must end in .png"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(path, message):
+    with pytest.raises(ValueError, match=message):
+        file_names(path, [recipe(0), recipe(1)])
+
+
+def test_path_of_another_type_is_refused():
+    with pytest.raises(TypeError, match="path must be a str or a Path; got int"):
+        pictures().save(1)
+
+
+def test_existing_file_is_replaced_or_kept_as_asked(tmp_path):
+    path = tmp_path / "out.png"
+    path.write_bytes(b"old")
+    with pytest.raises(ImageFileError, match="exists"):
+        pictures().save(path, overwrite=False)
+    assert path.read_bytes() == b"old"
+    pictures().save(path)
+    assert read_recipe(path) == recipe()
+
+
+@pytest.mark.parametrize("name", ["missing/out.png", "folder.png", "file/out.png", "zero\0.png", "x" * 300 + ".png"])
+def test_path_that_cannot_be_written_leaves_nothing_behind(tmp_path, name):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(ImageFileError) as error:
+        pictures().save(tmp_path / name)
+    assert "\n" not in str(error.value)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_if_one_of_several_cannot_be_written_none_is(tmp_path):
+    (tmp_path / "out-1.png").mkdir()
+    with pytest.raises(ImageFileError, match="out-1.png"):
+        pictures(3).save(tmp_path / "out.png")
+    assert os.listdir(tmp_path) == ["out-1.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are POSIX")
+def test_full_disk_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
+    """A limit on the size of files makes writing fail as a full disk does, after the first bytes."""
+    (tmp_path / "out.png").write_bytes(b"old")
+    script = f"""
+import resource, sys
+import numpy as np
+from tfsd.images import ImageFileError, Images
+images = Images(np.random.RandomState(0).randint(0, 256, (1, 64, 64, 3)).astype("uint8"), [{{"seed": 1}}])
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    images.save({str(tmp_path / "out.png")!r})
+except ImageFileError as error:
+    sys.exit(f"refused: {{error}}")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.startswith("refused: ") and done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == ["out.png"]
+    assert (tmp_path / "out.png").read_bytes() == b"old"
+
+
+def test_free_name_passes_over_what_is_there(tmp_path):
+    assert free_name("A red star!", tmp_path).name == "a-red-star.png"
+    (tmp_path / "a-red-star-0.png").touch()
+    assert free_name("A red star!", tmp_path).name == "a-red-star_2.png"
+    (tmp_path / "a-red-star_2.png").touch()
+    assert free_name("A red star!", tmp_path).name == "a-red-star_3.png"
+    assert free_name("\u661f/..", tmp_path).name == "picture.png"
+    assert len(free_name("long " * 1000, tmp_path).name) < 80
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def test_recipe_is_found_packed_and_behind_the_pixels(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(itxt(b'{"seed": 3}', packed=True)))
+    assert read_recipe(path) == {"seed": 3}
+    path.write_bytes(png()[:-12] + itxt(b'{"seed": 4}') + chunk(b"IEND", b""))
+    assert read_recipe(path) == {"seed": 4}
+
+
+def test_pixels_are_not_decoded(tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(itxt(b'{"seed": 3}'), width=2**31 - 1, height=2**31 - 1))
+    assert read_recipe(path) == {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"", "no PNG"),
+        (b"GIF89a" + bytes(100), "no PNG"),
+        (png(), "has no recipe"),
+        (png(itxt(b"{}", key=b"other")), "has no recipe"),
+        (png(itxt(b"[1]")), "must be a JSON object"),
+        (png(itxt(b"{")), "no JSON"),
+        (png(itxt(b'{"seed": NaN}')), "no JSON"),
+        (png(itxt(b'{"a":' * 100_000)), "no JSON"),
+        (png(itxt(b'{"seed": ' + b"9" * 100_000 + b"}")), "no JSON"),
+        (png(itxt(b'"\xff"')), "cannot be unpacked"),
+        (png(chunk(b"iTXt", b"tfsd\0\0")), "incomplete"),
+        (png(chunk(b"iTXt", b"tfsd\0\1\0\0\0not packed")), "cannot be unpacked"),
+        (png(itxt(b" " * 2**25, packed=True)), "more than"),
+        (png(chunk(b"iTXt", b"tfsd\0", length=2**31 - 1)), "ends too early"),
+        (png(chunk(b"iTXt", b"tfsd\0", length=1000)), "checksum"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_files_without_a_sound_recipe_are_refused(tmp_path, data, message):
+    assert message in refused(tmp_path / "a.png", data)
+
+
+def test_packed_text_is_not_unpacked_beyond_its_limit(tmp_path):
+    """32 MB of spaces in 32 KB."""
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(itxt(b" " * 2**25, packed=True)))
+    script = f"""
+import resource
+from tfsd.images import ImageFileError, read_recipe
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_recipe({str(path)!r})
+except ImageFileError:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    grown = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert int(grown) < 16 * 1024  # KB; 4 MB are unpacked before it stops
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path, tmp_path / "pipe.png", tmp_path / "missing.png", "zero\0.png", Path("/dev/zero")):
+        with pytest.raises(ImageFileError):
+            read_recipe(path)
+
+
+def test_file_cut_short_anywhere_before_its_pixels_is_refused(tmp_path):
+    whole = pictures().save(tmp_path / "whole.png")[0].read_bytes()
+    end = whole.index(b'"guidance_scale": 7.5}')
+    for length in range(0, end, 7):
+        refused(tmp_path / "cut.png", whole[:length])
+
+
+def test_damaged_files_give_their_recipe_or_a_clear_error(tmp_path):
+    whole = pictures().save(tmp_path / "whole.png")[0].read_bytes()
+    random, path = np.random.RandomState(0), tmp_path / "damaged.png"
+    outcomes = set()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in random.randint(0, len(whole), 3):
+            damaged[place] ^= 1 << random.randint(8)
+        path.write_bytes(damaged)
+        try:
+            outcomes.add(read_recipe(path) == recipe())
+        except ImageFileError:
+            outcomes.add("refused")
+    assert outcomes == {True, "refused"}  # never another recipe: a checksum is over it

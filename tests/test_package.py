@@ -1,0 +1,166 @@
+"""How the package hangs together: who may import whom, what stays light, and what an installed copy has."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import tfsd
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(path for top in ("tfsd", "converters", "serving") for path in (ROOT / top).rglob("*.py"))
+# From left to right: a module imports from columns to the left of its own and from its own package, never from neighbours.
+COLUMNS = (
+    {"tfsd.specs", "tfsd.progress"},
+    {"tfsd.noise", "tfsd.text", "tfsd.models", "tfsd.samplers", "tfsd.h5", "tfsd.png", "tfsd.recipes"},
+    {"tfsd.pipeline", "tfsd.files", "tfsd.images", "tfsd.arguments"},
+    {"tfsd.weights"},
+    {"tfsd.api", "tfsd.hub"},
+    {"converters", "serving", "tfsd.training", "tfsd.benchmark"},
+    {"tfsd.cli"},
+)
+LIGHT = ("tfsd", "tfsd.cli", "tfsd.images", "tfsd.weights", "tfsd.hub", "tfsd.specs", "tfsd.text", "tfsd.samplers.plans")
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def unit_of(name: str) -> str:
+    """Returns the part of a module's name that has a place in COLUMNS."""
+    parts = name.split(".")
+    return parts[0] if parts[0] != "tfsd" else ".".join(parts[:2])
+
+
+def imports(path: Path) -> set[str]:
+    """Returns the modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "tfsd" else {node.module}
+    return found
+
+
+def column(unit: str) -> int:
+    return next((i for i, units in enumerate(COLUMNS) if unit in units), -1)
+
+
+def python(script: str) -> str:
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_left(path):
+    own = unit_of(name_of(path))
+    if own in ("tfsd", "tfsd.__main__"):  # the names for users, and the command
+        return
+    assert column(own) >= 0, f"{own} has no column yet"
+    for name in sorted(imports(path)):
+        unit = unit_of(name)
+        if unit.split(".")[0] not in ("tfsd", "converters", "serving") or unit in (own, "tfsd.__version__"):
+            continue
+        assert 0 <= column(unit) < column(own), f"{name_of(path)} must not import {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_module_imports_torch(path):
+    assert not {name for name in imports(path) if name.split(".")[0] in ("torch", "diffusers", "transformers", "keras_cv")}
+
+
+def test_light_modules_and_help_do_not_load_tensorflow():
+    script = f"""
+import contextlib, io, importlib, sys
+for name in {LIGHT}:
+    importlib.import_module(name)
+import converters
+from tfsd.cli import main
+for arguments in (["--help"], ["generate", "--help"], ["--version"]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main(arguments)
+for arguments in (["tokens", "a red star"], ["models"], ["show", "setup.py"], ["x", "--steps", "0"], ["x", "--model", "none"]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        main(arguments)
+print(sorted({{"tensorflow", "keras", "torch"}} & set(sys.modules)))
+"""
+    assert python(script).strip() == "[]"
+
+
+def test_public_names_are_found_when_first_used():
+    script = "import json, tfsd; print(json.dumps({name: str(getattr(tfsd, name)) for name in tfsd.__all__}))"
+    found = json.loads(python(script))
+    assert set(found) == {"Cancelled", "Images", "StableDiffusion", "__version__", "load", "text_to_image"}
+    assert set(found) <= set(dir(tfsd))
+
+
+def test_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        tfsd.nothing  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel built from a copy of the sources, as `pip install .` builds it."""
+    copy = tmp_path_factory.mktemp("sources")
+    for name in ("tfsd", "converters", "serving"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    script = f"import os; os.chdir({str(copy)!r}); import setuptools.build_meta as b; b.build_wheel('.')"
+    subprocess.run([sys.executable, "-c", script], cwd=copy, capture_output=True, text=True, check=True)
+    return next(copy.glob("*.whl"))
+
+
+def test_wheel_has_every_module_and_asset(wheel):
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {path.relative_to(ROOT).as_posix() for path in MODULES}
+    wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "tfsd/assets").rglob("*") if path.is_file()}
+    assert {"tfsd/assets/bpe_simple_vocab_16e6.txt.gz", "tfsd/assets/LICENSE-CLIP"} <= wanted
+    assert wanted <= packed, sorted(wanted - packed)
+    assert {name.split("/")[0] for name in packed} == {"tfsd", "converters", "serving", f"tfsd-{tfsd.__version__}.dist-info"}
+
+
+def test_wheel_says_what_users_need_to_know(wheel):
+    packed = zipfile.ZipFile(wheel)
+    info = f"tfsd-{tfsd.__version__}.dist-info/"
+    assert "tfsd = tfsd.cli:main" in packed.read(info + "entry_points.txt").decode()
+    about = packed.read(info + "METADATA").decode()
+    assert "License: Apache-2.0" in about or "License-Expression: Apache-2.0" in about
+    assert any(name.startswith(info) and name.endswith("LICENSE") for name in packed.namelist())
+    required = re.search(r"Requires-Python: (.+)", about)[1]
+    assert set(required.split(",")) == {">=3.10", "<3.14"}
+
+
+def test_tests_name_no_function_twice():
+    """The second would silently take the place of the first."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        names = [node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
+        assert len(names) == len(set(names)), path
+
+
+def test_readme_begins_with_the_two_commands_that_ci_runs():
+    block = re.search(r"```bash\n(.*?)\n```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1].split("\n")
+    assert [line.split(" && ")[0] for line in block] == ["pip install .", 'pip install ".[test]"']
+    assert block[0].endswith("--out star.png") and block[1].endswith("pytest")
+    assert "star.png" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")) or [""])
+def test_links_of_the_readme_lead_somewhere(target):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    if target.startswith("#"):
+        headings = {
+            re.sub(r"[^a-z0-9 -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in re.findall(r"(?m)^#+ .+", text)
+        }
+        assert target[1:] in headings
+    elif target and "://" not in target:
+        assert (ROOT / target).is_file()

@@ -1,0 +1,244 @@
+"""The pipeline as one graph, with a model of random weights; that its numbers are right is checked in tests/parity."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfsd import models
+from tfsd.noise import normal_noise
+from tfsd.pipeline import Pipeline, Request
+from tfsd.samplers.plans import SAMPLERS, build_plan
+from tfsd.samplers.step import empty_history, step, unpack
+
+SIZE = 32
+TRAJECTORY = 2e-5  # of the largest latent: the same sums in another order, over up to eight steps
+CHANGED = 1e-3  # of all values may round to the next level when sums change their order
+
+
+def request_of(spec, prompts, *, sampler="ddim", steps=3, seeds=(7,), indices=(0,), guidance=3.0, eta=0.0) -> Request:
+    """A request for made-up prompts: each is the number from which its tokens are drawn, 0 is the empty one."""
+    plan, batch = build_plan(spec.schedule, sampler, steps, eta=eta), len(prompts)
+    tokens = np.full((batch, spec.text.length), spec.text.end_token, "int32")
+    tokens[:, 0] = spec.text.start_token
+    for row, prompt in zip(tokens, prompts):
+        if prompt:
+            row[1:9] = np.random.default_rng(prompt).integers(0, spec.text.start_token, 8)
+    negative = np.full_like(tokens, spec.text.end_token)
+    negative[:, 0] = spec.text.start_token
+    return Request(
+        tokens=tf.constant(tokens),
+        negative_tokens=tf.constant(negative),
+        plan=tf.constant(plan.rows),
+        count=tf.constant(plan.count),
+        init_scale=tf.constant(plan.init_scale, tf.float32),
+        seeds=tf.constant(seeds, tf.int32),
+        indices=tf.constant(indices, tf.int32),
+        guidance=tf.constant(np.broadcast_to(guidance, batch), tf.float32),
+    )
+
+
+def unet_inputs(rows: int):
+    """Latents [1, h, w, c] and contexts [rows, L, W]."""
+    random = np.random.default_rng(1)
+    shapes = (1, 16, 16, 4), (rows, 77, 16)
+    return [tf.constant(random.normal(size=shape), tf.float32) for shape in shapes]
+
+
+def no_contexts(pipeline, batch: int):
+    return tf.zeros((2 * batch, pipeline.spec.text.length, pipeline.spec.text.width))
+
+
+def generate(pipeline, request, *, chunk=1000, latents=None, contexts=None):
+    """Images and last latents, made in chunks of so many steps."""
+    batch, count = len(request.seeds), int(request.count)
+    state = pipeline.empty_state(batch, SIZE, SIZE)
+    state = state if latents is None else state._replace(latents=latents)
+    contexts = no_contexts(pipeline, batch) if contexts is None else contexts
+    for first in range(0, count, chunk):
+        last = tf.constant(min(first + chunk, count))
+        images, state = pipeline.generate(request, state, contexts, tf.constant(first), last)
+    return images.numpy(), state.latents.numpy()
+
+
+def assert_same_pictures(images, expected):
+    difference = np.abs(images.astype(int) - expected)
+    assert difference.max() <= 1
+    assert np.mean(difference > 0) <= CHANGED
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["graph", "xla"])
+def pipeline(request, random_model):
+    return Pipeline(*random_model, jit_compile=request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(random_model):
+    """Not compiled by XLA: for tests in which it makes no difference."""
+    return Pipeline(*random_model, jit_compile=False)
+
+
+# -- one graph ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [("pndm", 0.0), ("ddim", 1.0), ("euler_ancestral", 0.0), ("dpmpp_2m_karras", 0.0)])
+def test_one_graph_equals_the_stages_step_by_step(sampler, eta, pipeline):
+    request = request_of(pipeline.spec, [1], sampler=sampler, steps=4, eta=eta)
+    latents = pipeline.initial_latents(request, (16, 16, 4))
+    history = empty_history(latents)
+    context = pipeline.encode(tf.concat([request.negative_tokens, request.tokens], axis=0))
+    keys_values, embeddings = pipeline.prepare(context, request.plan)
+    for i in range(int(request.count)):
+        output = pipeline.denoise(latents, embeddings[i : i + 1], keys_values, request.guidance)
+        noise = normal_noise(request.seeds, request.indices, i + 1, (16, 16, 4))
+        latents, history = step(unpack(request.plan[i]), latents, history, output, noise)
+    images, made = generate(pipeline, request)
+    np.testing.assert_allclose(made, latents, rtol=0, atol=TRAJECTORY * np.abs(latents).max())
+    assert_same_pictures(images, pipeline.decode(latents).numpy())
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_chunks_of_steps_give_the_same_bytes(chunk, pipeline):
+    request = request_of(pipeline.spec, [1], sampler="euler_ancestral", steps=5)
+    whole, chunked = generate(pipeline, request), generate(pipeline, request, chunk=chunk)
+    np.testing.assert_array_equal(chunked[1], whole[1])
+    np.testing.assert_array_equal(chunked[0], whole[0])
+
+
+def test_no_argument_of_a_request_makes_it_trace_again(pipeline):
+    generate(pipeline, request_of(pipeline.spec, [1]))
+    traces = pipeline.generate.experimental_get_tracing_count()
+    for steps, sampler in enumerate(SAMPLERS, 1):
+        request = request_of(pipeline.spec, [steps], sampler=sampler, steps=steps, seeds=(steps,), guidance=float(steps))
+        generate(pipeline, request, chunk=steps)
+    assert pipeline.generate.experimental_get_tracing_count() == traces
+
+
+def test_another_batch_is_one_more_trace(plain):
+    generate(plain, request_of(plain.spec, [1], steps=1))
+    traces = plain.generate.experimental_get_tracing_count()
+    for seed in (1, 2):
+        generate(plain, request_of(plain.spec, [1, 2, 3, 4], seeds=(seed,) * 4, indices=(0, 1, 2, 3), steps=1))
+    assert plain.generate.experimental_get_tracing_count() == traces + 1
+
+
+# -- rows of a batch ---------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch(pipeline):
+    """Up to a level in few values: kernels sum in another order for another number of rows."""
+    prompts, seeds, indices, guidance = (1, 2, 3), (7, 7, 9), (0, 4, 1), (2.0, 3.0, 4.0)
+    options = {"sampler": "euler_ancestral", "steps": 3}
+    batch, _ = generate(pipeline, request_of(pipeline.spec, prompts, seeds=seeds, indices=indices, guidance=guidance, **options))
+    for i in range(3):
+        row = {"seeds": seeds[i : i + 1], "indices": indices[i : i + 1], "guidance": guidance[i]}
+        alone, _ = generate(pipeline, request_of(pipeline.spec, prompts[i : i + 1], **row, **options))
+        assert_same_pictures(alone, batch[i : i + 1])
+
+
+@pytest.mark.parametrize(
+    "change", [{"prompts": [2]}, {"seeds": (8,)}, {"indices": (1,)}, {"guidance": 5.0}, {"steps": 4}], ids=str
+)
+def test_everything_that_a_request_says_changes_the_picture(change, plain):
+    options = {"prompts": [1], "seeds": (7,)}
+    before, _ = generate(plain, request_of(plain.spec, **options))
+    after, _ = generate(plain, request_of(plain.spec, **(options | change)))
+    assert np.abs(before.astype(int) - after).mean() > 1
+
+
+def test_negative_tokens_change_the_picture(plain):
+    request = request_of(plain.spec, [1])
+    other = request._replace(negative_tokens=request_of(plain.spec, [5]).tokens)
+    assert np.abs(generate(plain, request)[0].astype(int) - generate(plain, other)[0]).mean() > 1
+
+
+# -- guidance ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scale", "half"), [(0.0, 0), (1.0, 1)])
+def test_guidance_0_ignores_the_prompt_and_1_the_negative_prompt(scale, half, plain):
+    latents, context = unet_inputs(2)
+    keys_values, embeddings = plain.prepare(context, tf.fill([1, 12], 250.0))
+    guided = plain.denoise(latents, embeddings, keys_values, tf.constant([scale]))
+    alone = plain.parts.unet(latents, tf.constant([250.0]), context[half : half + 1])
+    np.testing.assert_allclose(guided, alone, rtol=0, atol=1e-5)
+
+
+def test_every_row_has_its_own_guidance(plain):
+    latents, context = unet_inputs(2)
+    latents, context = tf.repeat(latents, 2, axis=0), tf.repeat(context, 2, axis=0)
+    keys_values, embeddings = plain.prepare(context, tf.fill([1, 12], 250.0))
+    unconditional, conditional = plain.denoise(latents, embeddings, keys_values, tf.constant([0.0, 1.0]))
+    mixed = plain.denoise(latents, embeddings, keys_values, tf.constant([-2.0, 7.5]))
+    expected = [unconditional + scale * (conditional - unconditional) for scale in (-2.0, 7.5)]
+    np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-4)
+
+
+# -- a caller's own start ----------------------------------------------------------------------------------------------
+
+
+def test_given_latents_take_the_place_of_the_seed(pipeline):
+    request = request_of(pipeline.spec, [1], seeds=(7,))
+    own = normal_noise([7], [0], 0, (16, 16, 4))
+    other_seed = request._replace(seeds=tf.constant([99]))
+    images, _ = generate(pipeline, other_seed, latents=own)
+    assert_same_pictures(images, generate(pipeline, request)[0])
+
+
+def test_given_contexts_take_the_place_of_the_tokens(pipeline):
+    request = request_of(pipeline.spec, [1])
+    contexts = tf.cast(pipeline.encode(tf.concat([request.negative_tokens, request.tokens], axis=0)), tf.float32)
+    other_tokens = request._replace(tokens=request.tokens * 0, negative_tokens=request.tokens * 0)
+    images, _ = generate(pipeline, other_tokens, contexts=contexts)
+    assert_same_pictures(images, generate(pipeline, request)[0])
+
+
+def test_noise_starts_scaled_where_the_plan_says_so(random_model):
+    spec, parts = random_model
+    spec = dataclasses.replace(spec, schedule=dataclasses.replace(spec.schedule, spacing="linspace"))
+    pipeline = Pipeline(spec, parts, jit_compile=False)
+    request = request_of(spec, [1], sampler="euler")
+    assert 0.99 < request.init_scale < 0.9999
+    expected = request.init_scale * normal_noise(request.seeds, request.indices, 0, (16, 16, 4))
+    np.testing.assert_array_equal(pipeline.initial_latents(request, (16, 16, 4)), expected)
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rounding", "rounded"), [("nearest", np.round), ("truncate", np.floor)])
+def test_images_are_rounded_as_the_spec_says(rounding, rounded, random_model):
+    spec, parts = random_model
+    pipeline = Pipeline(dataclasses.replace(spec, rounding=rounding), parts)
+    latents = normal_noise([1, 2], [0, 0], 0, (16, 16, 4))
+    levels = np.clip((pipeline.decode_float(latents).numpy().astype("float64") + 1) / 2 * 255, 0, 255)
+    images = pipeline.decode(latents).numpy()
+    assert images.dtype == np.uint8 and images.shape == (2, SIZE, SIZE, 3)
+    assert 0 in images and 255 in images and len(np.unique(images)) > 200  # clipped on both sides, and full of levels
+    assert np.mean(images != rounded(levels)) <= CHANGED  # computed in float32 there, in float64 here
+
+
+# -- precision and weights ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_bfloat16_stays_near_float32(jit_compile, random_model, plain):
+    """8 bits of mantissa, over three guided steps whose errors add up; a wrong picture would be off by 100 levels."""
+    spec, exact = random_model
+    parts = models.build(spec, dtype="bfloat16", parts=("text_encoder", "unet"))
+    for name, part in parts.items():
+        for own, given in zip(part.variables, exact[name].variables, strict=True):
+            own.assign(given)
+    pipeline = Pipeline(spec, parts | {"decoder": exact["decoder"]}, jit_compile=jit_compile)
+    request = request_of(spec, [1])
+    (images, latents), (expected, expected_latents) = generate(pipeline, request), generate(plain, request)
+    assert latents.dtype == np.float32
+    error = np.sqrt(np.mean((latents - expected_latents) ** 2) / np.mean(expected_latents**2))
+    assert 1e-5 < error < 0.05
+    assert np.abs(images.astype(int) - expected).mean() < 10
+
+
+def test_every_variable_is_tracked_once(plain):
+    variables = [id(v) for v in plain.variables]
+    assert len(variables) == len(set(variables)) == sum(len(part.variables) for part in vars(plain.parts).values())

@@ -1,0 +1,105 @@
+"""The command `tfsd`. TensorFlow is imported only inside the commands that need it."""
+
+import difflib
+import os
+import sys
+import warnings
+
+from tfsd import __version__
+from tfsd.cli import bench, convert, download, evaluate, generate, models, show, tokens, train
+from tfsd.cli.parsing import Parser, UsageError
+from tfsd.cli.terminal import describe, printable
+
+COMMANDS = {
+    "generate": generate.add_generate,
+    "tokens": tokens.add_tokens,
+    "show": show.add_show,
+    "models": models.add_models,
+    "download": download.add_download,
+    "convert": convert.add_convert,
+    "train": train.add_train,
+    "eval": evaluate.add_eval,
+    "bench": bench.add_bench,
+}
+EPILOG = """examples:
+  tfsd "a red star above a blue house at night"     one picture, made by the embedded model
+  tfsd "a cat in the snow" --n 4 --grid --seed 7    four of them in one file
+  tfsd show a-cat-in-the-snow.png                   how a picture was made
+  tfsd models                                       what else there is
+
+`tfsd COMMAND --help` explains a command. The first argument is a prompt if it is no command."""
+
+
+def build_parser() -> Parser:
+    """Returns the parser of all commands; what it parses has `run`, the function of the command."""
+    parser = Parser(prog="tfsd", description="Stable Diffusion, deployed with TensorFlow.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"tfsd {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=Parser)
+    for add in COMMANDS.values():
+        add(commands)
+    return parser
+
+
+def with_command(argv: list[str]) -> list[str]:
+    """Returns the arguments with `generate` put in where they begin with a prompt or its options.
+
+    Raises: `UsageError` for a single word that looks like a mistyped command.
+    """
+    first = next((i for i, word in enumerate(argv) if word != "--debug"), None)
+    if first is None or argv[first] in (*COMMANDS, "-h", "--help", "--version"):
+        return argv
+    word = argv[first]
+    close = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.75)
+    if close:
+        raise UsageError(f"there is no command {word!r}. Did you mean {close[0]!r}? For a picture: tfsd generate {word!r}.")
+    return [*argv[:first], "generate", *argv[first:]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not every terminal can show every prompt
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                _one_line_warnings()
+            return _run(argv)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing more was written", 130)
+    except BrokenPipeError:  # of `tfsd tokens ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains at exit that it cannot flush
+        return 1
+    except Exception as error:  # the last stop: whatever it is, a user gets one line
+        if debug:
+            raise
+        status, message = describe(error)
+        return _fail(message, status)
+
+
+def _run(argv: list[str]) -> int:
+    parser = build_parser()
+    if not argv or argv == ["--debug"]:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(with_command(argv))
+    status = args.run(args)
+    sys.stdout.flush()
+    return status
+
+
+def _one_line_warnings():
+    """Shows what this package warns of, such as text that is cut off, and nothing that its libraries do."""
+    from tfsd.text import PromptTruncationWarning
+
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", PromptTruncationWarning)
+    warnings.showwarning = lambda message, *_: print(f"tfsd: warning: {printable(str(message))}", file=sys.stderr)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"tfsd: {printable(message)}", file=sys.stderr)
+    return status

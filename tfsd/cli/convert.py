@@ -1,0 +1,55 @@
+"""`tfsd convert`: another package's weights become a model folder."""
+
+import os
+
+from tfsd.cli.parsing import add_command
+from tfsd.cli.terminal import quiet_tensorflow
+
+EXAMPLES = """  tfsd convert ~/stable-diffusion-v1-5 sd15              a diffusers folder of safetensors
+  tfsd convert ~/.keras/datasets sd14 --dtype float16     KerasCV's four .h5 files
+  tfsd "a lighthouse in a storm" --model ./sd15
+"""
+
+
+def add_convert(commands):
+    """Adds the command to the parser."""
+    parser = add_command(
+        commands,
+        "convert",
+        convert,
+        help="make a model folder of another package's weights",
+        description="Writes the model folder DST from the weights in SRC, a diffusers folder or a folder of KerasCV's .h5 files.",
+        examples=EXAMPLES,
+    )
+    add = parser.add_argument
+    add("src", metavar="SRC", help="folder of the weights")
+    add("dst", metavar="DST", help="model folder to write")
+    add("--kind", choices=("diffusers", "kerascv"), default=None, help="what SRC is (default: looks for itself)")
+    add("--variant", default=None, help="of diffusers' files, such as fp16")
+    add("--numerics", choices=("compvis", "kerascv"), default=None, help="whose numbers to follow (default: the source's)")
+    add("--dtype", choices=("float32", "float16", "bfloat16", "keep"), default="float32", help="to store (default: float32)")
+    add("--name", default=None, help="of the model (default: the name of DST)")
+    add("--overwrite", action="store_true", help="replace DST if it is a model folder")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def convert(args) -> int:
+    """Runs the command."""
+    from converters import convert as run
+
+    if os.path.exists(args.src):  # else the error need not wait for TensorFlow
+        quiet_tensorflow()
+    folder = run(
+        args.src,
+        args.dst,
+        kind=args.kind,
+        numerics=args.numerics,
+        dtype=None if args.dtype == "keep" else args.dtype,
+        name=args.name,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+        **({"variant": args.variant} if args.variant is not None else {}),
+    )
+    print(folder)
+    return 0

@@ -1,0 +1,63 @@
+"""`tfsd eval`: how well a model's pictures follow their prompts."""
+
+from pathlib import Path
+
+from tfsd.cli.parsing import add_command, real, whole
+from tfsd.cli.terminal import print_json, quiet_tensorflow
+
+EXAMPLES = """  tfsd eval
+  tfsd eval --n 50 --seed 1 --json
+  tfsd eval --model runs/tiny/model
+"""
+
+
+def add_eval(commands):
+    """Adds the command to the parser."""
+    parser = add_command(
+        commands,
+        "eval",
+        evaluate,
+        help="measure how well pictures follow their prompts",
+        description="Makes pictures of prompts that training never used and lets a checker, made for drawn scenes, "
+        "tell whether the objects asked for are there; also reports the checker's own accuracy.",
+        examples=EXAMPLES,
+    )
+    add = parser.add_argument
+    add("--model", default="tiny", help="a name from `tfsd models`, or a model folder (default: tiny)")
+    add("--n", type=whole(1, 100_000), default=200, help="pictures per kind of prompt (default: 200)")
+    add("--seed", type=whole(0, 2**31 - 3), default=0, help="of prompts and pictures (default: 0)")
+    add("--steps", type=whole(1), default=None, help="of the sampler (default: the model's)")
+    add("--scale", type=real(0, 100), default=None, help="guidance (default: the model's)")
+    add("--sampler", default=None, help="a name from `tfsd generate --help` (default: the model's)")
+    add("--sheet", metavar="FILE", default=None, help="PNG file to show the first pictures in")
+    add("--json", action="store_true", help="as JSON")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def evaluate(args) -> int:
+    """Runs the command."""
+    from tfsd.png import check_targets
+    from tfsd.samplers.plans import find_sampler
+    from tfsd.weights import load_spec, resolve
+
+    load_spec(resolve(args.model))  # a wrong name need not wait for TensorFlow
+    if args.sampler is not None:
+        find_sampler(args.sampler)
+    if args.sheet is not None:
+        check_targets([Path(args.sheet)])
+    quiet_tensorflow()
+    from tfsd.training import evaluate as measure
+
+    report = measure.evaluate(
+        args.model,
+        n=args.n,
+        seed=args.seed,
+        num_steps=args.steps,
+        guidance_scale=args.scale,
+        sampler=args.sampler,
+        sheet=args.sheet,
+        progress=not args.quiet,
+    )
+    print_json(report) if args.json else print(measure.as_text(report))
+    return 0

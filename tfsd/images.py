@@ -1,0 +1,181 @@
+"""What text to image returns: an array of pictures that knows how each of them was made."""
+
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tfsd.png import ImageFileError, check_targets, encode, read_recipe, write_files
+
+__all__ = ["ImageFileError", "Images", "check_targets", "file_names", "free_name", "read_recipe"]
+
+_SLUG_LETTERS = 60
+
+
+class Images(np.ndarray):
+    """Pictures, uint8 [B, H, W, 3], as KerasCV returns them, with `recipes`: one dict per picture.
+
+    Indexing, iterating and arithmetic give plain arrays: a part of the pictures has no recipes.
+    """
+
+    recipes: list[dict]
+
+    def __new__(cls, pixels: np.ndarray, recipes: Sequence[Mapping]) -> "Images":
+        """Raises: `ValueError` unless these are pictures and as many recipes, of values that JSON can hold."""
+        pixels = np.asarray(pixels)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or not pixels.size:
+            raise ValueError(f"pixels must be uint8 [B, H, W, 3]; got {pixels.dtype} {list(pixels.shape)}.")
+        if len(recipes) != len(pixels):
+            raise ValueError(f"recipes must be one per picture ({len(pixels)}); got {len(recipes)}.")
+        images = pixels.view(cls)
+        images.recipes = [{name: _plain(value) for name, value in recipe.items()} for recipe in recipes]
+        return images
+
+    def __array_finalize__(self, other):
+        self.recipes = getattr(other, "recipes", [])
+
+    def __array_wrap__(self, array, context=None, return_scalar=False):
+        return np.asarray(array)[()] if return_scalar else np.asarray(array)
+
+    def __getitem__(self, key):
+        return np.asarray(self)[key]
+
+    def __reduce__(self):
+        return Images, (np.asarray(self), self.recipes)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each picture; with its index and the rest of its recipe, it makes the same picture again."""
+        return [recipe["seed"] for recipe in self.recipes]
+
+    def pil(self, i: int | None = None) -> Image.Image | list[Image.Image]:
+        """Returns picture `i` as a PIL image, or a list of all.
+
+        Raises: `IndexError` if there is no such picture.
+        """
+        pixels = self._pixels()
+        if i is None:
+            return [Image.fromarray(picture) for picture in pixels]
+        if not -len(pixels) <= i < len(pixels):
+            raise IndexError(f"i must be from 0 to {len(pixels) - 1}; got {i}.")
+        return Image.fromarray(pixels[i])
+
+    def grid(self, columns: int | None = None) -> Image.Image:
+        """Returns all pictures as one, row by row, about as many columns as rows unless said otherwise.
+
+        Raises: `ValueError` for a number of columns that is none.
+        """
+        pixels = self._pixels()
+        count, height, width = pixels.shape[:3]
+        columns = math.ceil(math.sqrt(count)) if columns is None else columns
+        if isinstance(columns, bool) or not isinstance(columns, (int, np.integer)) or columns < 1:
+            raise ValueError(f"columns must be a whole number of at least 1; got {columns!r}.")
+        columns = int(min(columns, count))
+        sheet = Image.new("RGB", (columns * width, math.ceil(count / columns) * height), "white")
+        for i, picture in enumerate(pixels):
+            sheet.paste(Image.fromarray(picture), (i % columns * width, i // columns * height))
+        return sheet
+
+    def save(self, path: str | Path, *, overwrite: bool = True) -> list[Path]:
+        """Writes one PNG file per picture, each with its recipe inside, and returns their paths.
+
+        Several pictures at "out.png" become "out-0.png", "out-1.png", ...; a name may also say where the numbers go:
+        {n} counts the pictures, {seed}, {index} and {prompt} are those of the recipe. Files of these names are
+        replaced unless `overwrite` is false. All files are complete or none is there.
+
+        Raises: `ValueError` for a name that is not a PNG's or gives two pictures one name; `ImageFileError` if writing fails.
+        """
+        names = file_names(path, self.recipes)
+        write_files({name: encode(*pair) for name, pair in zip(names, zip(self.pil(), self.recipes))}, overwrite=overwrite)
+        return names
+
+    def save_grid(self, path: str | Path, columns: int | None = None, *, overwrite: bool = True) -> Path:
+        """Writes all pictures as one PNG file, with all their recipes inside, and returns its path.
+
+        Raises: as `save` and `grid`.
+        """
+        name = _png_path(path)
+        sheet = self.grid(columns)
+        columns = sheet.width // self.shape[2]
+        recipe = {"columns": columns, "pictures": self.recipes, "tfsd": self.recipes[0].get("tfsd", "")}
+        write_files({name: encode(sheet, recipe)}, overwrite=overwrite)
+        return name
+
+    def _repr_png_(self) -> bytes | None:
+        """Shows the pictures in notebooks."""
+        if self.dtype != np.uint8 or self.ndim != 4:
+            return None
+        file = io.BytesIO()
+        self.grid().save(file, format="PNG")
+        return file.getvalue()
+
+    def _pixels(self) -> np.ndarray:
+        if self.dtype != np.uint8 or self.ndim != 4 or len(self.recipes) != len(self):
+            found = f"{self.dtype} {list(self.shape)}"
+            raise ValueError(f"Only whole uint8 pictures [B, H, W, 3] with their recipes can be shown or saved; this is {found}.")
+        return np.asarray(self)
+
+
+def _plain(value):
+    """Returns a value that JSON can hold: numpy's numbers become Python's."""
+    value = value.item() if isinstance(value, np.generic) else value
+    json.dumps(value, allow_nan=False)  # raises for what has no place in a recipe
+    return value
+
+
+def file_names(path: str | Path, recipes: Sequence[Mapping]) -> list[Path]:
+    """Returns the file name of each picture, as `Images.save` documents it.
+
+    Raises: `ValueError` if the name does not end in .png, has an unknown field, or gives two pictures one name.
+    """
+    path = _png_path(path)
+    if len(recipes) > 1 and not re.search(r"\{[^{}]*\}", path.name):
+        path = path.with_name(f"{path.stem}-{{n}}{path.suffix}")
+    digits = len(str(len(recipes) - 1))
+    names = [path.with_name(_filled(path.name, str(n).zfill(digits), recipe)) for n, recipe in enumerate(recipes)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"path must give each picture a name of its own; got {path.name!r}. Put {{n}} into it.")
+    return names
+
+
+def _filled(pattern: str, n: str, recipe: Mapping) -> str:
+    values = {"n": n, "prompt": slug(str(recipe.get("prompt") or "")), "seed": recipe.get("seed"), "index": recipe.get("index")}
+
+    def field(found: re.Match) -> str:
+        if found[1] not in values:
+            known = ", ".join(f"{{{name}}}" for name in values)
+            raise ValueError(f"path may have the fields {known}; got {found[0]} in {pattern!r}.")
+        return str(values[found[1]])
+
+    return re.sub(r"\{([^{}]*)\}", field, pattern)
+
+
+def _png_path(path: str | Path) -> Path:
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path must be a str or a Path; got {type(path).__name__}.")
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"path must end in .png; got {str(path)!r}. For other formats use `images.pil(0).save(...)`.")
+    return path
+
+
+def slug(text: str) -> str:
+    """Returns a text as part of a file name: its letters and digits, with hyphens between words."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return words[:_SLUG_LETTERS].rstrip("-") or "picture"
+
+
+def free_name(text: str, folder: str | Path = ".") -> Path:
+    """Returns a name for a picture of `text` that no file in `folder` has, nor any of its numbered pictures."""
+    stem, number = slug(text), 1
+    while True:
+        name = stem if number == 1 else f"{stem}_{number}"
+        taken = (Path(folder) / f"{name}.png").exists() or any(Path(folder).glob(f"{name}-[0-9]*.png"))
+        if not taken:
+            return Path(folder) / f"{name}.png"
+        number += 1
