@@ -50,7 +50,12 @@ def add_generate(commands):
     add("--height", type=whole(8, 2048), default=None, help="in pixels, a multiple of 8 (default: the model's)")
     add("--width", type=whole(8, 2048), default=None, help="in pixels, a multiple of 8 (default: the model's)")
     add("--model", default="tiny", help="a name from `tfsd models`, or a model folder (default: tiny)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of weights and products, but for the VAE (default: float32)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of weights and products, but for the VAE (default: float32)",
+    )
     add("--numerics", choices=("compvis", "kerascv"), default=None, help="whose numbers to follow (default: the model's)")
     add("--no-jit", action="store_true", help="without XLA: starts sooner, runs slower")
     add("--batch", type=whole(1, 64), default=4, help="pictures computed at once, at most (default: 4)")
@@ -224,6 +229,7 @@ def _run(model, args, seed: int, jobs: list[Batch]) -> Iterator:
 
 def _save(pictures: list, name: Path, *, grid: bool = False, columns: int | None = None):
     import numpy as np
+    from tqdm import tqdm
 
     from tfsd.images import Images
 
@@ -232,4 +238,5 @@ def _save(pictures: list, name: Path, *, grid: bool = False, columns: int | None
         images.save_grid(name, columns)
     else:
         images.save(name)
-    print(name, flush=True)
+    tqdm.write(str(name))  # to standard output, on a line of its own where a progress bar stands
+    sys.stdout.flush()

@@ -20,7 +20,12 @@ def add_train(commands):
     )
     parser.add_argument("folder", metavar="FOLDER", help="for checkpoints, sample grids, logs and the finished model")
     parser.add_argument("--steps", type=whole(1), default=None, help="stop each stage after so many (default: the recipe's)")
-    parser.add_argument("--stage", choices=("all", "autoencoder", "decoder", "denoiser"), default="all", help="the VAE, then text encoder and U-Net (default: all)")
+    parser.add_argument(
+        "--stage",
+        choices=("all", "autoencoder", "decoder", "denoiser"),
+        default="all",
+        help="the VAE, then text encoder and U-Net (default: all)",
+    )
     parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of weights and pictures (default: 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
