@@ -367,14 +367,16 @@ def test_batches_hold_every_picture_once_and_have_one_size(count, n, size):
 def start(*argv, **kwargs) -> subprocess.Popen:
     command = [sys.executable, "-m", "tfsd", *argv]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+    kwargs |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell's background jobs, and so these tests in one, are born deaf to Ctrl-C; the command under test must not be.
+    return subprocess.Popen(command, env=env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **kwargs)
 
 
 def test_interruption_exits_130_and_keeps_whole_files_alone(place):
     process = start(*toy("a red star", "--n", "5000", "--batch", "1", "--steps", "1", "--seed", "1", "--out", "x.png"), cwd=place)
     assert process.stdout.readline() == "x-0000.png\n"  # it is in the midst of its work
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert one_line(err) and "interrupted" in err
     for name in made(place):

@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tfsd.models import build
 from tfsd.specs import UNetSpec, VAESpec
 from tfsd.training import autoencoder, denoiser
 from tfsd.training.recipe import CURRICULUM, Recipe, tiny_spec
 from tfsd.training.train import train
-from tfsd.weights import load_model
+from tfsd.weights import load_model, save_model
 
 SPEC = dataclasses.replace(
     tiny_spec(),
@@ -82,6 +83,15 @@ def test_training_writes_a_model_folder_that_loads(tmp_path):
     spec, parts = load_model(folder)
     assert spec.vae.scale != SPEC.vae.scale and set(parts) == {"text_encoder", "unet", "decoder", "encoder"}
     assert (tmp_path / "autoencoder" / "reconstructions.png").exists()
+
+
+def test_training_can_begin_with_the_weights_of_a_model(tmp_path):
+    folder = save_model(tmp_path / "model", SPEC, build(SPEC))
+    _, parts = load_model(folder)
+    trainer = denoiser.trainer(SPEC, parts["encoder"], tmp_path / "run", RECIPE)
+    trainer.take(parts)
+    for ours, theirs in zip(trainer.model.unet.weights, parts["unet"].weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=ours.path)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from tfsd.cli.terminal import quiet_tensorflow
 
 EXAMPLES = """  tfsd train runs/tiny                        all stages, hours on a CPU; continues where it was interrupted
   tfsd train runs/try --steps 100 --stage autoencoder
+  tfsd train runs/more --from tiny            goes on with the weights of the embedded model
 """
 
 
@@ -26,6 +27,7 @@ def add_train(commands):
         default="all",
         help="the VAE, then text encoder and U-Net (default: all)",
     )
+    parser.add_argument("--from", dest="begin", metavar="MODEL", help="begin with the weights of a model, such as tiny")
     parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of weights and pictures (default: 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
@@ -36,5 +38,5 @@ def train(args) -> int:
     quiet_tensorflow()
     from tfsd.training.train import train as run
 
-    print(run(args.folder, stage=args.stage, steps=args.steps, seed=args.seed, progress=not args.quiet))
+    print(run(args.folder, stage=args.stage, steps=args.steps, seed=args.seed, begin=args.begin, progress=not args.quiet))
     return 0

@@ -85,6 +85,13 @@ class Trainer:
             self.model.set_weights(model.get_weights())
         self.average = self._values(self.model.trainable_variables)
 
+    def take(self, parts: dict[str, keras.Model]):
+        """Takes over the weights of those parts that the trained model has too."""
+        for name, part in parts.items():
+            if hasattr(self.model, name):
+                getattr(self.model, name).set_weights(part.get_weights())
+        self.average = self._values(self.model.trainable_variables)
+
     def averaged(self):
         """Returns a context in which the model has the moving average of its weights."""
         return _Averaged(self.model, self.average)

@@ -11,7 +11,7 @@ from tfsd.specs import ModelSpec
 from tfsd.training import autoencoder, denoiser, drawing, scenes
 from tfsd.training.loop import Trainer
 from tfsd.training.recipe import AUTOENCODER, DECODER, DENOISER, tiny_spec
-from tfsd.weights import save_model
+from tfsd.weights import load_parts, resolve, save_model
 
 STAGES = ("all", "autoencoder", "decoder", "denoiser")
 
@@ -24,6 +24,7 @@ def train(
     seed: int = 0,
     every: int = 500,
     progress: bool = True,
+    begin: str | Path | None = None,
     spec: ModelSpec | None = None,
 ) -> Path:
     """Trains `tiny` under `folder`, going on from its checkpoints, and returns the model folder `folder`/model.
@@ -31,8 +32,9 @@ def train(
     The stages are, in order: "autoencoder"; "denoiser", on the latents of that autoencoder; "decoder", which goes on
     with its decoder alone. The latter two can run at the same time. `steps` ends a stage earlier than its recipe does;
     the next call goes on from there. The model folder is written every `every` steps of the denoiser and at the end.
+    `begin`, a model's name or folder, gives the weights that stages without a checkpoint begin with.
 
-    Raises: `ValueError` for an unknown stage or bad numbers.
+    Raises: `ValueError` for an unknown stage or bad numbers; `CheckpointError` for a `begin` that does not fit.
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
@@ -40,8 +42,10 @@ def train(
         raise ValueError(f"steps must be a whole number from 1; got {steps!r}.")
     folder, spec = Path(folder), spec or tiny_spec()
     options = {"steps": steps, "every": every, "progress": progress}
+    first = None if begin is None else load_parts(resolve(begin), spec)
     compressing = autoencoder.trainer(spec, folder / "autoencoder", replace(AUTOENCODER, seed=seed))
-    compressing.restore()
+    if not compressing.restore() and first is not None:
+        compressing.take(first)
     if stage in ("all", "autoencoder"):
         compressing.run(on_checkpoint=show_reconstructions, **options)
     if stage == "autoencoder":
@@ -50,6 +54,8 @@ def train(
     if not decoding.restore():
         decoding.begin_with(compressing)
     denoising = _denoiser(spec, folder, compressing, seed)
+    if not denoising.restore() and first is not None:
+        denoising.take(first)
     if stage in ("all", "denoiser"):
         denoising.run(on_checkpoint=lambda trainer: write_model(folder, decoding, trainer), **options)
     if stage in ("all", "decoder"):
@@ -65,9 +71,7 @@ def _denoiser(spec: ModelSpec, folder: Path, compressing: Trainer, seed: int) ->
         encoder.set_weights(vae.encoder.get_weights())
     mean, deviation = denoiser.latent_statistics(encoder, seed)
     spec = replace(spec, vae=replace(spec.vae, shift=round(mean, 4), scale=round(1 / deviation, 4)))
-    trainer = denoiser.trainer(spec, encoder, folder / "denoiser", replace(DENOISER, seed=seed))
-    trainer.restore()
-    return trainer
+    return denoiser.trainer(spec, encoder, folder / "denoiser", replace(DENOISER, seed=seed))
 
 
 def write_model(folder: Path, decoding: Trainer, denoising: Trainer):
