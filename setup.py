@@ -6,8 +6,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+?)"', (ROOT / "tfsd/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
 REQUIRED = [
-    "tensorflow>=2.18",
-    "keras>=3.6",
+    "tensorflow>=2.20",
+    "keras>=3.12",
     "numpy",
     "pillow>=10.1",
     "ftfy>=6.1",
@@ -30,6 +30,6 @@ setup(
     packages=find_packages(include=["tfsd", "tfsd.*", "converters", "converters.*", "serving", "serving.*"]),
     package_data={"tfsd": ["assets/**/*"]},
     install_requires=REQUIRED,
-    extras_require={"test": ["pytest>=8"]},
+    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.5"]},
     entry_points={"console_scripts": ["tfsd = tfsd.cli:main"]},
 )

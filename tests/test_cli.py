@@ -1,5 +1,7 @@
 import contextlib
+import gc
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -8,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,12 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tfsd.cli import COMMANDS, main
+from tfsd.cli import COMMANDS, main, with_command
 from tfsd.cli.generate import batches
+from tfsd.cli.parsing import UsageError
+from tfsd.cli.show import command
 from tfsd.cli.terminal import describe, printable
-from tfsd.images import read_recipe
+from tfsd.images import Images, read_recipe
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
@@ -139,6 +144,8 @@ WRONG_USAGE = [
     ("train", "folder", "--steps", "0"),
     ("train", "folder", "--stage", "third"),
     ("eval", "--n", "0"),
+    ("eval", "--model", "toy", "--sheet", "sheet"),
+    ("eval", "--model", "toy", "--sheet", "sheet.jpg"),
     ("eval", "--seed", "-1"),
     ("eval", "--scale", "nan"),
     ("eval", "--model", "toy", "--sampler", "eulr"),
@@ -159,6 +166,17 @@ def test_wrong_usage_is_one_line_and_exits_2(argv, place, run):
     assert made(place) == []
 
 
+@pytest.mark.parametrize("word", ["genrate", "generaet", "dowload", "downlaod", "tokesn", "token", "modles", "shwo", "trian"])
+def test_mistyped_command_is_no_prompt(word):
+    with pytest.raises(UsageError, match=f"no command '{word}'. Did you mean"):
+        with_command([word])
+
+
+@pytest.mark.parametrize("word", ["snow", "shower", "sow", "beach", "rain", "brain", "evil", "trainer", "generator", "x", ""])
+def test_word_that_only_resembles_a_command_is_a_prompt(word):
+    assert with_command(["--debug", word, "--n", "2"]) == ["--debug", "generate", word, "--n", "2"]
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
@@ -174,6 +192,7 @@ def test_wrong_usage_is_one_line_and_exits_2(argv, place, run):
         (("download", "sd-1.4"), "To accept, add --accept-licence"),
         (("download", "sd-9"), "knows sd-1.4"),
         (("download", "sd-1.4", "--accept-licence", "--offline"), "offline mode allows no download"),
+        (("eval", "--model", "toy", "--sheet", "missing/x.png"), "there is no folder"),
         (("eval", "--model", "missing"), "There is no model 'missing'"),
         (("tokens", "x", "--model", "missing"), "There is no model 'missing'"),
     ],
@@ -364,6 +383,48 @@ def test_batches_hold_every_picture_once_and_have_one_size(count, n, size):
     assert len(jobs[0].prompts) <= size
 
 
+def test_files_without_a_name_are_called_after_their_own_prompts(place, run):
+    Path("a-star.png").touch()
+    status, out, _ = run(*toy("a red star", "a star", "A red star!", "--steps", "1"))
+    assert (status, out) == (0, "a-red-star.png\na-star_2.png\na-red-star_2.png\n")
+    assert [read_recipe(name)["prompt"] for name in out.split()] == ["a red star", "a star", "A red star!"]
+    out = run(*toy("a red star", "a star", "--n", "2", "--steps", "1"))[1]
+    assert out.split() == ["a-red-star_3-0.png", "a-red-star_3-1.png", "a-star_3-0.png", "a-star_3-1.png"]
+    assert [read_recipe(name)["index"] for name in out.split()] == [0, 1, 0, 1]
+    assert Path("a-star.png").read_bytes() == b""
+
+
+@pytest.mark.parametrize("grid", [(), ("--grid",)])
+def test_name_that_another_run_took_in_the_meantime_is_left_to_it(grid, place, run, monkeypatch):
+    def others(recipe):
+        Path("a-star.png").write_bytes(b"of another")
+        return True
+
+    import tfsd.api
+
+    load = tfsd.api.load
+    monkeypatch.setattr(tfsd.api, "load", lambda *args, **kwargs: others(None) and load(*args, **kwargs))
+    status, out, _ = run(*toy("a star", "--steps", "1", *grid))
+    assert (status, out) == (0, "a-star_2.png\n")
+    assert Path("a-star.png").read_bytes() == b"of another"
+    assert "a star" in str(read_recipe("a-star_2.png"))
+
+
+def test_pictures_are_let_go_once_they_are_written(place, run, monkeypatch):
+    seen, most = [], []
+    save = Images.save
+
+    def saved(images, *args, **kwargs):
+        seen.append(weakref.ref(images))
+        gc.collect()
+        most.append(sum(one() is not None for one in seen))
+        return save(images, *args, **kwargs)
+
+    monkeypatch.setattr(Images, "save", saved)
+    assert run(*toy("a star", "--n", "6", "--batch", "2", "--steps", "1", "--out", "x.png"))[0] == 0
+    assert len(most) == 6 and max(most) <= 2
+
+
 def start(*argv, **kwargs) -> subprocess.Popen:
     command = [sys.executable, "-m", "tfsd", *argv]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -395,18 +456,104 @@ def test_reader_that_goes_away_is_no_traceback(place):
 # -- the other commands ------------------------------------------------------------------------------------------------
 
 
-def test_show_is_safe_with_recipes_of_others(place, run):
-    for recipe in (
-        {"prompt": "\x1b[2J\u202e", "seed": [1, {"a": None}], "pictures": 3},
-        {"pictures": [1, {"prompt": 5}, {}]},
-        {"prompt": {"deep": {"deeper": "\x1b"}}},
+def with_recipe(recipe: dict | str, name: str = "x.png") -> str:
+    """Writes a picture with a recipe of anyone's."""
+    info = PngInfo()
+    info.add_itxt("tfsd", recipe if isinstance(recipe, str) else json.dumps(recipe))
+    Image.new("RGB", (1, 1)).save(name, pnginfo=info)
+    return name
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
         {},
-    ):
-        info = PngInfo()
-        info.add_itxt("tfsd", json.dumps(recipe))
-        Image.new("RGB", (1, 1)).save("x.png", pnginfo=info)
-        status, out, err = run("show", "x.png")
-        assert (status, err) == (0, "") and "\x1b" not in out
+        {"prompt": {"deep": {"deeper": "\x1b"}}},
+        {"prompt": 5},
+        {"prompt": "x", "seed": [1, {"a": None}]},
+        {"prompt": "x", "seed": True},
+        {"prompt": "x", "num_steps": 2.5},
+        {"prompt": "x", "sampler": "\x1b[2J", "eta": "0"},
+        {"prompt": "x", "model": None},
+        {"prompt": "x", "pictures": 3},
+        {"pictures": [1]},
+        {"pictures": [{"prompt": "x"}, {}]},
+        '{"prompt": "x", "guidance_scale": 1e999}',
+        '{"prompt": "x", "guidance_scale": NaN}',
+    ],
+    ids=str,
+)
+def test_show_refuses_a_recipe_that_no_picture_has(recipe, place, run):
+    status, out, err = run("show", with_recipe(recipe))
+    assert (status, out) == (1, "") and one_line(err) and "x.png is damaged" in err and "\x1b" not in err
+
+
+def test_show_is_safe_with_recipes_of_others(place, run):
+    recipe = {"prompt": "\x1b[2J\u202e", "model": "\x1b[2J", "weights": "\x1b", "more": {"\x1b": {"deeper": ["\x1b"]}}}
+    status, out, err = run("show", with_recipe({"pictures": [recipe, recipe]}))
+    assert (status, err) == (0, "") and "\x1b" not in out and "\u202e" not in out
+
+
+PROMPTS = [
+    "a red star",
+    "a 'red' star; rm -rf $HOME `date` \\ \"!\"",
+    "-red",
+    "",
+    " ",
+    "two\nlines\tand a tab7",
+    "full\u3000width \u2603 'quoted' \\",
+    "\x1b[2J\x07\x9b\u202e0",
+    "\U0001f431\udcff",
+]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs the shell that reads the line")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("prompt", PROMPTS, ids=ascii)
+def test_shell_reads_the_prompt_from_the_command_that_show_prints(prompt, encoding, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    line = command({"prompt": prompt, "negative_prompt": prompt, "seed": 1})
+    assert printable(line) == line
+    script = line.replace("tfsd generate", "printf '%s\\0'", 1).encode(encoding)
+    words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
+    expected = ["--negative=" + prompt] * (prompt != "") + ["--seed=1"]
+    expected = [*expected, "--", prompt] if prompt.startswith("-") else [prompt, *expected]
+    assert words == [word.encode("utf-8", "surrogateescape") for word in expected]
+
+
+@pytest.mark.parametrize("prompt", ["zero\0byte", "half a pair \ud83d"])
+def test_show_says_where_no_command_line_fits(prompt):
+    assert command({"prompt": prompt}) == "(made in Python: its texts fit no command line)"
+    assert command({"prompt": "a", "negative_prompt": prompt}) == "(made in Python: its texts fit no command line)"
+
+
+@pytest.mark.parametrize(
+    "recorded, given",
+    [
+        ({"numerics": "compvis", "numerics_override": "compvis"}, ["--numerics=compvis"]),
+        ({"numerics": "kerascv", "numerics_override": "kerascv"}, ["--numerics=kerascv"]),
+        ({"numerics": "kerascv", "numerics_override": None}, []),
+        ({"numerics": "kerascv"}, []),
+    ],
+)
+def test_command_has_the_numerics_that_were_asked_for(recorded, given):
+    assert command({"prompt": "a", "model": "some/folder", **recorded}).split() == [
+        "tfsd",
+        "generate",
+        "a",
+        "--model=some/folder",
+        *given,
+    ]
+
+
+def test_show_tells_where_the_model_is_another(place, run):
+    weights = hashlib.sha256(Path("toy/manifest.json").read_bytes()).hexdigest()[:12]
+    assert "made with" not in run("show", with_recipe({"prompt": "a", "model": "toy", "weights": weights}))[1]
+    out = run("show", with_recipe({"prompt": "a", "model": "toy", "weights": "4e2e00000000"}))[1]
+    assert f"made with other weights (4e2e00000000) than the model of that name here ({weights}): pass --model FOLDER\n" in out
+    out = run("show", with_recipe({"prompt": "a", "model": "gone", "weights": "4e2e00000000"}))[1]
+    assert "made with weights (4e2e00000000) of a model 'gone' that is not here: pass --model FOLDER\n" in out
+    assert "nothing tells which weights" in run("show", with_recipe({"prompt": "a", "model": "toy"}))[1]
 
 
 def test_tokens_shows_what_is_read_and_what_is_cut_off(run):
@@ -468,3 +615,27 @@ def test_source_that_is_damaged_leaves_no_model(place, run):
     status, _, err = run("convert", "source", "new", "--quiet")
     assert status == 1 and one_line(err)
     assert made(place) == ["source"]
+
+
+def test_report_outlives_a_sheet_that_fails(place, run, monkeypatch):
+    """The folder vanishes while the pictures are made."""
+    from tfsd.training import checker
+
+    Path("sheets").mkdir()
+    accuracy = checker.accuracy
+    monkeypatch.setattr(checker, "accuracy", lambda n, seed: os.rmdir("sheets") or accuracy(n=2, seed=seed))
+    status, out, err = run("eval", "--model", "toy", "--n", "1", "--steps", "1", "--sheet", "sheets/x.png", "--quiet", "--json")
+    assert status == 1 and one_line(err) and "there is no folder sheets" in err
+    assert json.loads(out)["n"] == 1 and "sheet_error" not in json.loads(out)
+
+
+def test_sheet_is_whole_or_not_there(tmp_path):
+    from tfsd.training.evaluate import contact_sheet
+
+    shown = [(np.full((32, 32, 3), i, "uint8"), "a red star") for i in range(9)]
+    contact_sheet(shown, tmp_path / "x.PNG")
+    contact_sheet(shown, str(tmp_path / "y.png"))
+    assert Image.open(tmp_path / "x.PNG").size == (8 * 36, 2 * 62)
+    with pytest.raises(OSError, match="there is no folder"):
+        contact_sheet(shown, tmp_path / "missing" / "x.png")
+    assert sorted(os.listdir(tmp_path)) == ["x.PNG", "y.png"]

@@ -1,9 +1,11 @@
+import copy
 import json
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfsd.images import ImageFileError, Images, file_names, free_name, read_recipe
+from tfsd.images import ImageFileError, Images, file_names, free_names, read_recipe
+from tfsd.png import FileThereError, write_files
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ("a red star", 'ein "Haus" \u2603 \U0001f431', "two\nlines", "zero\0byte", "half a pair \ud83d")
@@ -73,9 +76,24 @@ def test_numpy_scalars_come_out_as_scalars():
 
 def test_recipes_survive_pickling_and_copying():
     images = pictures(2)
-    for other in (pickle.loads(pickle.dumps(images)), images.copy()):
-        assert other.recipes == images.recipes
+    for other in (pickle.loads(pickle.dumps(images)), images.copy(), copy.copy(images), copy.deepcopy(images)):
+        assert other.recipes == images.recipes and other.recipes[0] is not images.recipes[0]
         np.testing.assert_array_equal(other, images)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x.take([2, 0, 1], axis=0), lambda x: np.roll(x, 1, axis=0), np.zeros_like, lambda x: x.reshape(x.shape)],
+    ids=["take", "roll", "zeros_like", "reshape"],
+)
+def test_pictures_in_another_order_do_not_keep_the_recipes_of_the_first(change, tmp_path):
+    other = change(pictures(3))
+    assert getattr(other, "recipes", []) == []
+    if isinstance(other, Images):
+        with pytest.raises(ValueError, match="with 0 recipes"):
+            other.save(tmp_path / "a.png")
+        assert other._repr_png_() is None
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(other)), other)
 
 
 def test_numpy_numbers_in_recipes_become_json():
@@ -248,14 +266,59 @@ except ImageFileError as error:
     assert (tmp_path / "out.png").read_bytes() == b"old"
 
 
-def test_free_name_passes_over_what_is_there(tmp_path):
-    assert free_name("A red star!", tmp_path).name == "a-red-star.png"
+def test_free_names_pass_over_what_is_there(tmp_path):
+    def free(*texts):
+        return [name.name for name in free_names(texts, tmp_path)]
+
+    assert free("A red star!") == ["a-red-star.png"]
     (tmp_path / "a-red-star-0.png").touch()
-    assert free_name("A red star!", tmp_path).name == "a-red-star_2.png"
-    (tmp_path / "a-red-star_2.png").touch()
-    assert free_name("A red star!", tmp_path).name == "a-red-star_3.png"
-    assert free_name("\u661f/..", tmp_path).name == "picture.png"
-    assert len(free_name("long " * 1000, tmp_path).name) < 80
+    assert free("A red star!") == ["a-red-star_2.png"]
+    (tmp_path / "A-red-star_2.PNG").touch()  # the same file on disks that do not tell capitals
+    assert free("A red star!", "a cat", "a red STAR") == ["a-red-star_3.png", "a-cat.png", "a-red-star_4.png"]
+    assert free("\u661f/..") == ["picture.png"]
+    assert len(free("long " * 1000)[0]) < 80
+
+
+def test_free_names_for_ten_thousand_prompts_without_letters_take_no_time(tmp_path):
+    names = free_names(["\u661f"] * 10_000, tmp_path)
+    assert len(set(names)) == 10_000 and names[-1].name == "picture_10000.png"
+
+
+def test_of_two_that_write_one_name_at_once_one_is_told(tmp_path):
+    """Without `overwrite`, whichever comes second finds the file there: none is lost."""
+    images, results = [pictures(), pictures(1, 8, 8)], []
+    for _ in range(20):
+        name, start, outcomes = tmp_path / f"{len(results)}.png", threading.Barrier(2), {}
+
+        def write(i, name=name, start=start, outcomes=outcomes):
+            start.wait()
+            try:
+                outcomes[i] = images[i].save(name, overwrite=False)
+            except FileThereError as error:
+                outcomes[i] = error
+
+        threads = [threading.Thread(target=write, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        won = [i for i, outcome in outcomes.items() if outcome == [name]]
+        assert len(won) == 1 and Image.open(name).size == images[won[0]].pil(0).size
+        results.append(outcomes)
+    assert len(os.listdir(tmp_path)) == 20  # and nothing partial beside
+
+
+def test_when_one_of_several_new_names_is_taken_at_last_none_is_written(tmp_path, monkeypatch):
+    def taken(path):
+        if path.name == "out-1.png":
+            path.write_bytes(b"of another")
+
+    data = {tmp_path / f"out-{i}.png": b"ours" for i in range(3)}
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (taken(tmp_path / "out-1.png"), sync(file)))  # while ours are written
+    with pytest.raises(FileThereError, match=r"out-1\.png exists"):
+        write_files(data, overwrite=False)
+    assert os.listdir(tmp_path) == ["out-1.png"] and (tmp_path / "out-1.png").read_bytes() == b"of another"
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -285,6 +348,9 @@ def test_pixels_are_not_decoded(tmp_path):
         (png(itxt(b"[1]")), "must be a JSON object"),
         (png(itxt(b"{")), "no JSON"),
         (png(itxt(b'{"seed": NaN}')), "no JSON"),
+        (png(itxt(b'{"guidance_scale": 1e999}')), "no JSON (1e999 is no number)"),
+        (png(itxt(b'{"pictures": 3}')), "must be a list of recipes"),
+        (png(itxt(b'{"pictures": [{}, 1]}')), "must be a list of recipes"),
         (png(itxt(b'{"a":' * 100_000)), "no JSON"),
         (png(itxt(b'{"seed": ' + b"9" * 100_000 + b"}")), "no JSON"),
         (png(itxt(b'"\xff"')), "cannot be unpacked"),

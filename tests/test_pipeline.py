@@ -54,6 +54,7 @@ def generate(pipeline, request, *, chunk=1000, latents=None, contexts=None):
     """Images and last latents, made in chunks of so many steps."""
     batch, count = len(request.seeds), int(request.count)
     state = pipeline.empty_state(batch, SIZE, SIZE)
+    request = request._replace(own_latents=tf.constant(latents is not None), own_contexts=tf.constant(contexts is not None))
     state = state if latents is None else state._replace(latents=latents)
     contexts = no_contexts(pipeline, batch) if contexts is None else contexts
     for first in range(0, count, chunk):

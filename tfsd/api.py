@@ -1,6 +1,7 @@
 """Text to image in Python: arguments are checked here, once; what is inside trusts them."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsd import weights
-from tfsd.arguments import one_each, per_prompt, rows_of, scales, seeds_of, side_of, whole
+from tfsd.arguments import choice, one_each, per_prompt, require_memory, rows_of, scales, seeds_of, side_of, whole
 from tfsd.files import sha256
 from tfsd.images import Images
 from tfsd.models import DTYPES
@@ -18,7 +19,7 @@ from tfsd.pipeline import Pipeline, Request
 from tfsd.progress import Progress
 from tfsd.recipes import recipes_of
 from tfsd.samplers.plans import build_plan, find_sampler
-from tfsd.specs import ModelSpec
+from tfsd.specs import NUMERICS, ModelSpec
 from tfsd.text import Tokenizer
 
 # KerasCV's names for the same arguments, in every method that has them.
@@ -28,6 +29,7 @@ KERASCV_NAMES = {
     "img_width": "width",
 }
 MAX_BATCH = 64
+LAST_VALUE = 4 * 2**32  # of a seed's noise: four to a group, and groups are counted in 32 bits
 
 
 def _kerascv_names(function):
@@ -60,17 +62,20 @@ class _Options(NamedTuple):
 
 
 class StableDiffusion:
-    """A loaded model. Sizes that were used once are compiled and fast from then on.
+    """A model, ready to draw; `load` makes one. Sizes that were used once are compiled and fast from then on.
 
-    Raises: `CheckpointError` where `load` would.
+    `identity` is what recipes say of the model beyond its spec: the name it was loaded by, a hash of its weights.
     """
 
-    def __init__(self, spec: ModelSpec, parts: dict, *, dtype: str = "float32", jit_compile: bool = True, fingerprint: str = ""):
+    def __init__(
+        self, spec: ModelSpec, parts: dict, *, dtype: str = "float32", jit_compile: bool = True, identity: dict | None = None
+    ):
         self.spec = spec
-        self.dtype = dtype
-        self.fingerprint = fingerprint
+        self.identity = {"model": spec.name, "weights": "", "numerics_override": None} | (identity or {})
+        self.identity |= {"dtype": dtype, "numerics": spec.numerics, "jit_compile": jit_compile}
         self.tokenizer = Tokenizer(spec.text)
         self.pipeline = Pipeline(spec, parts, jit_compile=jit_compile)
+        self._pace: dict = {}
 
     @_kerascv_names
     def text_to_image(
@@ -107,16 +112,16 @@ class StableDiffusion:
         Raises: `TypeError`, `ValueError` naming the argument; `Cancelled`.
         """
         prompts = per_prompt(prompt, whole("batch_size", batch_size, 1, MAX_BATCH))
-        tokens = self.tokenizer(prompts, on_long=on_long)
+        tokens = self._tokens(prompts, on_long)
         options = _Options(negative_prompt, seed, num_steps, guidance_scale, sampler, eta, (height, width), index, on_long)
-        return self._run(prompts, options, Progress(progress, callback), tokens=tokens)
+        return self._run(prompts, options, Progress(progress, callback, self._pace), tokens=tokens)
 
     def encode_text(self, prompt: str | Sequence[str], *, on_long: str = "error") -> np.ndarray:
         """Returns the context [P, L, W] float32 of one or more prompts, for `generate_image`.
 
         As KerasCV's method of this name, a prompt that is too long raises unless `on_long="truncate"`.
         """
-        tokens = self.tokenizer(per_prompt(prompt, 1), on_long=on_long)
+        tokens = self._tokens(per_prompt(prompt, 1), on_long)
         return tf.cast(self.pipeline.encode(tf.constant(tokens)), tf.float32).numpy()
 
     @_kerascv_names
@@ -148,7 +153,8 @@ class StableDiffusion:
         if seed is not None and diffusion_noise is not None:
             raise ValueError("`diffusion_noise` and `seed` should not both be passed to `generate_image`. Leave one out.")
         spec, batch = self.spec, whole("batch_size", batch_size, 1, MAX_BATCH)
-        contexts = rows_of("encoded_text", encoded_text, batch, (spec.text.length, spec.denoiser.context_width))
+        shape = (spec.text.length, spec.denoiser.context_width)
+        contexts = rows_of("encoded_text", encoded_text, batch, shape, grow=True)
         size = (height, width)
         if diffusion_noise is not None:
             diffusion_noise = rows_of("diffusion_noise", diffusion_noise, len(contexts), (None, None, spec.vae.latent_channels))
@@ -157,7 +163,7 @@ class StableDiffusion:
                 raise ValueError(f"diffusion_noise is for height and width {noise_size}; got {size}. Leave them out.")
             size, seed = noise_size, 0
         options = _Options(negative_prompt, seed, num_steps, guidance_scale, sampler, eta, size, index)
-        show = Progress(progress, callback)
+        show = Progress(progress, callback, self._pace)
         return self._run([None] * len(contexts), options, show, contexts=contexts, noise=diffusion_noise)
 
     def _run(self, prompts: list, options: "_Options", show: Progress, *, tokens=None, contexts=None, noise=None) -> Images:
@@ -172,9 +178,13 @@ class StableDiffusion:
         plan = build_plan(spec.schedule, sampler, num_steps, eta=options.eta)
         guidance = scales(spec.default_guidance if options.guidance_scale is None else options.guidance_scale, batch)
         seeds, indices = seeds_of(options.seed, options.index, batch)
+        shape = self.pipeline.latent_shape(height, width)
+        if (max(indices) + 1) * math.prod(shape) > LAST_VALUE:
+            raise ValueError(f"index must be below {LAST_VALUE // math.prod(shape)} at this size; got {max(indices)}.")
+        require_memory(attention_bytes(spec, batch, *shape[:2]), f"a batch of {batch} pictures of {height} x {width}")
         negative = "" if options.negative_prompt is None else options.negative_prompt
         negatives = one_each("negative_prompt", negative, str, batch)
-        negative_tokens = self.tokenizer(negatives, on_long=options.on_long, name="negative_prompt")
+        negative_tokens = self._tokens(negatives, options.on_long, "negative_prompt")
         request = Request(
             tokens=tf.constant(negative_tokens if tokens is None else tokens),
             negative_tokens=tf.constant(negative_tokens),
@@ -184,12 +194,14 @@ class StableDiffusion:
             seeds=tf.constant([effective_seed(s) for s in seeds], tf.int32),
             indices=tf.constant(indices, tf.int32),
             guidance=tf.constant(guidance, tf.float32),
+            own_latents=tf.constant(noise is not None),
+            own_contexts=tf.constant(contexts is not None),
         )
         pixels = self._pixels(request, (height, width), contexts, noise, show)
         own = {"prompt": prompts, "negative_prompt": negatives, "seed": seeds, "index": indices, "guidance_scale": guidance}
         shared = {"num_steps": int(num_steps), "sampler": sampler, "eta": float(options.eta), "height": height, "width": width}
         shared |= {"custom_noise": True} if noise is not None else {}
-        return Images(pixels, recipes_of(own, shared | self._identity()))
+        return Images(pixels, recipes_of(own, shared | self.identity))
 
     def _pixels(self, request: Request, size, contexts, noise, show: Progress) -> np.ndarray:
         pipeline, batch = self.pipeline, len(request.seeds)
@@ -200,18 +212,24 @@ class StableDiffusion:
             both = tf.concat([negative, contexts], axis=0)
         if noise is not None:
             state = state._replace(latents=tf.constant(noise, tf.float32))
-        for first, last in show.chunks(int(request.count)):
+        for first, last in show.chunks(int(request.count), (batch, *size)):
             images, state = pipeline.generate(request, state, both, tf.constant(first), tf.constant(last))
         return images.numpy()
 
-    def _identity(self) -> dict:
-        return {
-            "model": self.spec.name,
-            "weights": self.fingerprint,
-            "dtype": self.dtype,
-            "numerics": self.spec.numerics,
-            "jit_compile": self.pipeline.jit_compile,
-        }
+    def _tokens(self, prompts: list[str], on_long: str, name: str = "prompt") -> np.ndarray:
+        tokens, rows = self.tokenizer(prompts, on_long=on_long, name=name), self.spec.text.vocabulary
+        if tokens.max() >= rows:
+            raise ValueError(f"{name} has token {tokens.max()}, but the model's text encoder knows {rows} tokens. Take it out.")
+        return tokens
+
+
+def attention_bytes(spec: ModelSpec, batch: int, height: int, width: int) -> int:
+    """Returns the memory that the largest attention over latents of this size needs: logits and weights, float32."""
+    logits = [(height * width) ** 2]  # of the VAE, once per picture
+    for level, (attends, heads) in enumerate(zip(spec.denoiser.attention, spec.denoiser.heads)):
+        if attends:  # for the unconditional and the conditional half
+            logits.append(2 * heads * ((height >> level) * (width >> level)) ** 2)
+    return 2 * 4 * batch * max(logits)
 
 
 def load(
@@ -225,22 +243,31 @@ def load(
 
     Raises: `CheckpointError` for a folder or name that is none, or is damaged; `ValueError` for other arguments.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
-    if not isinstance(model, (str, Path)):
-        raise TypeError(f"model must be a name or the path of a model folder; got {model!r}.")
-    folder = weights.resolve(model)
+    choice("dtype", dtype, DTYPES)
+    folder = _folder(model)
     spec = weights.load_spec(folder)
     if numerics is not None:
-        spec = spec.with_numerics(numerics)
+        spec = spec.with_numerics(choice("numerics", numerics, tuple(NUMERICS)))
     parts = weights.load_parts(folder, spec, parts=("text_encoder", "unet"), dtype=dtype)
     parts |= weights.load_parts(folder, spec, parts=("decoder",), dtype="float32")
-    return StableDiffusion(spec, parts, dtype=dtype, jit_compile=jit_compile, fingerprint=sha256(folder / "manifest.json")[:12])
+    identity = {"model": str(model), "weights": _fingerprint(folder), "numerics_override": numerics}
+    return StableDiffusion(spec, parts, dtype=dtype, jit_compile=jit_compile, identity=identity)
+
+
+def _folder(model: str | Path) -> Path:
+    if not isinstance(model, (str, Path)):
+        raise TypeError(f"model must be a name or the path of a model folder; got {model!r}.")
+    return weights.resolve(model)
+
+
+def _fingerprint(folder: Path) -> str:
+    return sha256(folder / "manifest.json")[:12]
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model, dtype, jit_compile):
-    return load(model, dtype=dtype, jit_compile=jit_compile)
+def _loaded(model: str | Path, folder: Path, fingerprint: str, **options) -> StableDiffusion:
+    """Keeps the last model; `folder` and `fingerprint` tell when the same name has come to mean another."""
+    return load(model, **options)
 
 
 def text_to_image(
@@ -251,12 +278,16 @@ def text_to_image(
     model: str | Path = "tiny",
     dtype: str = "float32",
     jit_compile: bool = True,
+    numerics: str | None = None,
     **options,
 ) -> Images:
     """Returns pictures of a prompt, keeping the model loaded for the next call.
 
-    `options` are those of `StableDiffusion.text_to_image`, `model`, `dtype` and `jit_compile` those of `load`.
+    `options` are the other arguments of `StableDiffusion.text_to_image`, which checks them; `model`, `dtype`,
+    `jit_compile` and `numerics` are those of `load`.
     """
-    if not isinstance(model, (str, Path)):
-        raise TypeError(f"model must be a name or the path of a model folder; got {model!r}.")
-    return _loaded(model, dtype, jit_compile).text_to_image(prompt, batch_size, seed, **options)
+    choice("dtype", dtype, DTYPES)
+    folder = _folder(model).resolve()
+    numerics = None if numerics is None else choice("numerics", numerics, tuple(NUMERICS))
+    loaded = _loaded(model, folder, _fingerprint(folder), dtype=dtype, jit_compile=bool(jit_compile), numerics=numerics)
+    return loaded.text_to_image(prompt, batch_size, seed, **options)

@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict:
     try:
         if path.stat().st_size > MAX_JSON:
             raise CheckpointError(f"{path} is larger than {MAX_JSON} bytes.")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -52,6 +52,10 @@ def read_json(path: Path) -> dict:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object; it holds a {type(values).__name__}.")
     return values
+
+
+def _no_constant(name: str):
+    raise ValueError(f"{name} is no number in JSON")
 
 
 @contextlib.contextmanager

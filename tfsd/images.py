@@ -1,8 +1,10 @@
 """What text to image returns: an array of pictures that knows how each of them was made."""
 
+import copy
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tfsd.png import ImageFileError, check_targets, encode, read_recipe, write_files
+from tfsd.png import ImageFileError, check_targets, encode, png_path, read_recipe, write_files
 
-__all__ = ["ImageFileError", "Images", "check_targets", "file_names", "free_name", "read_recipe"]
+__all__ = ["ImageFileError", "Images", "check_targets", "file_names", "free_names", "read_recipe"]
 
 _SLUG_LETTERS = 60
 
@@ -20,7 +22,8 @@ _SLUG_LETTERS = 60
 class Images(np.ndarray):
     """Pictures, uint8 [B, H, W, 3], as KerasCV returns them, with `recipes`: one dict per picture.
 
-    Indexing, iterating and arithmetic give plain arrays: a part of the pictures has no recipes.
+    Indexing, iterating and arithmetic give plain arrays, and of what numpy's other functions give only a copy has
+    recipes: nobody knows which recipe belongs to a picture that was moved or changed.
     """
 
     recipes: list[dict]
@@ -37,7 +40,7 @@ class Images(np.ndarray):
         return images
 
     def __array_finalize__(self, other):
-        self.recipes = getattr(other, "recipes", [])
+        self.recipes = []
 
     def __array_wrap__(self, array, context=None, return_scalar=False):
         return np.asarray(array)[()] if return_scalar else np.asarray(array)
@@ -45,8 +48,20 @@ class Images(np.ndarray):
     def __getitem__(self, key):
         return np.asarray(self)[key]
 
+    def copy(self, order: str = "C") -> "Images":
+        """Returns a copy of pictures and recipes."""
+        copied = super().copy(order)
+        copied.recipes = copy.deepcopy(self.recipes)
+        return copied
+
+    def __copy__(self):
+        return self.copy()
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
     def __reduce__(self):
-        return Images, (np.asarray(self), self.recipes)
+        return (Images, (np.asarray(self), self.recipes)) if self.recipes else np.asarray(self).__reduce__()
 
     @property
     def seeds(self) -> list[int]:
@@ -99,7 +114,7 @@ class Images(np.ndarray):
 
         Raises: as `save` and `grid`.
         """
-        name = _png_path(path)
+        name = png_path(path)
         sheet = self.grid(columns)
         columns = sheet.width // self.shape[2]
         recipe = {"columns": columns, "pictures": self.recipes, "tfsd": self.recipes[0].get("tfsd", "")}
@@ -108,15 +123,18 @@ class Images(np.ndarray):
 
     def _repr_png_(self) -> bytes | None:
         """Shows the pictures in notebooks."""
-        if self.dtype != np.uint8 or self.ndim != 4:
+        if not self._whole():
             return None
         file = io.BytesIO()
         self.grid().save(file, format="PNG")
         return file.getvalue()
 
+    def _whole(self) -> bool:
+        return self.dtype == np.uint8 and self.ndim == 4 and len(self.recipes) == len(self)
+
     def _pixels(self) -> np.ndarray:
-        if self.dtype != np.uint8 or self.ndim != 4 or len(self.recipes) != len(self):
-            found = f"{self.dtype} {list(self.shape)}"
+        if not self._whole():
+            found = f"{self.dtype} {list(self.shape)} with {len(self.recipes)} recipes"
             raise ValueError(f"Only whole uint8 pictures [B, H, W, 3] with their recipes can be shown or saved; this is {found}.")
         return np.asarray(self)
 
@@ -133,7 +151,7 @@ def file_names(path: str | Path, recipes: Sequence[Mapping]) -> list[Path]:
 
     Raises: `ValueError` if the name does not end in .png, has an unknown field, or gives two pictures one name.
     """
-    path = _png_path(path)
+    path = png_path(path)
     if len(recipes) > 1 and not re.search(r"\{[^{}]*\}", path.name):
         path = path.with_name(f"{path.stem}-{{n}}{path.suffix}")
     digits = len(str(len(recipes) - 1))
@@ -155,27 +173,22 @@ def _filled(pattern: str, n: str, recipe: Mapping) -> str:
     return re.sub(r"\{([^{}]*)\}", field, pattern)
 
 
-def _png_path(path: str | Path) -> Path:
-    if not isinstance(path, (str, Path)):
-        raise TypeError(f"path must be a str or a Path; got {type(path).__name__}.")
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"path must end in .png; got {str(path)!r}. For other formats use `images.pil(0).save(...)`.")
-    return path
-
-
 def slug(text: str) -> str:
     """Returns a text as part of a file name: its letters and digits, with hyphens between words."""
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     return words[:_SLUG_LETTERS].rstrip("-") or "picture"
 
 
-def free_name(text: str, folder: str | Path = ".") -> Path:
-    """Returns a name for a picture of `text` that no file in `folder` has, nor any of its numbered pictures."""
-    stem, number = slug(text), 1
-    while True:
-        name = stem if number == 1 else f"{stem}_{number}"
-        taken = (Path(folder) / f"{name}.png").exists() or any(Path(folder).glob(f"{name}-[0-9]*.png"))
-        if not taken:
-            return Path(folder) / f"{name}.png"
-        number += 1
+def free_names(texts: Sequence[str], folder: str | Path = ".") -> list[Path]:
+    """Returns a name for a picture of each text: no file in `folder` has it, nor any of its numbered pictures."""
+    stems = {Path(name).stem.lower() for name in os.listdir(folder) if name.lower().endswith(".png")}
+    taken = stems | {re.sub(r"-[0-9]+$", "", stem) for stem in stems}
+    numbers, names = {}, []
+    for text in texts:
+        name = stem = slug(text)
+        while name in taken:
+            numbers[stem] = numbers.get(stem, 1) + 1
+            name = f"{stem}_{numbers[stem]}"
+        taken.add(name)
+        names.append(Path(folder) / f"{name}.png")
+    return names

@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from tfsd.noise import INITIAL_STREAM, normal_noise
 from tfsd.samplers.plans import MAX_ROWS
-from tfsd.samplers.rows import ROW_SIZE
 from tfsd.samplers.step import empty_history, step, unpack
 from tfsd.specs import ModelSpec
 
@@ -31,6 +30,8 @@ class Request(NamedTuple):
     seeds: tf.Tensor  # [B] int32, from `tfsd.noise.effective_seed`
     indices: tf.Tensor  # [B] int32: a picture's place in its seed's batch
     guidance: tf.Tensor  # [B] float32: guidance scale s of u + s * (c - u)
+    own_latents: tf.Tensor | bool = False  # begin with the latents of the given state, not with a seed's noise
+    own_contexts: tf.Tensor | bool = False  # take the given contexts, not those of the tokens
 
 
 class State(NamedTuple):
@@ -124,17 +125,19 @@ class Pipeline(tf.Module):
 
         Called with `first` 0 and `last` `request.count` this is all of text to image. Called in chunks, the same
         compiled graph encodes in the first chunk alone and decodes in the last: the pictures are the same bytes.
-        A caller's own start takes the place of what the request says: `given.latents` unless they are all zero,
-        `contexts` [2B, L, W] (negative, positive) unless they are.
+        `given.latents` and `contexts` [2B, L, W] (negative, positive) count where the request says so.
         """
 
         def begin():
             tokens = tf.concat([request.negative_tokens, request.tokens], axis=0)
-            own = tf.reduce_any(tf.not_equal(contexts, 0.0))
-            context = tf.cond(own, lambda: contexts, lambda: tf.cast(self._encode(tokens), tf.float32))
+            context = tf.cond(
+                tf.cast(request.own_contexts, tf.bool),
+                lambda: contexts,
+                lambda: tf.cast(self._encode(tokens), tf.float32),
+            )
             keys_values, embeddings = self.prepare(context, request.plan)
             noise = tf.cond(
-                tf.reduce_any(tf.not_equal(given.latents, 0.0)),
+                tf.cast(request.own_latents, tf.bool),
                 lambda: request.init_scale * given.latents,
                 lambda: self.initial_latents(request, tuple(given.latents.shape[1:])),
             )
@@ -146,17 +149,3 @@ class Pipeline(tf.Module):
         blank = tf.zeros((given.latents.shape[0], *pixels, 3), tf.uint8)
         images = tf.cond(tf.equal(last, request.count), lambda: self.decode(state.latents), lambda: blank)
         return images, state
-
-
-def request_shapes(batch: int, length: int) -> Request:
-    """Returns the `tf.TensorSpec` of every field of a request."""
-    return Request(
-        tokens=tf.TensorSpec((batch, length), tf.int32),
-        negative_tokens=tf.TensorSpec((batch, length), tf.int32),
-        plan=tf.TensorSpec((MAX_ROWS, ROW_SIZE), tf.float32),
-        count=tf.TensorSpec((), tf.int32),
-        init_scale=tf.TensorSpec((), tf.float32),
-        seeds=tf.TensorSpec((batch,), tf.int32),
-        indices=tf.TensorSpec((batch,), tf.int32),
-        guidance=tf.TensorSpec((batch,), tf.float32),
-    )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import stat
 import struct
@@ -22,6 +23,13 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 class ImageFileError(OSError):
     """A picture that cannot be written, or a file that has no recipe to read."""
+
+
+class FileThereError(ImageFileError):
+    """A file that is there and may not be replaced."""
+
+    def __init__(self, path: Path):
+        super().__init__(f"{path} exists. Give another name, or allow overwriting it.")
 
 
 def encode(picture: Image.Image, recipe: Mapping) -> bytes:
@@ -53,6 +61,15 @@ def readable(recipe: Mapping) -> str:
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in rest.items())])
 
 
+def png_path(path: str | Path, name: str = "path") -> Path:
+    """Returns `path`, the argument called `name`, as a Path; raises `TypeError` or `ValueError` if it is no PNG's."""
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"{name} must be a str or a Path; got {type(path).__name__}.")
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"{name} must end in .png; got {str(path)!r}. Of other formats, PIL's `Image.save` writes many.")
+    return Path(path)
+
+
 def check_targets(paths: Sequence[Path]):
     """Finds out, before any work is done for them, whether files can be written.
 
@@ -79,25 +96,50 @@ def check_targets(paths: Sequence[Path]):
 def write_files(files: Mapping[Path, bytes], *, overwrite: bool = True):
     """Writes all files or, as far as a file system allows, none: each appears complete, under its name at last.
 
-    Raises: `ImageFileError` if one cannot be written, or exists and `overwrite` is false.
+    Without `overwrite` an empty file keeps a name for the moment before its own takes its place.
+
+    Raises: `FileThereError` if one exists and `overwrite` is false; `ImageFileError` if one cannot be written.
     """
     if not overwrite:
         for path in files:
             if os.path.lexists(path):
-                raise ImageFileError(f"{path} exists. Give another name, or allow overwriting it.")
+                raise FileThereError(path)
     check_targets(list(files))
     partial = {path: path.with_name(_partial_name()) for path in files}
+    new = []
     try:
         for path, data in files.items():
             _write(partial[path], data, path)
+        for path in [] if overwrite else files:
+            _reserve(path)
+            new.append(path)
         for path, written in partial.items():
-            try:
-                os.replace(written, path)
-            except OSError as error:
-                raise ImageFileError(f"{path} cannot be written: {error.strerror or error}.") from error
+            _replace(written, path)
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
     finally:
         for written in partial.values():
             written.unlink(missing_ok=True)
+
+
+def _reserve(path: Path):
+    """Makes an empty file that keeps its name from others: of two programs that do so at once, one fails."""
+    try:
+        with open(path, "xb"):
+            pass
+    except FileExistsError as error:
+        raise FileThereError(path) from error
+    except OSError as error:
+        raise ImageFileError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _replace(written: Path, path: Path):
+    try:
+        os.replace(written, path)
+    except OSError as error:
+        raise ImageFileError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def _partial_name() -> str:
@@ -174,15 +216,22 @@ def _text_of(rest: bytes, path) -> str:
         raise ImageFileError(f"{path} is damaged: its recipe cannot be unpacked ({error}).") from error
 
 
-def _no_constant(name: str):
-    raise ValueError(f"{name} is no number")
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # NaN, Infinity, and what is too large: 1e999
+        raise ValueError(f"{text[:20]} is no number")
+    return number
 
 
 def _parsed(text: str, path) -> dict:
     try:
-        recipe = json.loads(text, parse_constant=_no_constant)
+        recipe = json.loads(text, parse_constant=_number, parse_float=_number)
     except (ValueError, RecursionError) as error:
         raise ImageFileError(f"{path} is damaged: its recipe is no JSON ({error}).") from error
     if not isinstance(recipe, dict):
         raise ImageFileError(f"{path} is damaged: its recipe must be a JSON object, not a {type(recipe).__name__}.")
+    if "pictures" in recipe and not (
+        isinstance(recipe["pictures"], list) and all(isinstance(p, dict) for p in recipe["pictures"])
+    ):
+        raise ImageFileError(f"{path} is damaged: the pictures of its recipe must be a list of recipes.")
     return recipe

@@ -1,7 +1,7 @@
 """Progress and cancelling, although the loop is one graph: it is run in chunks of steps."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 from tqdm import tqdm
 
@@ -15,18 +15,19 @@ class Cancelled(Exception):
 class Progress:
     """Splits a plan's rows into chunks and tells of each: to a bar, to a callback, or to nobody (one chunk).
 
-    The first chunk is a single step; the ones after it grow or shrink to `CHUNK_SECONDS`.
-    Raises: `TypeError` for a callback that cannot be called.
+    `pace` holds the seconds that a step takes, by what is computed; it outlives the call, so that only the first one
+    has to measure. Raises: `TypeError` for a callback that cannot be called.
     """
 
-    def __init__(self, bar: bool, callback: Callable[[int, int], bool | None] | None):
+    def __init__(self, bar: bool, callback: Callable[[int, int], bool | None] | None, pace: dict | None = None):
         if callback is not None and not callable(callback):
             raise TypeError(f"callback must be a function of (done, steps); got {callback!r}.")
         self.bar = bool(bar)
         self.callback = callback
+        self.pace = {} if pace is None else pace
 
-    def chunks(self, count: int) -> Iterator[tuple[int, int]]:
-        """Yields (first, last) for all `count` rows; the caller runs rows first ... last - 1.
+    def chunks(self, count: int, kind: Hashable = None) -> Iterator[tuple[int, int]]:
+        """Yields (first, last) for all `count` rows; the caller runs rows first ... last - 1 of something of `kind`.
 
         Raises: `Cancelled` when the callback returns False.
         """
@@ -34,15 +35,18 @@ class Progress:
             yield 0, count
             return
         with tqdm(total=count, unit="step", disable=not self.bar) as bar:
-            first, size = 0, 1
+            first = 0
             while first < count:
-                last = min(first + size, count)
+                last = min(first + self._size(kind), count)
                 started = time.monotonic()
                 yield first, last
-                seconds = (time.monotonic() - started) / (last - first)
+                if first > 0:  # the first call may have compiled the graph
+                    self.pace[kind] = (time.monotonic() - started) / (last - first)
                 bar.update(last - first)
                 if self.callback is not None and self.callback(last, count) is False:
                     raise Cancelled(f"Cancelled after {last} of {count} steps.")
-                if first > 0:  # the first call may have compiled the graph
-                    size = max(1, min(int(CHUNK_SECONDS / max(seconds, 1e-6)), 2 * size))
                 first = last
+
+    def _size(self, kind: Hashable) -> int:
+        """Returns how many steps take about `CHUNK_SECONDS`; one where that is not known."""
+        return max(1, int(CHUNK_SECONDS / max(self.pace[kind], 1e-6))) if kind in self.pace else 1

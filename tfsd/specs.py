@@ -14,6 +14,59 @@ class SpecError(ValueError):
     """A spec, or the JSON of one, that cannot describe a model."""
 
 
+# Lowest and highest value of every number, wherever its field stands: far from any real model's, so that what is outside
+# is damage or an attack.
+_SIDE = (1, 16384)
+_TOKEN = (0, 10**6)
+_EPSILON = (1e-12, 1e-1)
+_BETA = (1e-9, 0.999)
+LIMITS = {
+    **dict.fromkeys(("width", "context_width", "channels", "in_channels", "out_channels", "latent_channels"), _SIDE),
+    **dict.fromkeys(("heads", "groups"), _SIDE),
+    **dict.fromkeys(("start_token", "end_token", "pad_token"), _TOKEN),
+    **dict.fromkeys(("epsilon", "norm_epsilon", "transformer_norm_epsilon"), _EPSILON),
+    **dict.fromkeys(("beta_start", "beta_end"), _BETA),
+    **dict.fromkeys(("layers", "transformer_layers"), (1, 200)),
+    "vocabulary": (1, 10**6),
+    "length": (2, 4096),
+    "mlp_width": (1, 4 * _SIDE[1]),
+    "residuals": (1, 16),
+    "scale": (1e-6, 1e6),
+    "shift": (-1e6, 1e6),
+    "train_steps": (1, 100_000),
+    "steps_offset": (0, 99_999),
+    "default_size": (1, 2048),
+    "default_steps": (1, 1000),
+    "default_guidance": (0.0, 100.0),
+}
+MAX_LEVELS = 8  # of a U-Net or VAE
+
+
+def _within_limits(spec):
+    for name in (name for name in vars(spec) if name in LIMITS):
+        value, (low, high) = getattr(spec, name), LIMITS[name]
+        for number in value if isinstance(value, tuple) else (value,):
+            if not low <= number <= high:  # so written, NaN is out, too
+                raise SpecError(f"{type(spec).__name__}.{name} must be from {low} to {high}; got {_shown(value)}.")
+
+
+def _one_of(spec, **allowed: tuple[str, ...]):
+    for name, values in allowed.items():
+        if getattr(spec, name) not in values:
+            got = _shown(getattr(spec, name))
+            raise SpecError(f"{type(spec).__name__}.{name} must be one of {', '.join(values)}; got {got}.")
+
+
+def _has_levels(spec):
+    if not 1 <= len(spec.channels) <= MAX_LEVELS:
+        raise SpecError(f"{type(spec).__name__}.channels must have 1 to {MAX_LEVELS} levels; got {len(spec.channels)}.")
+
+
+def _shown(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "..."
+
+
 def _divides(kind: str, small_name: str, small: int, large_name: str, large: int):
     if small < 1 or large < 1 or large % small:
         raise SpecError(f"{kind}.{small_name} ({small}) must divide its {large_name} ({large}).")
@@ -38,9 +91,14 @@ class CLIPSpec:
     kept_tokens: tuple[int, ...] = ()  # if given: only these have rows of their own, the rest share row 0
 
     def __post_init__(self):
-        if self.activation not in ("quick_gelu", "gelu", "gelu_tanh"):
-            raise SpecError(f"activation must be quick_gelu, gelu or gelu_tanh; got {self.activation!r}.")
+        _within_limits(self)
+        _one_of(self, activation=("quick_gelu", "gelu", "gelu_tanh"))
         _divides("CLIPSpec", "heads", self.heads, "width", self.width)
+        if len(set(self.kept_tokens)) < len(self.kept_tokens):
+            raise SpecError("CLIPSpec.kept_tokens must name no token twice.")
+        for token in self.kept_tokens:
+            if not 0 <= token < self.vocabulary:
+                raise SpecError(f"CLIPSpec.kept_tokens must be below the vocabulary ({self.vocabulary}); got {token}.")
 
     @property
     def rows(self) -> int:
@@ -67,9 +125,13 @@ class UNetSpec:
     transformer_norm_epsilon: float = 1e-6  # KerasCV: 1e-5
 
     def __post_init__(self):
+        _has_levels(self)
+        _within_limits(self)
+        _one_of(self, gelu=("gelu", "gelu_tanh"))
         for name in ("attention", "heads"):
             if len(getattr(self, name)) != len(self.channels):
-                raise SpecError(f"UNetSpec.{name} needs one entry per level ({len(self.channels)}); got {getattr(self, name)}.")
+                got = _shown(getattr(self, name))
+                raise SpecError(f"UNetSpec.{name} needs one entry per level ({len(self.channels)}); got {got}.")
         for channels, heads in zip(self.channels, self.heads):
             _divides("UNetSpec", "heads", heads, "channels", channels)
             _divides("UNetSpec", "groups", self.groups, "channels", channels)
@@ -88,6 +150,8 @@ class VAESpec:
     shift: float = 0.0
 
     def __post_init__(self):
+        _has_levels(self)
+        _within_limits(self)
         for channels in self.channels:
             _divides("VAESpec", "groups", self.groups, "channels", channels)
 
@@ -111,13 +175,19 @@ class ScheduleSpec:
     final_alpha_one: bool = False  # the step after the last one is noise-free (KerasCV) or at timestep 0 (CompVis)
 
     def __post_init__(self):
-        for name, allowed in (
-            ("betas", ("scaled_linear", "linear")),
-            ("prediction", ("epsilon", "v", "sample")),
-            ("spacing", ("leading", "linspace", "trailing", "kerascv")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise SpecError(f"ScheduleSpec.{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
+        _within_limits(self)
+        _one_of(
+            self,
+            betas=("scaled_linear", "linear"),
+            prediction=("epsilon", "v", "sample"),
+            spacing=("leading", "linspace", "trailing", "kerascv"),
+        )
+        if self.beta_start > self.beta_end:
+            raise SpecError(f"ScheduleSpec.beta_start ({self.beta_start}) must not exceed its beta_end ({self.beta_end}).")
+        if self.steps_offset >= self.train_steps:
+            raise SpecError(
+                f"ScheduleSpec.steps_offset ({self.steps_offset}) must be below its train_steps ({self.train_steps})."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +206,15 @@ class ModelSpec:
     rounding: str = "nearest"  # of decoded images to uint8; KerasCV and CompVis' scripts: "truncate"
     numerics: str = "compvis"
     licence: str = ""
+
+    def __post_init__(self):
+        _within_limits(self)
+        _one_of(self, rounding=("nearest", "truncate"), numerics=tuple(NUMERICS))
+        if len(self.default_size) != 2 or any(side % self.vae.factor for side in self.default_size):
+            size = _shown(self.default_size)
+            raise SpecError(f"ModelSpec.default_size must be two multiples of the VAE's {self.vae.factor}; got {size}.")
+        if not self.default_sampler.isidentifier():
+            raise SpecError(f"ModelSpec.default_sampler must be the name of a sampler; got {_shown(self.default_sampler)}.")
 
     def with_numerics(self, numerics: str) -> "ModelSpec":
         """Returns this spec with the numbers of another implementation: "compvis" or "kerascv".
@@ -202,12 +281,14 @@ def _value(where: str, value, kind):
     if dataclasses.is_dataclass(kind):
         return from_json(value, kind)
     if isinstance(kind, types.GenericAlias):  # tuple[T, ...] or tuple[T, T]
-        item = typing.get_args(kind)[0]
+        item, *rest = typing.get_args(kind)
         if not isinstance(value, (list, tuple)):
-            raise SpecError(f"{where} must be a list; got {value!r}.")
+            raise SpecError(f"{where} must be a list; got {_shown(value)}.")
+        if rest != [...] and len(value) != 1 + len(rest):
+            raise SpecError(f"{where} must have {1 + len(rest)} entries; got {_shown(value)}.")
         return tuple(_value(where, v, item) for v in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) is not kind:
-        raise SpecError(f"{where} must be {kind.__name__}; got {value!r}.")
+        raise SpecError(f"{where} must be {kind.__name__}; got {_shown(value)}.")
     return value

@@ -1,6 +1,5 @@
 """The command `tfsd`. TensorFlow is imported only inside the commands that need it."""
 
-import difflib
 import os
 import sys
 import warnings
@@ -44,16 +43,31 @@ def build_parser() -> Parser:
 def with_command(argv: list[str]) -> list[str]:
     """Returns the arguments with `generate` put in where they begin with a prompt or its options.
 
-    Raises: `UsageError` for a single word that looks like a mistyped command.
+    Raises: `UsageError` for a word that is a mistyped command.
     """
     first = next((i for i, word in enumerate(argv) if word != "--debug"), None)
     if first is None or argv[first] in (*COMMANDS, "-h", "--help", "--version"):
         return argv
     word = argv[first]
-    close = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.75)
-    if close:
-        raise UsageError(f"there is no command {word!r}. Did you mean {close[0]!r}? For a picture: tfsd generate {word!r}.")
+    for command in COMMANDS:
+        if _mistyped(word, command):
+            raise UsageError(f"there is no command {word!r}. Did you mean {command!r}? For a picture: tfsd generate {word!r}.")
     return [*argv[:first], "generate", *argv[first:]]
+
+
+def _mistyped(word: str, command: str) -> bool:
+    """Tells whether two neighbours of a command's letters changed places or one, not the first, is missing or too much.
+
+    Other letters in place of its own are no sign: a beach is no bench, snow no show. Words one letter longer or shorter
+    than the commands of four are words themselves: a sow.
+    """
+    swapped = {command[:i] + command[i + 1] + command[i] + command[i + 2 :] for i in range(len(command) - 1)}
+    near = len(command) > 4 and (word in _shorter(command) or command in _shorter(word))
+    return word in swapped or near
+
+
+def _shorter(word: str) -> set[str]:
+    return {word[:i] + word[i + 1 :] for i in range(1, len(word))} if len(word) < 20 else set()
 
 
 def main(argv: list[str] | None = None) -> int:

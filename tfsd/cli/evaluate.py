@@ -1,7 +1,5 @@
 """`tfsd eval`: how well a model's pictures follow their prompts."""
 
-from pathlib import Path
-
 from tfsd.cli.parsing import add_command, real, whole
 from tfsd.cli.terminal import print_json, quiet_tensorflow
 
@@ -37,7 +35,7 @@ def add_eval(commands):
 
 def evaluate(args) -> int:
     """Runs the command."""
-    from tfsd.png import check_targets
+    from tfsd.png import ImageFileError, check_targets, png_path
     from tfsd.samplers.plans import find_sampler
     from tfsd.weights import load_spec, resolve
 
@@ -45,7 +43,7 @@ def evaluate(args) -> int:
     if args.sampler is not None:
         find_sampler(args.sampler)
     if args.sheet is not None:
-        check_targets([Path(args.sheet)])
+        check_targets([png_path(args.sheet, "--sheet")])
     quiet_tensorflow()
     from tfsd.training import evaluate as measure
 
@@ -59,5 +57,8 @@ def evaluate(args) -> int:
         sheet=args.sheet,
         progress=not args.quiet,
     )
+    failure = report.pop("sheet_error", None)
     print_json(report) if args.json else print(measure.as_text(report))
+    if failure is not None:
+        raise ImageFileError(failure)
     return 0

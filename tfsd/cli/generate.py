@@ -62,7 +62,7 @@ def add_generate(commands):
     add("--grid", action="store_true", help="one file with all pictures")
     add("--columns", type=whole(1), default=None, help="of the grid (default: about as many as rows)")
     add("--out", default=None, metavar="FILE", help="PNG file, replaced if it exists; several pictures are numbered, "
-        "or named by {n}, {seed}, {index}, {prompt} in FILE (default: a free name made of the prompt)")  # fmt: skip
+        "or named by {n}, {seed}, {index}, {prompt} in FILE (default: free names made of the prompts)")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bar")
     return parser
 
@@ -98,18 +98,19 @@ def generate(args) -> int:
     _check_early(args, prompts)
     quiet_tensorflow()
     from tfsd.api import load
+    from tfsd.images import Images
     from tfsd.text import PromptTruncationWarning
 
     model = load(args.model, dtype=args.dtype, jit_compile=not args.no_jit, numerics=args.numerics)
     warnings.simplefilter("ignore", PromptTruncationWarning)  # `_check_early` told of it
-    done = []
-    for images in _run(model, args, seed, batches(prompts, args.n, args.index, args.batch)):
-        for i in range(len(images)):
-            done.append((images[i], images.recipes[i]))
-            if not args.grid:
-                _save([done[-1]], names[len(done) - 1])
+    parts = _run(model, args, seed, batches(prompts, args.n, args.index, args.batch))
     if args.grid:
-        _save(done, names[0], grid=True, columns=args.columns)
+        _save(_joined(list(parts)), names[0], args)
+        return 0
+    left = iter(names)
+    for images in parts:
+        for i, recipe in enumerate(images.recipes):
+            _save(Images(images[i : i + 1], [recipe]), next(left), args)
     return 0
 
 
@@ -147,10 +148,15 @@ def _read(name: str) -> str:
 
 def _names(args, pictures: list[dict]) -> list[Path]:
     """Returns the names of the files to write, which are known to be writable."""
-    from tfsd.images import check_targets, file_names, free_name
+    from tfsd.images import check_targets, file_names, free_names
 
-    out = free_name(pictures[0]["prompt"]) if args.out is None else args.out
-    names = file_names(out, pictures[:1] if args.grid else pictures)
+    files = pictures[:1] if args.grid else pictures
+    if args.out is not None:
+        names = file_names(args.out, files)
+    else:
+        groups = [files[i : i + args.n] for i in range(0, len(files), args.n)]
+        free = free_names([group[0]["prompt"] for group in groups])
+        names = [name for group, one in zip(groups, free) for name in file_names(one, group)]
     check_targets(names)
     return names
 
@@ -227,16 +233,31 @@ def _run(model, args, seed: int, jobs: list[Batch]) -> Iterator:
             yield Images(images[: job.keep], images.recipes[: job.keep])
 
 
-def _save(pictures: list, name: Path, *, grid: bool = False, columns: int | None = None):
+def _joined(parts: list):
     import numpy as np
-    from tqdm import tqdm
 
     from tfsd.images import Images
 
-    images = Images(np.stack([pixels for pixels, _ in pictures]), [recipe for _, recipe in pictures])
-    if grid:
-        images.save_grid(name, columns)
-    else:
-        images.save(name)
-    tqdm.write(str(name))  # to standard output, on a line of its own where a progress bar stands
+    return Images(np.concatenate(parts), [recipe for images in parts for recipe in images.recipes])
+
+
+def _save(images, name: Path, args):
+    """Writes pictures, and their name to standard output."""
+    from tqdm import tqdm
+
+    from tfsd.images import free_names
+    from tfsd.png import FileThereError
+
+    while True:
+        try:
+            if args.grid:
+                images.save_grid(name, args.columns, overwrite=args.out is not None)
+            else:
+                images.save(name, overwrite=args.out is not None)
+            break
+        except FileThereError:
+            if args.out is not None:
+                raise
+            name = free_names([images.recipes[0]["prompt"]])[0]  # another program took the name in the meantime
+    tqdm.write(str(name))  # on a line of its own where a progress bar stands
     sys.stdout.flush()

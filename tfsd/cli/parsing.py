@@ -3,7 +3,6 @@
 import argparse
 import math
 import textwrap
-from pathlib import Path
 
 
 class UsageError(Exception):
@@ -66,16 +65,6 @@ def real(low: float, high: float):
         return number
 
     return parse
-
-
-def existing_file(text: str) -> Path:
-    """A type for a file that must be there."""
-    try:
-        if Path(text).exists() and not Path(text).is_dir():
-            return Path(text)
-    except (OSError, ValueError):  # a name that no file can have
-        pass
-    raise argparse.ArgumentTypeError(f"{_shown(text)} is no file")
 
 
 def _shown(text: str) -> str:

@@ -1,6 +1,9 @@
 """`tfsd show`: the recipe that a picture carries."""
 
+import functools
+import math
 import shlex
+import sys
 
 from tfsd.cli.parsing import add_command
 from tfsd.cli.terminal import print_json, print_values, printable
@@ -20,8 +23,16 @@ _FLAGS = {  # of `tfsd generate`, for what a recipe holds
     "width": "--width",
     "model": "--model",
     "dtype": "--dtype",
+    "numerics_override": "--numerics",
 }
-_DEFAULTS = {"negative_prompt": "", "index": 0, "eta": 0.0, "dtype": "float32"}
+_DEFAULTS = {"negative_prompt": "", "index": 0, "eta": 0.0, "dtype": "float32", "numerics_override": None}
+_TYPES = {  # of what a command line is made of; None is fitting where there is none to give
+    **dict.fromkeys(("prompt", "numerics_override"), (str, type(None))),
+    **dict.fromkeys(("negative_prompt", "sampler", "model", "weights", "dtype"), (str,)),
+    **dict.fromkeys(("seed", "index", "num_steps", "height", "width"), (int,)),
+    **dict.fromkeys(("guidance_scale", "eta"), (int, float)),
+    **dict.fromkeys(("jit_compile", "custom_noise"), (bool,)),
+}
 
 
 def add_show(commands):
@@ -48,22 +59,90 @@ def show(args) -> int:
         print_json(recipe)
         return 0
     pictures = recipe.get("pictures", [recipe])
-    for one in pictures if isinstance(pictures, list) else []:
-        if isinstance(one, dict):
-            print_values(one)
-            print(f"again:  {printable(command(one))}\n")
+    for one in pictures:
+        _check(one, args.file)
+    about_weights = functools.cache(_about_weights)  # a grid has many pictures of one model
+    for one in pictures:
+        print_values(one)
+        print(f"again:  {command(one)}")
+        note = about_weights(one.get("model"), one.get("weights"))
+        print(f"        {printable(note)}\n" if note else "")
     return 0
+
+
+def _check(recipe: dict, file: str):
+    """Raises: `ImageFileError` for a recipe without a prompt, or with values that no recipe has."""
+    from tfsd.images import ImageFileError
+
+    if "prompt" not in recipe:
+        raise ImageFileError(f"{file} is damaged: its recipe has no prompt.")
+    for name, kinds in _TYPES.items():
+        value = recipe.get(name)
+        fits = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
+        if name in recipe and not (fits and (not isinstance(value, float) or math.isfinite(value))):
+            raise ImageFileError(f"{file} is damaged: its recipe has the {name} {repr(value)[:60]}.")
 
 
 def command(recipe: dict) -> str:
     """Returns the command line that makes a picture again; a note instead if no command line can."""
-    if not isinstance(recipe.get("prompt"), str) or recipe.get("custom_noise"):
+    if recipe["prompt"] is None or recipe.get("custom_noise"):
         return "(made in Python from its own context or noise)"
     words = ["tfsd", "generate"]
     for name, flag in _FLAGS.items():
         if name in recipe and recipe[name] != _DEFAULTS.get(name):
             words.append(f"{flag}={recipe[name]}")
-    words += ["--numerics=kerascv"] if recipe.get("numerics") == "kerascv" else []  # no model is changed to compvis
     words += ["--no-jit"] if recipe.get("jit_compile") is False else []
     prompt = recipe["prompt"]
-    return shlex.join([*words, "--", prompt] if prompt.startswith("-") else [*words[:2], prompt, *words[2:]])
+    words = [*words, "--", prompt] if prompt.startswith("-") else [*words[:2], prompt, *words[2:]]
+    try:
+        return " ".join(quoted(word) for word in words)
+    except ValueError:
+        return "(made in Python: its texts fit no command line)"
+
+
+def quoted(word: str) -> str:
+    """Returns a word as a shell takes it; what a terminal may not or cannot show, as the octal bytes of $'...'.
+
+    Raises: `ValueError` for a zero byte or half a surrogate pair, which no command line can hold.
+    """
+    data = word.encode("utf-8", "surrogateescape")  # as Python took bytes that are no UTF-8 from its own command line
+    if b"\0" in data:
+        raise ValueError("A command line holds no zero byte.")
+    if all(map(_shows, word)):
+        return shlex.quote(word)
+    return "$'" + "".join(_escaped(c) for c in word) + "'"
+
+
+def _shows(character: str) -> bool:
+    try:
+        character.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return character.isprintable()
+
+
+def _escaped(character: str) -> str:
+    if character in "\\'":
+        return "\\" + character
+    if _shows(character):
+        return character
+    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+def _about_weights(model: str | None, made_with: str | None) -> str:
+    """Returns a note where the model of a recipe's name is another than the one that made the picture."""
+    from tfsd.files import sha256
+    from tfsd.h5 import CheckpointError
+    from tfsd.weights import resolve
+
+    if model is None:
+        return ""
+    if not made_with:
+        return "nothing tells which weights made it; the model of that name here may have others"
+    try:
+        here = sha256(resolve(model) / "manifest.json")[:12]
+    except (CheckpointError, OSError, ValueError):
+        return f"made with weights ({made_with[:12]}) of a model {model!r} that is not here: pass --model FOLDER"
+    if here != made_with:
+        return f"made with other weights ({made_with[:12]}) than the model of that name here ({here}): pass --model FOLDER"
+    return ""

@@ -182,8 +182,3 @@ class Upsample(Block):
         if size is not None:
             x = x[:, : size[0], : size[1], :]
         return self.conv(x)
-
-
-def set_seed(seed: int):
-    """Makes the initial weights of the next models the same for the same seed."""
-    keras.utils.set_random_seed(seed)

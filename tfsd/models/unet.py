@@ -120,11 +120,14 @@ class SpatialTransformer(Block):
 
     def call(self, x, contexts):  # noqa: D102
         batch, height, width, channels = ops.shape(x)
-        h = self.proj_in(self.norm(x))  # on a map, a dense layer is the 1x1 convolution
-        h = ops.reshape(h, (batch, height * width, channels))
+        as_tokens, as_map = (batch, height * width, channels), (batch, height, width, channels)
+        h = self.norm(x)
+        # A dense layer on four dimensions crashes some releases of Keras on oneDNN.
+        h = self.proj_in(ops.reshape(h, as_tokens)) if self.linear else ops.reshape(self.proj_in(h), as_tokens)
         for block, context in zip(self.series("block"), contexts):
             h = block(h, context)
-        return x + self.proj_out(ops.reshape(h, (batch, height, width, channels)))
+        h = ops.reshape(self.proj_out(h), as_map) if self.linear else self.proj_out(ops.reshape(h, as_map))
+        return x + h
 
 
 class Stage(Block):

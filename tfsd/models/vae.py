@@ -2,7 +2,7 @@
 
 from keras import layers, ops
 
-from tfsd.models.layers import Block, Downsample, GroupNorm, Part, ResidualBlock, Sequence, Upsample, attend, conv
+from tfsd.models.layers import Block, Downsample, GroupNorm, Part, ResidualBlock, Sequence, Upsample, attend, conv, split_heads
 from tfsd.specs import VAESpec
 
 
@@ -19,8 +19,8 @@ class MapAttention(Block):
 
     def call(self, x):  # noqa: D102
         batch, height, width, channels = ops.shape(x)
-        h = ops.reshape(self.norm(x), (batch, 1, height * width, channels))
-        h = attend(self.query(h), self.key(h), self.value(h))
+        h = ops.reshape(self.norm(x), (batch, height * width, channels))
+        h = attend(*(split_heads(dense(h), 1) for dense in (self.query, self.key, self.value)))
         return x + ops.reshape(self.out(h), (batch, height, width, channels))
 
 

@@ -1,5 +1,6 @@
 """Measures prompt adherence: pictures of prompts that training never saw, judged by the automatic checker."""
 
+import io
 import math
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tfsd.api import StableDiffusion, load
+from tfsd.png import ImageFileError, check_targets, png_path, write_files
 from tfsd.training import checker, scenes
 
 BATCH = 16
@@ -30,15 +32,17 @@ def evaluate(
     For each kind: "objects" (every object's colour and shape), "colour", "shape" (per object), "count" (no object
     more or less), "relation" (among pictures whose objects are right), "background", "everything", and "margin",
     half the 95 % interval of "objects". "checker" is the checker's own accuracy on drawings of such scenes.
-    `sheet` names a PNG to show the first pictures in.
+    `sheet` names a PNG to show the first pictures in; should it fail after all pictures were made, "sheet_error" says why.
 
-    Raises: `ValueError` if `n` is no whole number from 1.
+    Raises: `ValueError` if `n` is no whole number from 1, or `sheet` no PNG; `ImageFileError` if it cannot be written.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be a whole number from 1; got {n!r}.")
+    if sheet is not None:
+        check_targets([png_path(sheet, "sheet")])
     loaded = model if isinstance(model, StableDiffusion) else load(model)
     options = {"num_steps": num_steps, "guidance_scale": guidance_scale, "sampler": sampler}
-    report = {"model": loaded.spec.name, "weights": loaded.fingerprint, "n": n, "seed": seed, "kinds": {}}
+    report = {"model": loaded.identity["model"], "weights": loaded.identity["weights"], "n": n, "seed": seed, "kinds": {}}
     shown = []
     with tqdm(total=n * len(kinds), unit="picture", disable=not progress) as bar:
         for kind in kinds:
@@ -55,7 +59,10 @@ def evaluate(
             report["kinds"][kind] = _shares(verdicts)
     report["checker"] = checker.accuracy(n=500, seed=seed)
     if sheet is not None:
-        contact_sheet(shown, sheet)
+        try:
+            contact_sheet(shown, sheet)
+        except ImageFileError as error:  # a full disk must not cost the report of an hour
+            report["sheet_error"] = str(error)
     return report
 
 
@@ -76,7 +83,7 @@ def _shares(verdicts: list[checker.Verdict]) -> dict[str, float]:
 
 
 def contact_sheet(shown: list[tuple[np.ndarray, str]], path: str | Path, columns: int = 8):
-    """Writes a PNG of (picture, prompt) pairs."""
+    """Writes a PNG of (picture, prompt) pairs, whole or not at all; raises `ImageFileError` if that fails."""
     from PIL import Image, ImageDraw
 
     side, foot = shown[0][0].shape[0], 30
@@ -88,7 +95,9 @@ def contact_sheet(shown: list[tuple[np.ndarray, str]], path: str | Path, columns
         sheet.paste(Image.fromarray(np.asarray(image)), (left, top))
         half = prompt.rfind(" ", 0, 24) if len(prompt) > 24 else len(prompt)
         draw.text((left, top + side), prompt[:half] + "\n" + prompt[half:].strip(), fill="black", font_size=9)
-    sheet.save(path)
+    file = io.BytesIO()
+    sheet.save(file, format="PNG")
+    write_files({Path(path): file.getvalue()})
 
 
 def as_text(report: dict) -> str:

@@ -3,6 +3,8 @@
 import json
 import os
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +14,13 @@ from tqdm import tqdm
 
 from tfsd.training.recipe import Recipe
 
+# What reading a damaged archive raises, from numpy and beneath it.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 AVERAGE_EVERY = 10  # steps between two updates of the moving average of the weights
 
 
 class Trainer:
-    """Trains `model` on `batch(step) -> (inputs, targets)`, keeping its state in `folder`.
-
-    Raises: ValueError where the folder's checkpoint belongs to a model of other sizes.
-    """
+    """Trains `model` on `batch(step) -> (inputs, targets)`, keeping its state in `folder`."""
 
     def __init__(self, model: keras.Model, recipe: Recipe, batch: Callable, folder: Path, loss="mse"):
         self.model = model
@@ -53,18 +54,25 @@ class Trainer:
             mean += weight * (value - mean)
 
     def restore(self) -> bool:
-        """Goes on from the folder's checkpoint, if there is one."""
+        """Goes on from the folder's checkpoint, if there is one.
+
+        Raises: `ValueError` if it is damaged, or of a model of other sizes; nothing is taken from it then.
+        """
         path = self.folder / "checkpoint.npz"
         if not path.exists():
             return False
-        with np.load(path, allow_pickle=False) as saved:
-            stored = {name: saved[name] for name in saved.files}
-        self.step = int(stored.pop("step"))
+        try:
+            with np.load(path, allow_pickle=False) as saved:
+                stored = {name: np.asarray(saved[name]) for name in saved.files}
+            step = int(stored.pop("step"))
+        except _DAMAGE as error:
+            raise ValueError(f"{path} cannot be read ({error}). Delete it to begin anew.") from error
         variables, averages = self._variables(), self.average
         expected = {f"v{i}": tuple(v.shape) for i, v in enumerate(variables)}
         expected |= {f"a{i}": mean.shape for i, mean in enumerate(averages)}
         if {name: value.shape for name, value in stored.items()} != expected:
             raise ValueError(f"{path} is the checkpoint of another model. Use another folder, or delete it to begin anew.")
+        self.step = step
         for i, variable in enumerate(variables):
             variable.assign(stored[f"v{i}"])
         self.average = [stored[f"a{i}"] for i in range(len(averages))]
@@ -76,8 +84,11 @@ class Trainer:
         values = {f"v{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(self._variables())}
         values |= {f"a{i}": mean for i, mean in enumerate(self.average)}
         part = self.folder / "checkpoint.part.npz"
-        np.savez(part, step=self.step, **values)
-        os.replace(part, self.folder / "checkpoint.npz")
+        try:
+            np.savez(part, step=self.step, **values)
+            os.replace(part, self.folder / "checkpoint.npz")
+        finally:
+            part.unlink(missing_ok=True)
 
     def begin_with(self, other: "Trainer"):
         """Takes over the averaged weights of a trainer of the same network."""
