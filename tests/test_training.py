@@ -7,7 +7,7 @@ import pytest
 
 from tfsd.models import build
 from tfsd.specs import UNetSpec, VAESpec
-from tfsd.training import autoencoder, denoiser
+from tfsd.training import autoencoder, denoiser, drawing, scenes
 from tfsd.training.recipe import CURRICULUM, Recipe, tiny_spec
 from tfsd.training.train import train
 from tfsd.weights import load_model, save_model
@@ -49,7 +49,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 def test_noised_latents_hold_the_image_and_the_target_in_the_proportions_of_v_prediction(tmp_path):
     trainer = denoiser.trainer(SPEC, autoencoder.Autoencoder(SPEC).encoder, tmp_path, RECIPE)
-    (noised, timesteps, tokens), target = trainer.batch(0)
+    (noised, timesteps, tokens), target, _ = trainer.batch(0)
     schedule = denoiser.NoiseSchedule(SPEC.schedule)
     alpha, sigma = (np.reshape(m, (-1, 1, 1, 1)) for m in schedule.marginals(timesteps))
     stored = np.concatenate([chunk[0] for chunk in denoiser_pool(tmp_path)])
@@ -70,6 +70,21 @@ def test_timesteps_of_a_batch_cover_the_whole_schedule(tmp_path):
     trainer = denoiser.trainer(SPEC, autoencoder.Autoencoder(SPEC).encoder, tmp_path, recipe)
     timesteps = np.sort(trainer.batch(1)[0][1])
     assert np.array_equal(timesteps // 100, np.arange(10))
+
+
+def test_errors_around_objects_weigh_more_and_the_mean_weight_is_one(tmp_path):
+    trainer = denoiser.trainer(SPEC, autoencoder.Autoencoder(SPEC).encoder, tmp_path, RECIPE)
+    (noised, *_), _, weights = trainer.batch(0)
+    assert weights.shape == noised.shape[:3] and weights.mean() == pytest.approx(1.0, abs=1e-6)
+    assert np.max(weights) / np.min(weights) == pytest.approx(denoiser.OBJECT_WEIGHT)
+
+
+def test_objects_are_where_the_picture_differs_from_its_background():
+    scene = scenes.training_scene(np.random.default_rng(0), "pair")
+    empty = dataclasses.replace(scene, things=())
+    differs = (drawing.render(scene) != drawing.render(empty)).any(axis=-1)
+    near = np.kron(drawing.near_objects(scene, 16), np.ones((8, 8), bool))
+    assert (differs & near).sum() > 0.98 * differs.sum() and near.sum() < 3 * differs.sum()
 
 
 def test_the_curriculum_begins_at_once_and_its_shares_add_up():

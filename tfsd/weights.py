@@ -4,7 +4,6 @@ The h5 files have Keras' own layout, so `keras.Model.load_weights` reads them to
 """
 
 import functools
-import importlib.metadata
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import ml_dtypes  # noqa: F401  (gives numpy its bfloat16)
 import numpy as np
 
+from tfsd import __version__
 from tfsd.files import check_file, new_folder, read_json, sha256
 from tfsd.h5 import CheckpointError, open_h5, stored_tensors, write_tensors
 from tfsd.specs import PRESETS, ModelSpec, SpecError, from_json, to_json
@@ -110,7 +110,7 @@ def write_model(
         (new / "spec.json").write_text(json.dumps(to_json(spec), indent=1) + "\n", encoding="utf-8")
         manifest = {
             "format": 1,
-            "tfsd": _version(),
+            "tfsd": __version__,
             "dtype": "/".join(sorted(stored)),
             "licence": spec.licence,
             "notes": dict(notes or {}),
@@ -229,13 +229,6 @@ def _verify(folder: Path, name: str):
     if not isinstance(entry, dict) or not {"sha256", "bytes"} <= set(entry):
         raise CheckpointError(f"{folder / 'manifest.json'} says nothing of {name}.")
     check_file(folder / name, sha256_hex=entry["sha256"], size=entry["bytes"])
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("tfsd")
-    except importlib.metadata.PackageNotFoundError:
-        return "uninstalled"
 
 
 def home() -> Path:

@@ -18,6 +18,7 @@ CHUNK = 2048  # scenes drawn and encoded at once
 POOL = 24  # chunks a batch is drawn from: the newest ones
 REUSE = 4  # times that a scene is seen, on average
 UNCAPTIONED = 0.1  # share of empty captions, for classifier-free guidance
+OBJECT_WEIGHT = 4.0  # of the loss around objects: backgrounds are learned soon, shapes late
 
 
 class Denoiser(keras.Model):
@@ -42,7 +43,7 @@ class Denoiser(keras.Model):
 
 
 class LatentPool:
-    """Latents and captions of scenes, drawn as training goes on and kept in `folder` for a restart.
+    """Latents, places of objects and captions of scenes, drawn as training goes on and kept in `folder` for a restart.
 
     Chunk i of a seed always holds the same scenes; the curriculum decides which kinds.
     """
@@ -53,7 +54,7 @@ class LatentPool:
         self.recipe = recipe
         self.folder = Path(folder)
         self.tokenizer = Tokenizer(spec.text)
-        self.chunks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.chunks: dict[int, tuple[np.ndarray, ...]] = {}
 
     def window(self, step: int) -> range:
         """Returns the numbers of the chunks that the batch of a step is drawn from."""
@@ -65,7 +66,7 @@ class LatentPool:
         mix = [stages for begins, stages in CURRICULUM if begins <= share][-1]
         return rng.choice(list(mix), p=list(mix.values()))
 
-    def _draw(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, chunk: int) -> tuple[np.ndarray, ...]:
         rng = np.random.default_rng([self.recipe.seed, 2, chunk])
         drawn = [scenes.training_scene(rng, self._stage(chunk, rng)) for _ in range(CHUNK)]
         latents = []
@@ -73,39 +74,45 @@ class LatentPool:
             images = np.stack([drawing.render(scene) for scene in drawn[i : i + 64]]).astype("float32") / 127.5 - 1.0
             mean = self.encoder.predict_on_batch(images)[..., : self.spec.vae.latent_channels]
             latents.append((mean - self.spec.vae.shift) * self.spec.vae.scale)
-        return np.concatenate(latents).astype("float16"), self.tokenizer([scene.caption for scene in drawn])
+        latents = np.concatenate(latents).astype("float16")
+        near = np.stack([drawing.near_objects(scene, latents.shape[1]) for scene in drawn])
+        return latents, near, self.tokenizer([scene.caption for scene in drawn])
 
-    def chunk(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a chunk's latents [CHUNK, h, w, c] float16 and tokens [CHUNK, L], drawing it if need be."""
+    def chunk(self, number: int) -> tuple[np.ndarray, ...]:
+        """Returns a chunk, drawing it if need be.
+
+        Shapes: latents [CHUNK, h, w, c] float16, whether an object is near [CHUNK, h, w], tokens [CHUNK, L].
+        """
         if number not in self.chunks:
             path = self.folder / f"latents-{number:05d}.npz"
             if not path.exists():
-                latents, tokens = self._draw(number)
+                latents, near, tokens = self._draw(number)
                 self.folder.mkdir(parents=True, exist_ok=True)
-                np.savez(path.with_suffix(".part.npz"), latents=latents, tokens=tokens.astype("uint16"))
+                np.savez(path.with_suffix(".part.npz"), latents=latents, near=near, tokens=tokens.astype("uint16"))
                 os.replace(path.with_suffix(".part.npz"), path)
             with np.load(path, allow_pickle=False) as saved:
-                self.chunks[number] = saved["latents"], saved["tokens"]
+                self.chunks[number] = saved["latents"], saved["near"], saved["tokens"]
         return self.chunks[number]
 
-    def draw(self, step: int, rng) -> tuple[np.ndarray, np.ndarray]:
-        """Returns latents float32 and tokens int32 for the batch of a step."""
+    def draw(self, step: int, rng) -> tuple[np.ndarray, ...]:
+        """Returns latents float32, whether an object is near, and tokens int32 for the batch of a step."""
         window = self.window(step)
         for old in [number for number in self.chunks if number < window[0]]:
             del self.chunks[old]
             (self.folder / f"latents-{old:05d}.npz").unlink(missing_ok=True)
         which, rows = rng.integers(window[0], window[-1] + 1, self.recipe.batch), rng.integers(0, CHUNK, self.recipe.batch)
-        pairs = [tuple(part[row] for part in self.chunk(number)) for number, row in zip(which, rows)]
-        return np.stack([p[0] for p in pairs]).astype("float32"), np.stack([p[1] for p in pairs]).astype("int32")
+        examples = [[part[row] for part in self.chunk(number)] for number, row in zip(which, rows)]
+        latents, near, tokens = (np.stack(parts) for parts in zip(*examples))
+        return latents.astype("float32"), near, tokens.astype("int32")
 
 
 def batch_of(spec: ModelSpec, pool: LatentPool, step: int):
-    """Returns the inputs (noised latents, timesteps, tokens) and the target of a step.
+    """Returns the inputs (noised latents, timesteps, tokens), the target and the weights of its errors for a step.
 
     Timesteps are stratified: one from each of B equal parts of the schedule. The target is v: Salimans & Ho 2022.
     """
     rng = np.random.default_rng([pool.recipe.seed, 3, step])
-    latents, tokens = pool.draw(step, rng)
+    latents, near, tokens = pool.draw(step, rng)
     count = len(latents)
     empty = pool.tokenizer([""]).astype("int32")
     tokens = np.where(rng.random(count)[:, None] < UNCAPTIONED, empty, tokens)
@@ -113,7 +120,9 @@ def batch_of(spec: ModelSpec, pool: LatentPool, step: int):
     timesteps = np.floor(shares * spec.schedule.train_steps)
     alpha, sigma = (np.asarray(m, "float32")[:, None, None, None] for m in NoiseSchedule(spec.schedule).marginals(timesteps))
     noise = rng.standard_normal(latents.shape, dtype="float32")
-    return (alpha * latents + sigma * noise, timesteps.astype("float32"), tokens), alpha * noise - sigma * latents
+    weights = np.where(near, OBJECT_WEIGHT, 1.0).astype("float32")
+    inputs = alpha * latents + sigma * noise, timesteps.astype("float32"), tokens
+    return inputs, alpha * noise - sigma * latents, weights / weights.mean()
 
 
 def latent_statistics(encoder: keras.Model, seed: int = 0, count: int = 512) -> tuple[float, float]:

@@ -22,6 +22,15 @@ def render(scene: Scene, size: int = 128) -> np.ndarray:
     return (canvas + 0.5).astype(np.uint8)
 
 
+def near_objects(scene: Scene, size: int) -> np.ndarray:
+    """Tells which cells of a grid of `size` x `size` lie on an object or just beside it: bool [size, size]."""
+    centres = (np.arange(size) + 0.5) / size
+    near = np.zeros((size, size), bool)
+    for thing in scene.things:
+        near |= np.hypot(centres - thing.x, centres[:, None] - thing.y) < 1.15 * thing.size + 0.02
+    return near
+
+
 def paint(canvas: np.ndarray, thing: Thing) -> None:
     """Paints one object into `canvas`, float32 [H, W, 3] in [0, 255]."""
     size = canvas.shape[0]

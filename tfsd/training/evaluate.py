@@ -1,6 +1,5 @@
 """Measures prompt adherence: pictures of prompts that training never saw, judged by the automatic checker."""
 
-import io
 import math
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tfsd.api import StableDiffusion, load
-from tfsd.png import ImageFileError, check_targets, png_path, write_files
+from tfsd.png import ImageFileError, check_targets, png_path
 from tfsd.training import checker, scenes
+from tfsd.training.sheet import contact_sheet
 
 BATCH = 16
 GROUPS = {"one": "one object", "two": "two objects", "count": "two or three of a kind"}
@@ -46,17 +46,9 @@ def evaluate(
     shown = []
     with tqdm(total=n * len(kinds), unit="picture", disable=not progress) as bar:
         for kind in kinds:
-            rng = np.random.default_rng([seed, scenes.KINDS.index(kind)])
-            prompts = [scenes.evaluation_scene(rng, kind).caption for _ in range(n)]
-            verdicts = []
-            for i in range(0, n, BATCH):
-                batch = prompts[i : i + BATCH]
-                padded = batch + batch[-1:] * (min(BATCH, n) - len(batch))  # one shape, one compile
-                images = loaded.text_to_image(padded, seed=seed, index=i, **options)[: len(batch)]
-                shown += list(zip(images, batch))[: 16 if i == 0 else 0]
-                verdicts += [checker.check(np.asarray(image), prompt) for image, prompt in zip(images, batch)]
-                bar.update(len(batch))
+            verdicts, first = _judge(loaded, kind, n, seed, options, bar)
             report["kinds"][kind] = _shares(verdicts)
+            shown += first
     report["checker"] = checker.accuracy(n=500, seed=seed)
     if sheet is not None:
         try:
@@ -64,6 +56,21 @@ def evaluate(
         except ImageFileError as error:  # a full disk must not cost the report of an hour
             report["sheet_error"] = str(error)
     return report
+
+
+def _judge(loaded: StableDiffusion, kind: str, n: int, seed: int, options: dict, bar: tqdm):
+    """Returns the verdicts on `n` pictures of a kind of prompt, and the first sixteen (picture, prompt)."""
+    rng = np.random.default_rng([seed, scenes.KINDS.index(kind)])
+    prompts = [scenes.evaluation_scene(rng, kind).caption for _ in range(n)]
+    verdicts, shown = [], []
+    for i in range(0, n, BATCH):
+        batch = prompts[i : i + BATCH]
+        padded = batch + batch[-1:] * (min(BATCH, n) - len(batch))  # one shape, one compile
+        images = loaded.text_to_image(padded, seed=seed, index=i, **options)[: len(batch)]
+        shown += list(zip(images, batch))[: 16 if i == 0 else 0]
+        verdicts += [checker.check(np.asarray(image), prompt) for image, prompt in zip(images, batch)]
+        bar.update(len(batch))
+    return verdicts, shown
 
 
 def _shares(verdicts: list[checker.Verdict]) -> dict[str, float]:
@@ -80,24 +87,6 @@ def _shares(verdicts: list[checker.Verdict]) -> dict[str, float]:
         "margin": 1.96 * math.sqrt(max(objects * (1 - objects), 1e-9) / len(verdicts)),
     }
     return {name: round(float(share), 4) for name, share in shares.items()}
-
-
-def contact_sheet(shown: list[tuple[np.ndarray, str]], path: str | Path, columns: int = 8):
-    """Writes a PNG of (picture, prompt) pairs, whole or not at all; raises `ImageFileError` if that fails."""
-    from PIL import Image, ImageDraw
-
-    side, foot = shown[0][0].shape[0], 30
-    rows = math.ceil(len(shown) / columns)
-    sheet = Image.new("RGB", (columns * (side + 4), rows * (side + foot)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (image, prompt) in enumerate(shown):
-        left, top = i % columns * (side + 4), i // columns * (side + foot)
-        sheet.paste(Image.fromarray(np.asarray(image)), (left, top))
-        half = prompt.rfind(" ", 0, 24) if len(prompt) > 24 else len(prompt)
-        draw.text((left, top + side), prompt[:half] + "\n" + prompt[half:].strip(), fill="black", font_size=9)
-    file = io.BytesIO()
-    sheet.save(file, format="PNG")
-    write_files({Path(path): file.getvalue()})
 
 
 def as_text(report: dict) -> str:

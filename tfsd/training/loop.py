@@ -20,7 +20,7 @@ AVERAGE_EVERY = 10  # steps between two updates of the moving average of the wei
 
 
 class Trainer:
-    """Trains `model` on `batch(step) -> (inputs, targets)`, keeping its state in `folder`."""
+    """Trains `model` on `batch(step) -> (inputs, targets[, weights of the errors])`, keeping its state in `folder`."""
 
     def __init__(self, model: keras.Model, recipe: Recipe, batch: Callable, folder: Path, loss="mse"):
         self.model = model

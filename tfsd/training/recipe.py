@@ -8,7 +8,7 @@ from tfsd.training import scenes
 
 
 def tiny_spec() -> ModelSpec:
-    """Returns the spec of the embedded model: Stable Diffusion's architecture at a thousandth of its size.
+    """Returns the spec of the embedded model: Stable Diffusion's architecture, with a two-hundredth of its weights.
 
     Its token embedding has rows for the words of the scenes' grammar alone; all others share one.
     """

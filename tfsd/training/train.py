@@ -1,8 +1,10 @@
 """Trains the embedded model: the VAE, text encoder and U-Net on its latents, its decoder; writes a model folder."""
 
+import itertools
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import keras
 import numpy as np
 from PIL import Image
 
@@ -11,6 +13,7 @@ from tfsd.specs import ModelSpec
 from tfsd.training import autoencoder, denoiser, drawing, scenes
 from tfsd.training.loop import Trainer
 from tfsd.training.recipe import AUTOENCODER, DECODER, DENOISER, tiny_spec
+from tfsd.training.sheet import contact_sheet
 from tfsd.weights import load_parts, resolve, save_model
 
 STAGES = ("all", "autoencoder", "decoder", "denoiser")
@@ -83,6 +86,19 @@ def write_model(folder: Path, decoding: Trainer, denoising: Trainer):
             for name, trainer in (("denoiser", denoising), ("decoder", decoding))
         }
         save_model(folder / "model", model.spec, parts, dtype="float16", notes={"training": notes}, overwrite=True)
+    if keras.backend.backend() == "tensorflow":  # which the sampling loop needs, and training does not
+        show_samples(folder)
+
+
+def show_samples(folder: Path, count: int = 16):
+    """Writes pictures by `folder`/model of prompts that training never sees, the same every time: samples.png."""
+    from tfsd.api import load
+
+    kinds = itertools.islice(itertools.cycle(scenes.KINDS), count)
+    rng = np.random.default_rng(5)
+    prompts = [scenes.evaluation_scene(rng, kind).caption for kind in kinds]
+    images = load(folder / "model", jit_compile=False).text_to_image(prompts, seed=0)
+    contact_sheet(list(zip(images, prompts)), folder / "samples.png")
 
 
 def show_reconstructions(trainer: Trainer, count: int = 8):
@@ -94,5 +110,3 @@ def show_reconstructions(trainer: Trainer, count: int = 8):
         decoded = vae.decoder.predict_on_batch(moments[..., : moments.shape[-1] // 2])
     decoded = np.clip((decoded + 1.0) * 127.5 + 0.5, 0, 255).astype("uint8")
     Image.fromarray(np.concatenate([np.hstack(images), np.hstack(decoded)])).save(trainer.folder / "reconstructions.png")
-
-

@@ -1,0 +1,94 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_model import SPEC
+
+from tfsd import models
+from tfsd.h5 import CheckpointError
+from tfsd.weights import save_model, write_model
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_values_that_float16_cannot_hold_are_refused_and_nothing_is_left(tmp_path):
+    shapes = models.variable_shapes(SPEC, ("decoder",))["decoder"]
+    tensors = ((path, np.full(shape, 70000.0, "float32")) for path, shape in shapes.items())
+    with pytest.raises(CheckpointError, match="decoder/post_quant/kernel are too large for float16"):
+        write_model(tmp_path / "x", SPEC, {"decoder": tensors}, dtype="float16")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["missing", "unknown", "twice", "shape", "interrupt"])
+def test_a_failed_save_leaves_nothing(tmp_path, fault):
+    shapes = models.variable_shapes(SPEC, ("decoder",))["decoder"]
+
+    def stream():
+        for i, (path, shape) in enumerate(shapes.items()):
+            if i == 5 and fault == "missing":
+                continue
+            if i == 5 and fault == "interrupt":
+                raise KeyboardInterrupt
+            yield ("nothing" if i == 5 and fault == "unknown" else path), np.zeros(shape if (i, fault) != (5, "shape") else (77,))
+            if i == 5 and fault == "twice":
+                yield path, np.zeros(shape)
+
+    with pytest.raises(KeyboardInterrupt if fault == "interrupt" else CheckpointError):
+        write_model(tmp_path / "x", SPEC, {"decoder": stream()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_model_is_kept_unless_overwritten(folder, parts):
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(CheckpointError, match="exists and is not empty"):
+        save_model(folder, SPEC, parts)
+    with pytest.raises(CheckpointError):
+        write_model(folder, SPEC, {"decoder": iter(())}, overwrite=True)
+    assert (folder / "manifest.json").read_bytes() == before
+    save_model(folder, SPEC, {"decoder": parts["decoder"]}, overwrite=True)
+    assert sorted(f.name for f in folder.iterdir()) == ["decoder.weights.h5", "manifest.json", "spec.json"]
+    assert sorted(f.name for f in folder.parent.iterdir()) == ["small"]
+
+
+def test_a_folder_of_other_things_is_never_overwritten(tmp_path, parts):
+    (tmp_path / "diary.txt").write_text("dear diary")
+    with pytest.raises(CheckpointError, match="no model folder, so it is not replaced"):
+        save_model(tmp_path, SPEC, parts, overwrite=True)
+    assert (tmp_path / "diary.txt").read_text() == "dear diary"
+
+
+FULL_DISK = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from small_model import SPEC
+from tfsd import models
+from tfsd.weights import CheckpointError, save_model
+parts = models.build(SPEC, parts=("text_encoder", "decoder"))
+for limit in (100_000, 10):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        save_model({folder!r}, SPEC, parts)
+    except CheckpointError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    """In a process of its own: a write that fails inside HDF5 crashes Python at exit. A file size limit is the disk."""
+    code = FULL_DISK.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "x"))
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == [f"{tmp_path / 'x'} cannot be written: File too large."] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_cannot_be_a_folder_is_one_line(tmp_path, parts):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is a file; give the folder"):
+        save_model(tmp_path / "file", SPEC, parts)
+    with pytest.raises(CheckpointError, match="cannot be written: "):
+        save_model(tmp_path / "file" / "below", SPEC, parts)
