@@ -1,4 +1,4 @@
-"""Times the guided denoising step of a full-size U-Net, each setting in a process of its own.
+"""Times the guided denoising step of a U-Net, full-size unless asked otherwise, each setting in a process of its own.
 
 Weights are random: they change neither time nor memory.
 """
@@ -12,6 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+
+from tfsd.specs import PRESETS, from_json, to_json
+from tfsd.weights import load_spec, resolve
 
 SETTINGS = [(dtype, jit) for dtype in ("float32", "bfloat16") for jit in (True, False)]
 
@@ -27,19 +30,22 @@ def benchmark_unet(
 ) -> list[dict]:
     """Returns one record per (dtype, jit_compile): first_s, step_ms (median), peak_mb, and what it ran on.
 
+    `model`: a preset, downloaded or not, or a name or folder of another model; only its spec is read.
     `first_s` is the time of the first step, tracing and compiling included. `peak_mb` is the most memory the
     process had resident, with the weights. `report(record)` is called as each is done.
 
-    Raises: `ValueError` for numbers that cannot be; `RuntimeError` where a process ends without a result.
+    Raises: `ValueError` for numbers that cannot be; `CheckpointError` for an unknown model; `RuntimeError` where a
+    process ends without a result.
     """
     for name, value in (("size", size), ("batch", batch), ("steps", steps)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number from 1; got {value!r}.")
-    if size % 8:
-        raise ValueError(f"size must be a multiple of 8; got {size}.")
-    records = []
+    spec = PRESETS[model] if model in PRESETS else load_spec(resolve(model))
+    if size % spec.vae.factor:
+        raise ValueError(f"size must be a multiple of {spec.vae.factor}; got {size}.")
+    records, shared = [], {"model": model, "spec": to_json(spec), "size": size, "batch": batch, "steps": steps}
     for dtype, jit in settings:
-        job = {"model": model, "size": size, "batch": batch, "steps": steps, "dtype": dtype, "jit_compile": jit}
+        job = shared | {"dtype": dtype, "jit_compile": jit}
         command = [sys.executable, "-m", "tfsd.benchmark", json.dumps(job)]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
         if done.returncode:
@@ -66,9 +72,8 @@ def _run(job: dict) -> dict:
     from tfsd.pipeline import Pipeline
     from tfsd.samplers.plans import build_plan
     from tfsd.samplers.step import empty_history, step, unpack
-    from tfsd.specs import PRESETS
 
-    spec, batch = PRESETS[job["model"]], job["batch"]
+    spec, batch = from_json(job.pop("spec")), job["batch"]
     pipeline = Pipeline(spec, build(spec, dtype=job["dtype"], parts=("unet",)), jit_compile=job["jit_compile"])
     plan = tf.constant(build_plan(spec.schedule, "ddim", 50).rows)
     shape = (batch, *pipeline.latent_shape(job["size"], job["size"]))

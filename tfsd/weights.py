@@ -175,13 +175,15 @@ def load_parts(
 
     Raises: `CheckpointError` if a file is missing or damaged, or does not fit the spec.
     """
-    from tfsd.models import build
+    from tfsd.models import build, fewest_values
 
     folder, models, parts = Path(folder), {}, _known(parts)
     for part in parts:
         name = f"{part}.weights.h5"
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}.")
+        if (folder / name).stat().st_size < 2 * fewest_values(spec, part):  # before memory is taken for them
+            raise CheckpointError(f"{folder / name} is too small for the {part} of {spec.name} that spec.json describes.")
         if verify:
             _verify(folder, name)
     for part in parts:

@@ -194,6 +194,7 @@ def test_generate_is_diffusers_pipeline(name, reference, pipeline):
         seeds=tf.constant([0]),
         indices=tf.constant([0]),
         guidance=tf.constant([GUIDANCE]),
+        own_latents=tf.constant(True),
     )
     state = pipeline.empty_state(1, 32, 32)._replace(latents=tf.constant(recorded["sample.noise"]))
     contexts = tf.zeros((2, reference.spec.text.length, reference.spec.text.width))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from small_model import SPEC
 
 from tfsd import models
 from tfsd.h5 import CheckpointError
-from tfsd.weights import load_model, load_parts, load_spec, load_weights
+from tfsd.specs import PRESETS
+from tfsd.weights import load_model, load_parts, load_spec, load_weights, part_shapes
 
 
 def edit(path: Path, change):
@@ -158,3 +160,22 @@ def test_a_missing_file_is_named(folder):
     (folder / "unet.weights.h5").unlink()
     with pytest.raises(CheckpointError, match=r"has no unet\.weights\.h5"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("part", models.PARTS)
+def test_a_spec_that_asks_for_far_more_than_the_file_holds_takes_no_memory(folder, part):
+    large = {
+        "text": dataclasses.replace(SPEC.text, width=16384, mlp_width=65536, layers=200),
+        "denoiser": dataclasses.replace(SPEC.denoiser, channels=(16384,) * 2, groups=1),
+        "vae": dataclasses.replace(SPEC.vae, channels=(16384,) * len(SPEC.vae.channels), groups=1),
+    }
+    spec = dataclasses.replace(SPEC, **large)
+    with pytest.raises(CheckpointError, match=rf"{part}\.weights\.h5 is too small for the {part} of small"):
+        load_parts(folder, spec, parts=(part,))
+
+
+@pytest.mark.parametrize("part", models.PARTS)
+def test_the_least_that_a_part_can_hold_is_less_than_it_holds(part):
+    for spec in (SPEC, PRESETS["sd-1.4"]):
+        held = models.parameter_count(part_shapes(spec, (part,))[part])
+        assert 0.05 * held < models.fewest_values(spec, part) < held

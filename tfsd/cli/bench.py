@@ -5,6 +5,7 @@ from tfsd.cli.terminal import print_json
 
 EXAMPLES = """  tfsd bench                               float32 and bfloat16, with XLA and without; takes minutes and 10 GB
   tfsd bench --dtype float32 --jit on --steps 5 --json
+  tfsd bench --model tiny --size 128
 """
 
 
@@ -15,10 +16,12 @@ def add_bench(commands):
         "bench",
         bench,
         help="time the full-size U-Net on this machine",
-        description="Times steps of Stable Diffusion's full-size U-Net with random weights, and its peak memory.",
+        description="Times steps of Stable Diffusion's full-size U-Net, or another model's, with random weights, and tells "
+        "its peak memory.",
         examples=EXAMPLES,
     )
     add = parser.add_argument
+    add("--model", default="sd-1.4", help="a preset, or a name or folder of another model (default: sd-1.4)")
     add("--size", type=whole(64, 2048), default=256, help="height and width in pixels, a multiple of 8 (default: 256)")
     add("--batch", type=whole(1, 64), default=1, help="pictures at once (default: 1)")
     add("--steps", type=whole(1, 1000), default=5, help="steps to time after the first (default: 5)")
@@ -34,6 +37,7 @@ def bench(args) -> int:
 
     jit = {"both": (True, False), "on": (True,), "off": (False,)}[args.jit]
     records = benchmark_unet(
+        model=args.model,
         size=args.size,
         batch=args.batch,
         steps=args.steps,

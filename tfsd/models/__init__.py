@@ -41,6 +41,15 @@ def variable_shapes(spec: ModelSpec, parts: Sequence[str] = PARTS) -> dict[str, 
         return thread.submit(shapes).result()
 
 
+def fewest_values(spec: ModelSpec, part: str) -> int:
+    """Returns a number of values that the part surely has at least, by its largest kernels and without building it."""
+    if part == "text_encoder":
+        text = spec.text
+        return text.rows * text.width + text.layers * text.width * (4 * text.width + 2 * text.mlp_width)
+    network = spec.denoiser if part == "unet" else spec.vae
+    return sum(network.residuals * 9 * width**2 for width in network.channels)  # the second convolutions alone
+
+
 def path(variable) -> str:
     """Returns a variable's path below its part: "down/down0/residual0/norm1/gamma"."""
     return variable.path.split("/", 1)[1]
