@@ -151,7 +151,7 @@ def test_effective_seed_wraps_as_keras(seed, expected):
         ("1", TypeError, r"seed must be a whole number; got '1'"),
         (None, TypeError, r"seed must be a whole number; got None"),
         (True, TypeError, r"seed must be a whole number; got True"),
-        (2**63, ValueError, r"seed must fit into 64 bits"),
+        (2**63, ValueError, r"seed must be from -9223372036854775808 to"),
     ],
 )
 def test_bad_seed_is_named(seed, error, message):

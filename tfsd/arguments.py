@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfsd.noise import effective_seed
-
 MAX_SIDE = 2048  # pixels
+INT64 = (-(2**63), 2**63 - 1)  # lowest and highest seed
 
 
 def whole(name: str, value, low: int, high: int) -> int:
@@ -84,9 +83,7 @@ def seeds_of(seed, index, batch: int) -> tuple[list[int], list[int]]:
         seed = secrets.randbelow(2**31 - 2)
     seeds = one_each("seed", seed, int, batch)
     indices = [index + (0 if _as_list(seed) is not None else i) for i in range(batch)]
-    for one in seeds:
-        effective_seed(one)  # raises for what is no int64
-    return [operator.index(one) for one in seeds], indices
+    return [whole("seed", one, *INT64) for one in seeds], indices
 
 
 def side_of(name: str, value, own: int, factor: int) -> int:

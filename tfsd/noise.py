@@ -5,9 +5,10 @@ Philox4x32-10 and Box-Muller, in int32 operations that eager TensorFlow, graphs,
 """
 
 import math
-import operator
 
 import tensorflow as tf
+
+from tfsd.arguments import INT64, whole
 
 INITIAL_STREAM = 0  # of the initial noise; step i of a sampler draws from stream i + 1
 SEED_PERIOD = 2**31 - 2
@@ -26,15 +27,7 @@ def effective_seed(seed: int) -> int:
 
     Raises: `TypeError` for anything but a whole number, `ValueError` outside int64.
     """
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        number = None
-    if number is None or isinstance(seed, bool):
-        raise TypeError(f"seed must be a whole number; got {seed!r}.")
-    if not -(2**63) <= number < 2**63:
-        raise ValueError(f"seed must fit into 64 bits, from -2**63 to 2**63 - 1; got {number}.")
-    return number % SEED_PERIOD
+    return whole("seed", seed, *INT64) % SEED_PERIOD
 
 
 def normal_noise(seeds, indices, stream, shape: tuple[int, ...]) -> tf.Tensor:

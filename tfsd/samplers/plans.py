@@ -8,12 +8,12 @@ the number of steps, so it can be the input of a compiled loop.
 import dataclasses
 import difflib
 import math
-import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from tfsd.arguments import whole
 from tfsd.samplers.rows import ROW_SIZE, Row
 from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, karras_ratios, levels
 from tfsd.specs import ScheduleSpec
@@ -259,8 +259,8 @@ def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0,
     """
     key = find_sampler(sampler)
     chosen, schedule = SAMPLERS[key], NoiseSchedule(spec)
-    num_steps = _whole("num_steps", num_steps, 1, min(spec.train_steps, MAX_STEPS))
-    start = _whole("start", start, 0, num_steps - 1)
+    num_steps = whole("num_steps", num_steps, 1, min(spec.train_steps, MAX_STEPS))
+    start = whole("start", start, 0, num_steps - 1)
     options = {"karras": True} if chosen.karras else {}
     if chosen.has_eta:
         options["eta"] = _checked_eta(eta)
@@ -278,18 +278,6 @@ def _init_scale(schedule: NoiseSchedule, sampler: Sampler, rows: list[Row]) -> f
     """Returns what the first noise is multiplied by: 1, or sigma where diffusers adds it to an image of zeros."""
     adds_to_zeros = sampler.starts_at_sigma and schedule.spec.spacing in ("linspace", "trailing")
     return float(rows[0].sigma) if adds_to_zeros else 1.0
-
-
-def _whole(name: str, value, low: int, high: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number; got {value!r}.")
-    if not low <= number <= high:
-        raise ValueError(f"{name} must be from {low} to {high}; got {number}.")
-    return number
 
 
 def _checked_eta(eta) -> float:
