@@ -1,11 +1,14 @@
 """`tfsd train`: makes the embedded model, or another like it."""
 
+import os
+
 from tfsd.cli.parsing import add_command, whole
 from tfsd.cli.terminal import quiet_tensorflow
 
 EXAMPLES = """  tfsd train runs/tiny                        all stages, hours on a CPU; continues where it was interrupted
   tfsd train runs/try --steps 100 --stage autoencoder
   tfsd train runs/more --from tiny            goes on with the weights of the embedded model
+  KERAS_BACKEND=jax tfsd train runs/tiny      on a GPU, where JAX has one
 """
 
 
@@ -35,7 +38,8 @@ def add_train(commands):
 
 def train(args) -> int:
     """Runs the command."""
-    quiet_tensorflow()
+    if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":  # training needs Keras alone
+        quiet_tensorflow()
     from tfsd.training.train import train as run
 
     print(run(args.folder, stage=args.stage, steps=args.steps, seed=args.seed, begin=args.begin, progress=not args.quiet))
