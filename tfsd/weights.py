@@ -182,10 +182,12 @@ def load_parts(
         name = f"{part}.weights.h5"
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}.")
-        if (folder / name).stat().st_size < 2 * fewest_values(spec, part):  # before memory is taken for them
-            raise CheckpointError(f"{folder / name} is too small for the {part} of {spec.name} that spec.json describes.")
         if verify:
             _verify(folder, name)
+        with open_h5(folder / name) as file:
+            stored_tensors(file)  # raises for what is damaged
+        if (folder / name).stat().st_size < 2 * fewest_values(spec, part):  # before memory is taken for them
+            raise CheckpointError(f"{folder / name} is too small for the {part} of {spec.name} that spec.json describes.")
     for part in parts:
         models.update(build(spec, dtype=dtype, parts=(part,)))
         load_weights(folder / f"{part}.weights.h5", models[part], model=f"the {part} of {spec.name}")

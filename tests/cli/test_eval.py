@@ -26,7 +26,7 @@ def test_sheet_is_whole_or_not_there(tmp_path):
     shown = [(np.full((32, 32, 3), i, "uint8"), "a red star") for i in range(9)]
     contact_sheet(shown, tmp_path / "x.PNG")
     contact_sheet(shown, str(tmp_path / "y.png"))
-    assert Image.open(tmp_path / "x.PNG").size == (8 * 36, 2 * 62)
+    assert Image.open(tmp_path / "x.PNG").size == (8 * 36, 2 * (32 + 42))
     with pytest.raises(OSError, match="there is no folder"):
         contact_sheet(shown, tmp_path / "missing" / "x.png")
     assert sorted(os.listdir(tmp_path)) == ["x.PNG", "y.png"]

@@ -178,4 +178,5 @@ def test_a_spec_that_asks_for_far_more_than_the_file_holds_takes_no_memory(folde
 def test_the_least_that_a_part_can_hold_is_less_than_it_holds(part):
     for spec in (SPEC, PRESETS["sd-1.4"]):
         held = models.parameter_count(part_shapes(spec, (part,))[part])
-        assert 0.05 * held < models.fewest_values(spec, part) < held
+        assert models.fewest_values(spec, part) < held
+    assert models.fewest_values(spec, part) > 0.05 * held  # at full size

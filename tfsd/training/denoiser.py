@@ -15,7 +15,7 @@ from tfsd.training.loop import Trainer
 from tfsd.training.recipe import CURRICULUM, DENOISER, Recipe
 
 CHUNK = 2048  # scenes drawn and encoded at once
-POOL = 24  # chunks a batch is drawn from: the newest ones
+POOL = 10  # chunks a batch is drawn from: the newest ones
 REUSE = 4  # times that a scene is seen, on average
 UNCAPTIONED = 0.1  # share of empty captions, for classifier-free guidance
 OBJECT_WEIGHT = 4.0  # of the loss around objects: backgrounds are learned soon, shapes late

@@ -58,7 +58,6 @@ AUTOENCODER = Recipe(steps=2800, batch=8, learning_rate=2e-3)
 DECODER = Recipe(steps=8000, batch=4, learning_rate=1e-3)
 DENOISER = Recipe(steps=60000, batch=32, learning_rate=1e-3)
 CURRICULUM = (  # (share of the steps after which it begins, stage of the scenes -> probability)
-    (0.0, {"single": 1.0}),
-    (0.08, {"single": 0.6, "count": 0.15, "pair": 0.25}),
-    (0.16, {"single": 0.25, "count": 0.15, "pair": 0.6}),
+    (0.0, {"single": 0.85, "pair": 0.15}),  # shapes are learned sooner from one large object
+    (0.25, {"single": 0.35, "count": 0.15, "pair": 0.5}),
 )
