@@ -81,11 +81,12 @@ def _run(job: dict) -> dict:
     prepare = tf.function(pipeline.prepare, jit_compile=job["jit_compile"])
     keys_values, embeddings = prepare(context, plan)
 
+    # Gathered, since XLA compiles `plan[i]` anew for every i.
     @tf.function(jit_compile=job["jit_compile"])
     def one_step(i, latents, history):
         guidance = tf.fill((batch,), spec.default_guidance)
         output = pipeline.denoise(latents, tf.gather(embeddings, [i]), keys_values, guidance)
-        return step(unpack(plan[i]), latents, history, output, tf.zeros_like(latents))
+        return step(unpack(tf.gather(plan, i)), latents, history, output, tf.zeros_like(latents))
 
     latents = tf.random.normal(shape)
     history, seconds = empty_history(latents), []

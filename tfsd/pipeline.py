@@ -95,7 +95,7 @@ class Pipeline(tf.Module):
             embedding = tf.gather(state.embeddings, [i])
             output = self.denoise(latents, embedding, state.keys_values, request.guidance)
             noise = normal_noise(request.seeds, request.indices, i + 1, shape)
-            return i + 1, *step(unpack(request.plan[i]), latents, history, output, noise)
+            return i + 1, *step(unpack(tf.gather(request.plan, i)), latents, history, output, noise)
 
         variables = (first, state.latents, tuple(state.history))
         _, latents, history = tf.while_loop(lambda i, *_: i < last, body, variables)
