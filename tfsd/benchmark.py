@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from tfsd.arguments import MAX_SIDE, whole
 from tfsd.specs import PRESETS, from_json, to_json
 from tfsd.weights import load_spec, resolve
 
@@ -34,12 +35,10 @@ def benchmark_unet(
     `first_s` is the time of the first step, tracing and compiling included. `peak_mb` is the most memory the
     process had resident, with the weights. `report(record)` is called as each is done.
 
-    Raises: `ValueError` for numbers that cannot be; `CheckpointError` for an unknown model; `RuntimeError` where a
+    Raises: `TypeError`, `ValueError` for bad numbers; `CheckpointError` for an unknown model; `RuntimeError` where a
     process ends without a result.
     """
-    for name, value in (("size", size), ("batch", batch), ("steps", steps)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number from 1; got {value!r}.")
+    size, batch, steps = whole("size", size, 1, MAX_SIDE), whole("batch", batch, 1, 64), whole("steps", steps, 1, 1000)
     spec = PRESETS[model] if model in PRESETS else load_spec(resolve(model))
     if size % spec.vae.factor:
         raise ValueError(f"size must be a multiple of {spec.vae.factor}; got {size}.")

@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tfsd.api import StableDiffusion, load
+from tfsd.arguments import whole
 from tfsd.png import ImageFileError, check_targets, png_path
 from tfsd.training import checker, scenes
 from tfsd.training.sheet import contact_sheet
@@ -34,10 +35,9 @@ def evaluate(
     half the 95 % interval of "objects". "checker" is the checker's own accuracy on drawings of such scenes.
     `sheet` names a PNG to show the first pictures in; should it fail after all pictures were made, "sheet_error" says why.
 
-    Raises: `ValueError` if `n` is no whole number from 1, or `sheet` no PNG; `ImageFileError` if it cannot be written.
+    Raises: `TypeError`, `ValueError` for a bad `n` or a `sheet` that is no PNG; `ImageFileError` if it cannot be written.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a whole number from 1; got {n!r}.")
+    n = whole("n", n, 1, 100_000)
     if sheet is not None:
         check_targets([png_path(sheet, "sheet")])
     loaded = model if isinstance(model, StableDiffusion) else load(model)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from PIL import Image
 
+from tfsd.arguments import whole
 from tfsd.models import build
 from tfsd.specs import ModelSpec
 from tfsd.training import autoencoder, denoiser, drawing, scenes
@@ -37,12 +38,11 @@ def train(
     the next call goes on from there. The model folder is written every `every` steps of the denoiser and at the end.
     `begin`, a model's name or folder, gives the weights that stages without a checkpoint begin with.
 
-    Raises: `ValueError` for an unknown stage or bad numbers; `CheckpointError` for a `begin` that does not fit.
+    Raises: `TypeError`, `ValueError` for an unknown stage or bad numbers; `CheckpointError` for a `begin` that does not fit.
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
-    if steps is not None and (not isinstance(steps, int) or steps < 1):
-        raise ValueError(f"steps must be a whole number from 1; got {steps!r}.")
+    steps = None if steps is None else whole("steps", steps, 1, 10**9)
     folder, spec = Path(folder), spec or tiny_spec()
     options = {"steps": steps, "every": every, "progress": progress}
     first = None if begin is None else load_parts(resolve(begin), spec)
