@@ -14,6 +14,7 @@ from tfsd.samplers.step import empty_history, step, unpack
 
 SIZE = 32
 TRAJECTORY = 2e-5  # of the largest latent: the same sums in another order, over up to eight steps
+PER_PICTURE = ("tokens", "negative_tokens", "plan", "init_scale", "seeds", "indices", "guidance")
 CHANGED = 1e-3  # of all values may round to the next level when sums change their order
 
 
@@ -30,9 +31,9 @@ def request_of(spec, prompts, *, sampler="ddim", steps=3, seeds=(7,), indices=(0
     return Request(
         tokens=tf.constant(tokens),
         negative_tokens=tf.constant(negative),
-        plan=tf.constant(plan.rows),
+        plan=tf.constant(np.repeat(plan.rows[None], batch, axis=0)),
         count=tf.constant(plan.count),
-        init_scale=tf.constant(plan.init_scale, tf.float32),
+        init_scale=tf.fill([batch], np.float32(plan.init_scale)),
         seeds=tf.constant(seeds, tf.int32),
         indices=tf.constant(indices, tf.int32),
         guidance=tf.constant(np.broadcast_to(guidance, batch), tf.float32),
@@ -91,12 +92,22 @@ def test_one_graph_equals_the_stages_step_by_step(sampler, eta, pipeline):
     context = pipeline.encode(tf.concat([request.negative_tokens, request.tokens], axis=0))
     keys_values, embeddings = pipeline.prepare(context, request.plan)
     for i in range(int(request.count)):
-        output = pipeline.denoise(latents, embeddings[i : i + 1], keys_values, request.guidance)
+        output = pipeline.denoise(latents, embeddings[:, i], keys_values, request.guidance)
         noise = normal_noise(request.seeds, request.indices, i + 1, (16, 16, 4))
-        latents, history = step(unpack(request.plan[i]), latents, history, output, noise)
+        latents, history = step(unpack(request.plan[:, i]), latents, history, output, noise)
     images, made = generate(pipeline, request)
     np.testing.assert_allclose(made, latents, rtol=0, atol=TRAJECTORY * np.abs(latents).max())
     assert_same_pictures(images, pipeline.decode(latents).numpy())
+
+
+def test_each_picture_of_a_batch_may_have_its_own_plan(pipeline):
+    long, short = (request_of(pipeline.spec, [1], sampler=s, steps=n) for s, n in (("dpmpp_2m", 5), ("euler_ancestral", 2)))
+    fields = {name: tf.concat([getattr(one, name) for one in (long, short)], axis=0) for name in PER_PICTURE}
+    images, latents = generate(pipeline, long._replace(**fields, count=tf.maximum(long.count, short.count)))
+    for i, alone in enumerate((long, short)):
+        expected = generate(pipeline, alone)
+        np.testing.assert_allclose(latents[i], expected[1][0], rtol=0, atol=TRAJECTORY * np.abs(expected[1]).max())
+        assert_same_pictures(images[i : i + 1], expected[0])
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4])
@@ -160,8 +171,8 @@ def test_negative_tokens_change_the_picture(plain):
 @pytest.mark.parametrize(("scale", "half"), [(0.0, 0), (1.0, 1)])
 def test_guidance_0_ignores_the_prompt_and_1_the_negative_prompt(scale, half, plain):
     latents, context = unet_inputs(2)
-    keys_values, embeddings = plain.prepare(context, tf.fill([1, 12], 250.0))
-    guided = plain.denoise(latents, embeddings, keys_values, tf.constant([scale]))
+    keys_values, embeddings = plain.prepare(context, tf.fill([1, 1, 12], 250.0))
+    guided = plain.denoise(latents, embeddings[:, 0], keys_values, tf.constant([scale]))
     alone = plain.parts.unet(latents, tf.constant([250.0]), context[half : half + 1])
     np.testing.assert_allclose(guided, alone, rtol=0, atol=1e-5)
 
@@ -169,9 +180,9 @@ def test_guidance_0_ignores_the_prompt_and_1_the_negative_prompt(scale, half, pl
 def test_every_row_has_its_own_guidance(plain):
     latents, context = unet_inputs(2)
     latents, context = tf.repeat(latents, 2, axis=0), tf.repeat(context, 2, axis=0)
-    keys_values, embeddings = plain.prepare(context, tf.fill([1, 12], 250.0))
-    unconditional, conditional = plain.denoise(latents, embeddings, keys_values, tf.constant([0.0, 1.0]))
-    mixed = plain.denoise(latents, embeddings, keys_values, tf.constant([-2.0, 7.5]))
+    keys_values, embeddings = plain.prepare(context, tf.fill([2, 1, 12], 250.0))
+    unconditional, conditional = plain.denoise(latents, embeddings[:, 0], keys_values, tf.constant([0.0, 1.0]))
+    mixed = plain.denoise(latents, embeddings[:, 0], keys_values, tf.constant([-2.0, 7.5]))
     expected = [unconditional + scale * (conditional - unconditional) for scale in (-2.0, 7.5)]
     np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-4)
 
@@ -200,8 +211,8 @@ def test_noise_starts_scaled_where_the_plan_says_so(random_model):
     spec = dataclasses.replace(spec, schedule=dataclasses.replace(spec.schedule, spacing="linspace"))
     pipeline = Pipeline(spec, parts, jit_compile=False)
     request = request_of(spec, [1], sampler="euler")
-    assert 0.99 < request.init_scale < 0.9999
-    expected = request.init_scale * normal_noise(request.seeds, request.indices, 0, (16, 16, 4))
+    assert 0.99 < request.init_scale[0] < 0.9999
+    expected = request.init_scale[0] * normal_noise(request.seeds, request.indices, 0, (16, 16, 4))
     np.testing.assert_array_equal(pipeline.initial_latents(request, (16, 16, 4)), expected)
 
 

@@ -188,9 +188,9 @@ class StableDiffusion:
         request = Request(
             tokens=tf.constant(negative_tokens if tokens is None else tokens),
             negative_tokens=tf.constant(negative_tokens),
-            plan=tf.constant(plan.rows),
+            plan=tf.constant(np.repeat(plan.rows[None], batch, axis=0)),
             count=tf.constant(plan.count),
-            init_scale=tf.constant(plan.init_scale, tf.float32),
+            init_scale=tf.constant([plan.init_scale] * batch, tf.float32),
             seeds=tf.constant([effective_seed(s) for s in seeds], tf.int32),
             indices=tf.constant(indices, tf.int32),
             guidance=tf.constant(guidance, tf.float32),

@@ -74,7 +74,7 @@ def _run(job: dict) -> dict:
 
     spec, batch = from_json(job.pop("spec")), job["batch"]
     pipeline = Pipeline(spec, build(spec, dtype=job["dtype"], parts=("unet",)), jit_compile=job["jit_compile"])
-    plan = tf.constant(build_plan(spec.schedule, "ddim", 50).rows)
+    plan = tf.repeat(build_plan(spec.schedule, "ddim", 50).rows[None], batch, axis=0)
     shape = (batch, *pipeline.latent_shape(job["size"], job["size"]))
     context = tf.random.normal((2 * batch, spec.text.length, spec.text.width))
     prepare = tf.function(pipeline.prepare, jit_compile=job["jit_compile"])
@@ -84,8 +84,8 @@ def _run(job: dict) -> dict:
     @tf.function(jit_compile=job["jit_compile"])
     def one_step(i, latents, history):
         guidance = tf.fill((batch,), spec.default_guidance)
-        output = pipeline.denoise(latents, tf.gather(embeddings, [i]), keys_values, guidance)
-        return step(unpack(tf.gather(plan, i)), latents, history, output, tf.zeros_like(latents))
+        output = pipeline.denoise(latents, tf.gather(embeddings, i, axis=1), keys_values, guidance)
+        return step(unpack(tf.gather(plan, i, axis=1)), latents, history, output, tf.zeros_like(latents))
 
     latents = tf.random.normal(shape)
     history, seconds = empty_history(latents), []

@@ -19,14 +19,14 @@ from tfsd.specs import ModelSpec
 class Request(NamedTuple):
     """What a batch of pictures is made from. Every field is a tensor, so nothing of it is compiled in.
 
-    A picture depends on its own row alone: on its tokens, seed, index and guidance scale.
+    A picture depends on its own row alone: on its tokens, plan, seed, index and guidance scale.
     """
 
     tokens: tf.Tensor  # [B, L] int32
     negative_tokens: tf.Tensor  # [B, L] int32
-    plan: tf.Tensor  # [MAX_ROWS, ROW_SIZE] float32, from `tfsd.samplers.plans.build_plan`
-    count: tf.Tensor  # int32: how many rows of the plan are steps
-    init_scale: tf.Tensor  # float32: what the first noise is multiplied by
+    plan: tf.Tensor  # [B, MAX_ROWS, ROW_SIZE] float32, from `tfsd.samplers.plans.build_plan`
+    count: tf.Tensor  # int32: how many rows the longest plan has; in the others the rest changes nothing
+    init_scale: tf.Tensor  # [B] float32: what the first noise is multiplied by
     seeds: tf.Tensor  # [B] int32, from `tfsd.noise.effective_seed`
     indices: tf.Tensor  # [B] int32: a picture's place in its seed's batch
     guidance: tf.Tensor  # [B] float32: guidance scale s of u + s * (c - u)
@@ -40,7 +40,7 @@ class State(NamedTuple):
     latents: tf.Tensor  # [B, h, w, c] float32
     history: tuple[tf.Tensor, ...]
     keys_values: list  # of the context in every cross-attention; the same at every step
-    embeddings: tf.Tensor  # [MAX_ROWS, E]: of every row's timestep
+    embeddings: tf.Tensor  # [B, MAX_ROWS, E]: of every row's timestep
 
 
 class Pipeline(tf.Module):
@@ -72,30 +72,33 @@ class Pipeline(tf.Module):
 
     def prepare(self, contexts, plan) -> tuple[list, tf.Tensor]:
         """Returns what no step changes: keys and values of contexts [2B, L, W], and the timesteps' embeddings."""
-        return self.parts.unet.keys_values(contexts), self.parts.unet.embed_time(plan[:, 0])
+        embeddings = self.parts.unet.embed_time(tf.reshape(plan[:, :, 0], [-1]))
+        return self.parts.unet.keys_values(contexts), tf.reshape(embeddings, (*plan.shape[:2], -1))
 
     def initial_latents(self, request: Request, shape: tuple[int, int, int]):
         """Returns the noise [B, h, w, c] from which the pictures of a request are made."""
-        return request.init_scale * normal_noise(request.seeds, request.indices, INITIAL_STREAM, shape)
+        noise = normal_noise(request.seeds, request.indices, INITIAL_STREAM, shape)
+        return _per_picture(request.init_scale) * noise
 
     def denoise(self, latents, embedding, keys_values: list, guidance):
         """Returns the guided output [B, h, w, c] float32: one pass over the unconditional and the conditional half.
 
         Source: Ho & Salimans 2022, in the form of CompVis' scripts: u + s * (c - u).
         """
-        output = self.parts.unet.denoise(tf.concat([latents, latents], axis=0), embedding, keys_values)
+        twice = tf.concat([latents, latents], axis=0), tf.concat([embedding, embedding], axis=0)
+        output = self.parts.unet.denoise(*twice, keys_values)
         unconditional, conditional = tf.split(tf.cast(output, tf.float32), 2, axis=0)
-        return unconditional + guidance[:, None, None, None] * (conditional - unconditional)
+        return unconditional + _per_picture(guidance) * (conditional - unconditional)
 
     def sample(self, request: Request, state: State, first, last) -> State:
         """Returns the state after the plan's rows first ... last - 1: the only sampling loop."""
         shape = tuple(state.latents.shape[1:])
 
         def body(i, latents, history):
-            embedding = tf.gather(state.embeddings, [i])
+            embedding = tf.gather(state.embeddings, i, axis=1)
             output = self.denoise(latents, embedding, state.keys_values, request.guidance)
             noise = normal_noise(request.seeds, request.indices, i + 1, shape)
-            return i + 1, *step(unpack(tf.gather(request.plan, i)), latents, history, output, noise)
+            return i + 1, *step(unpack(tf.gather(request.plan, i, axis=1)), latents, history, output, noise)
 
         variables = (first, state.latents, tuple(state.history))
         _, latents, history = tf.while_loop(lambda i, *_: i < last, body, variables)
@@ -117,7 +120,7 @@ class Pipeline(tf.Module):
         latents = tf.zeros((batch, *self.latent_shape(height, width)))
         unet = self.parts.unet
         keys = [tf.zeros((2 * batch, *shape), unet.compute_dtype) for shape in unet.key_shapes(self.spec.text.length)]
-        embeddings = tf.zeros((MAX_ROWS, 4 * self.spec.denoiser.channels[0]), unet.compute_dtype)
+        embeddings = tf.zeros((batch, MAX_ROWS, 4 * self.spec.denoiser.channels[0]), unet.compute_dtype)
         return State(latents, empty_history(latents), [(zeros, zeros) for zeros in keys], embeddings)
 
     def _generate(self, request: Request, given: State, contexts, first, last) -> tuple[tf.Tensor, State]:
@@ -138,7 +141,7 @@ class Pipeline(tf.Module):
             keys_values, embeddings = self.prepare(context, request.plan)
             noise = tf.cond(
                 tf.cast(request.own_latents, tf.bool),
-                lambda: request.init_scale * given.latents,
+                lambda: _per_picture(request.init_scale) * given.latents,
                 lambda: self.initial_latents(request, tuple(given.latents.shape[1:])),
             )
             return State(noise, given.history, keys_values, embeddings)
@@ -149,3 +152,8 @@ class Pipeline(tf.Module):
         blank = tf.zeros((given.latents.shape[0], *pixels, 3), tf.uint8)
         images = tf.cond(tf.equal(last, request.count), lambda: self.decode(state.latents), lambda: blank)
         return images, state
+
+
+def _per_picture(numbers):
+    """Returns numbers [B] in a shape that multiplies pictures or latents [B, h, w, c]."""
+    return numbers[:, None, None, None]

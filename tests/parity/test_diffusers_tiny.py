@@ -148,12 +148,12 @@ def trajectories(reference, run) -> dict[str, tuple[list[np.ndarray], np.ndarray
 
     denoise, move, decode = run(pipeline.denoise), run(lambda row, *rest: step(unpack(row), *rest)), run(pipeline.decode_float)
     tokens = np.concatenate([lane.tokens for lane in lanes.values()], axis=1)
-    keys_values, _ = run(prepare)(tokens.reshape(-1, tokens.shape[-1]), np.zeros((1, 1)))
+    keys_values, _ = run(prepare)(tokens.reshape(-1, tokens.shape[-1]), np.zeros((1, 1, 1)))
     latents = [tf.constant(lane.plan.init_scale * lane.first, tf.float32) for lane in lanes.values()]
     histories, after = [empty_history(one) for one in latents], {name: [] for name in lanes}
     for i in range(max(lane.plan.count for lane in lanes.values())):
         timesteps = np.array([lane.plan.rows[i, 0] for lane in lanes.values()])
-        embeddings = reference.parts["unet"].embed_time(np.concatenate([timesteps, timesteps]))
+        embeddings = reference.parts["unet"].embed_time(timesteps)
         outputs = denoise(tf.concat(latents, axis=0), embeddings, keys_values, tf.fill([len(lanes)], GUIDANCE))
         for j, (name, lane) in enumerate(lanes.items()):
             if i < lane.plan.count:
@@ -188,9 +188,9 @@ def test_generate_is_diffusers_pipeline(name, reference, pipeline):
     request = Request(
         tokens=tf.constant(recorded["text.prompt.input_ids"]),
         negative_tokens=tf.constant(recorded["text.negative.input_ids"]),
-        plan=tf.constant(plan.rows),
+        plan=tf.constant(plan.rows[None]),
         count=tf.constant(plan.count),
-        init_scale=tf.constant(plan.init_scale, tf.float32),
+        init_scale=tf.constant([plan.init_scale], tf.float32),
         seeds=tf.constant([0]),
         indices=tf.constant([0]),
         guidance=tf.constant([GUIDANCE]),

@@ -66,8 +66,7 @@ def test_plan_has_one_shape_and_ends_in_a_clean_level(sampler):
         plan = build_plan(SPEC, sampler, num_steps)
         assert plan.rows.shape == (MAX_ROWS, ROW_SIZE) and plan.rows.dtype == np.float32
         assert plan.count == num_steps + (sampler == "pndm" and num_steps > 1)
-        assert plan.rows[plan.count].tolist() == [0, 1, 0] + [0] * 9
-        assert not plan.rows[plan.count + 1 :].any()
+        assert (plan.rows[plan.count :] == [0, 1, 0, 0, 0, 1] + [0] * 6).all()  # latents rest there
         assert np.isfinite(plan.rows).all()
 
 

@@ -26,8 +26,9 @@ MAX_ROWS = MAX_STEPS + 2  # PLMS makes one call more; the level after the last s
 class Plan:
     """What the sampling loop needs: `rows` float32 [MAX_ROWS, ROW_SIZE], of which the first `count` are steps.
 
-    The row after the last step holds only its level, alpha 1 and sigma 0; the remaining ones are zero. An image
-    from noise starts at `init_scale * noise`, one from an image at `alpha * image + sigma * noise` of row 0.
+    The rows after the last step rest at its level, alpha 1 and sigma 0: latents stay as they are, so that pictures with
+    fewer steps can wait for others of their batch. An image from noise starts at `init_scale * noise`, one from an image
+    at `alpha * image + sigma * noise` of row 0.
     """
 
     rows: np.ndarray
@@ -270,7 +271,7 @@ def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0,
     rows = chosen.rows(schedule, num_steps, start, **options)
     packed = np.zeros((MAX_ROWS, ROW_SIZE), np.float32)
     packed[: len(rows)] = [row.pack() for row in rows]
-    packed[len(rows), 1] = 1.0  # the level after the last step: alpha 1, sigma 0
+    packed[len(rows) :] = Row(0.0, alpha=1.0, sigma=0.0, from_latents=0.0, from_output=0.0, keep=1.0, mix=()).pack()
     return Plan(packed, len(rows), _init_scale(schedule, chosen, rows))
 
 

@@ -6,8 +6,8 @@ from tfsd.samplers.rows import HISTORY, Row
 
 
 def unpack(packed: tf.Tensor) -> Row:
-    """Returns one row of a plan, float32 [ROW_SIZE], as a `Row` of scalar tensors."""
-    numbers = tf.unstack(packed)
+    """Returns one row of a plan, float32 [ROW_SIZE], as a `Row` of scalars; one per picture, [B, ROW_SIZE], as [B, 1, 1, 1]."""
+    numbers = tf.unstack(packed if len(packed.shape) == 1 else packed[:, None, None, None, :], axis=-1)
     return Row(*numbers[:6], mix=tuple(numbers[6 : 6 + HISTORY]), noise=numbers[6 + HISTORY])
 
 
