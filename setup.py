@@ -18,6 +18,15 @@ REQUIRED = [
     "huggingface_hub>=0.25",
     "tqdm",
 ]
+SERVING = [
+    "tensorflow-serving-api>=2.18",
+    "grpcio>=1.62",
+    "grpcio-health-checking>=1.62",
+    "grpcio-reflection>=1.62",
+    "aiohttp>=3.10",
+    "prometheus-client>=0.20",
+]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "kubernetes-validate>=1.27", "PyYAML"]
 
 setup(
     name="tfsd",
@@ -28,8 +37,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["tfsd", "tfsd.*", "converters", "converters.*", "serving", "serving.*"]),
-    package_data={"tfsd": ["assets/**/*"]},
+    package_data={"tfsd": ["assets/**/*"], "serving": ["page/*"]},
     install_requires=REQUIRED,
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.5"]},
+    extras_require={"serving": SERVING, "test": [*SERVING, *TEST]},
     entry_points={"console_scripts": ["tfsd = tfsd.cli:main"]},
 )

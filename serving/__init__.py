@@ -1,1 +1,1 @@
-"""Serving over the network; empty until the server is part of the package."""
+"""Exports served over the network: the server, its client, and what TensorFlow Serving needs to serve them."""

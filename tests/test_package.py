@@ -18,11 +18,12 @@ MODULES = sorted(path for top in ("tfsd", "converters", "serving") for path in (
 # From left to right: a module imports from columns to the left of its own and from its own package, never from neighbours.
 COLUMNS = (
     {"tfsd.specs", "tfsd.progress", "tfsd.arguments"},
-    {"tfsd.noise", "tfsd.text", "tfsd.models", "tfsd.samplers", "tfsd.h5", "tfsd.png", "tfsd.recipes"},
+    {"tfsd.noise", "tfsd.text", "tfsd.models", "tfsd.samplers", "tfsd.h5", "tfsd.png", "tfsd.encoding", "tfsd.recipes"},
     {"tfsd.pipeline", "tfsd.files", "tfsd.images"},
     {"tfsd.weights"},
     {"tfsd.api", "tfsd.hub"},
-    {"converters", "serving", "tfsd.training", "tfsd.benchmark"},
+    {"converters", "tfsd.training", "tfsd.benchmark"},
+    {"serving"},
     {"tfsd.cli"},
 )
 LIGHT = ("tfsd", "tfsd.cli", "tfsd.images", "tfsd.weights", "tfsd.hub", "tfsd.specs", "tfsd.text", "tfsd.samplers.plans")

@@ -56,8 +56,8 @@ class Pipeline(tf.Module):
         self.jit_compile = jit_compile
         self.parts = types.SimpleNamespace(**parts)
         self.tracked = [v.value for part in parts.values() for v in part.variables]
-        self.generate = tf.function(self._generate, jit_compile=jit_compile)
-        self.encode = tf.function(self._encode, jit_compile=jit_compile)
+        self.generate = tf.function(self._generate, jit_compile=jit_compile, autograph=False)
+        self.encode = tf.function(self._encode, jit_compile=jit_compile, autograph=False)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Returns the shape [h, w, c] of one picture's latents."""

@@ -14,7 +14,7 @@ def test_help_names_every_command_and_shows_how_to_begin(argv, capsys):
     else:
         assert main(argv) == 0
     text = capsys.readouterr().out
-    assert all(f"\n    {name} " in text for name in COMMANDS)
+    assert all(f"\n    {name}" in text for name in COMMANDS)
     assert 'tfsd "a red star' in text
 
 

@@ -1,11 +1,12 @@
 """The command `tfsd`. TensorFlow is imported only inside the commands that need it."""
 
+import argparse
 import os
 import sys
 import warnings
 
 from tfsd import __version__
-from tfsd.cli import bench, convert, download, evaluate, generate, models, show, tokens, train
+from tfsd.cli import bench, convert, download, evaluate, export, generate, load_test, models, serve, show, tokens, train
 from tfsd.cli.parsing import Parser, UsageError
 from tfsd.cli.terminal import describe, printable
 
@@ -19,6 +20,10 @@ COMMANDS = {
     "train": train.add_train,
     "eval": evaluate.add_eval,
     "bench": bench.add_bench,
+    "export": export.add_export,
+    "verify": export.add_verify,
+    "serve": serve.add_serve,
+    "load-test": load_test.add_load_test,
 }
 EPILOG = """examples:
   tfsd "a red star above a blue house at night"     one picture, made by the embedded model
@@ -29,9 +34,19 @@ EPILOG = """examples:
 `tfsd COMMAND --help` explains a command. The first argument is a prompt if it is no command."""
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest command, which argparse forgets to be further in than an option."""
+
+    def add_argument(self, action):
+        super().add_argument(action)
+        if action.dest == "command":
+            self._action_max_length = max(self._action_max_length, 4 + max(map(len, action.choices)))
+
+
 def build_parser() -> Parser:
     """Returns the parser of all commands; what it parses has `run`, the function of the command."""
-    parser = Parser(prog="tfsd", description="Stable Diffusion, deployed with TensorFlow.", epilog=EPILOG)
+    description = "Stable Diffusion, deployed with TensorFlow."
+    parser = Parser(prog="tfsd", description=description, epilog=EPILOG, formatter_class=_Help)
     parser.add_argument("--version", action="version", version=f"tfsd {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=Parser)

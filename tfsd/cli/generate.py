@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tfsd.cli import remote
 from tfsd.cli.parsing import UsageError, add_command, real, whole
 from tfsd.cli.terminal import quiet_tensorflow
 
@@ -18,6 +19,7 @@ EXAMPLES = """  tfsd "a red star above a blue house at night"
   tfsd "a cat in the snow" --seed 7 --index 2             picture 2 alone
   tfsd --prompts lines.txt --out "{n}-{seed}.png"         one picture per line of a file
   tfsd "a boat" --steps 50 --scale 5 --sampler dpmpp_2m --negative "a red boat"
+  tfsd "a boat" --server localhost:8500                   made by a server
 """
 
 
@@ -64,6 +66,7 @@ def add_generate(commands):
     add("--out", default=None, metavar="FILE", help="PNG file, replaced if it exists; several pictures are numbered, "
         "or named by {n}, {seed}, {index}, {prompt} in FILE (default: free names made of the prompts)")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bar")
+    remote.add_server_options(parser)
     return parser
 
 
@@ -90,20 +93,18 @@ def generate(args) -> int:
     prompts = _prompts(args)
     if args.columns is not None and not args.grid:
         raise UsageError("--columns is of --grid. Add --grid")
+    remote.check_options(args)
     if len(prompts) * args.n > MAX_PICTURES:
         raise UsageError(f"at most {MAX_PICTURES} pictures at once; got {len(prompts)} prompts times {args.n}")
     seed = secrets.randbelow(2**31 - 2) if args.seed is None else args.seed
     pictures = [{"prompt": p, "seed": seed, "index": args.index + i} for p in prompts for i in range(args.n)]
     names = _names(args, pictures)
-    _check_early(args, prompts)
-    quiet_tensorflow()
-    from tfsd.api import load
     from tfsd.images import Images
-    from tfsd.text import PromptTruncationWarning
 
-    model = load(args.model, dtype=args.dtype, jit_compile=not args.no_jit, numerics=args.numerics)
-    warnings.simplefilter("ignore", PromptTruncationWarning)  # `_check_early` told of it
-    parts = _run(model, args, seed, batches(prompts, args.n, args.index, args.batch))
+    model, jobs = _loaded(args, prompts), batches(prompts, args.n, args.index, args.batch)
+    if args.server is not None:  # nothing is compiled here for which batches should have one size
+        jobs = [job._replace(prompts=job.prompts[: job.keep]) for job in jobs]
+    parts = _run(model, args, seed, jobs)
     if args.grid:
         _save(_joined(list(parts)), names[0], args)
         return 0
@@ -112,6 +113,20 @@ def generate(args) -> int:
         for i, recipe in enumerate(images.recipes):
             _save(Images(images[i : i + 1], [recipe]), next(left), args)
     return 0
+
+
+def _loaded(args, prompts: list[str]):
+    """Returns what makes the pictures: a model, loaded once the arguments are known to be right, or a server's client."""
+    if args.server is not None:
+        return remote.connect(args)
+    _check_early(args, prompts)
+    quiet_tensorflow()
+    from tfsd.api import load
+    from tfsd.text import PromptTruncationWarning
+
+    model = load(args.model, dtype=args.dtype, jit_compile=not args.no_jit, numerics=args.numerics)
+    warnings.simplefilter("ignore", PromptTruncationWarning)  # `_check_early` told of it
+    return model
 
 
 def _prompts(args) -> list[str]:
@@ -206,15 +221,19 @@ def _run(model, args, seed: int, jobs: list[Batch]) -> Iterator:
 
     from tfsd.images import Images
 
-    bar = tqdm(total=None, desc="compiling", unit="step", leave=False, disable=True if args.quiet else None)
+    desc = "compiling" if args.server is None else "waiting"
+    own = {"eta": args.eta} if args.server is None else {}
+    bar = tqdm(total=None, desc=desc, unit="step", leave=False, disable=True if args.quiet else None)
     count = sum(job.keep for job in jobs)
     with bar:
         for done, job in enumerate(jobs):
 
-            def advance(step: int, steps: int, done: int = done):
-                bar.total = steps * len(jobs)
+            def advance(step: int, steps: int, done: int = done, before: int = bar.n):
+                if step == 0:  # of a server that has not begun, or does not tell
+                    return
+                bar.total = before + steps * (len(jobs) - done)
                 bar.set_description(f"picture {sum(job.keep for job in jobs[:done]) + 1} of {count}", refresh=False)
-                bar.update(done * steps + step - bar.n)
+                bar.update(before + step - bar.n)
 
             images = model.text_to_image(
                 job.prompts[0] if job.same else job.prompts,
@@ -224,11 +243,11 @@ def _run(model, args, seed: int, jobs: list[Batch]) -> Iterator:
                 num_steps=args.steps,
                 guidance_scale=args.scale,
                 sampler=args.sampler,
-                eta=args.eta,
                 height=args.height,
                 width=args.width,
                 index=job.index,
                 callback=None if args.quiet else advance,
+                **own,
             )
             yield Images(images[: job.keep], images.recipes[: job.keep])
 

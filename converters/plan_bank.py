@@ -1,0 +1,47 @@
+"""The plans of all samplers and numbers of steps, as tables of a graph in which no Python runs."""
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from tfsd.samplers.plans import ALIASES, MAX_ROWS, SAMPLERS, build_plan
+from tfsd.specs import ScheduleSpec
+
+
+class PlanBank(tf.Module):
+    """Looks up what `build_plan` gives, for every sampler and up to `max_steps` steps.
+
+    Call: sampler string [B], num_steps int32 [B], both known to be valid -> plan [B, MAX_ROWS, ROW_SIZE] float32,
+    count int32 [B], init_scale float32 [B].
+    """
+
+    def __init__(self, schedule: ScheduleSpec, max_steps: int, *, progress: bool = False):
+        super().__init__(name="plans")
+        names = {name: i for i, name in enumerate(SAMPLERS)}
+        self.names = [*SAMPLERS, *ALIASES]
+        self._which = [names[ALIASES.get(name, name)] for name in self.names]
+        rest = build_plan(schedule, "ddim", 1).rows[-1:]
+        rows, counts, scales = [rest], np.zeros((len(SAMPLERS), max_steps), np.int32), np.zeros((len(SAMPLERS), max_steps))
+        for name in tqdm(SAMPLERS, desc="plans", disable=not progress, leave=False):
+            for steps in range(1, max_steps + 1):
+                plan = build_plan(schedule, name, steps)
+                rows.append(plan.rows[: plan.count])
+                counts[names[name], steps - 1], scales[names[name], steps - 1] = plan.count, plan.init_scale
+        starts = 1 + np.cumsum(counts).reshape(counts.shape) - counts
+        self.rows = tf.Variable(np.concatenate(rows), trainable=False, name="rows")  # row 0 is where finished pictures rest
+        self.starts = tf.Variable(starts.astype(np.int32), trainable=False, name="starts")
+        self.counts = tf.Variable(counts, trainable=False, name="counts")
+        self.scales = tf.Variable(scales.astype(np.float32), trainable=False, name="init_scales")
+
+    def known(self, sampler):
+        """Tells of each sampler [B] whether it has a name that is known."""
+        return tf.reduce_any(sampler[:, None] == tf.constant(self.names), axis=1)
+
+    def __call__(self, sampler, num_steps):
+        """Returns plans, their counts and their first scales."""
+        which = tf.gather(tf.constant(self._which), tf.argmax(sampler[:, None] == tf.constant(self.names), axis=1))
+        place = tf.stack([which, num_steps - 1], axis=1)
+        start, count = tf.gather_nd(self.starts, place)[:, None], tf.gather_nd(self.counts, place)
+        row = tf.range(MAX_ROWS)[None, :]
+        plan = tf.gather(self.rows, tf.where(row < count[:, None], start + row, 0))
+        return plan, count, tf.gather_nd(self.scales, place)

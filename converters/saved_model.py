@@ -1,0 +1,157 @@
+"""Exports a model as a SavedModel for TensorFlow Serving: prompt in, PNG out, in one graph."""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from converters.requests import Limits
+from converters.signatures import Signatures
+from converters.verify import MANIFEST, REFERENCE_PICTURE, TOLERANCE, ExportError, draw
+from converters.warmup import write_warmup
+from tfsd import __version__
+from tfsd.api import MAX_BATCH, StableDiffusion, load
+from tfsd.arguments import side_of, whole
+from tfsd.encoding import encode_png
+from tfsd.files import new_folder, sha256
+from tfsd.h5 import CheckpointError
+from tfsd.hub import PUBLISHED
+from tfsd.samplers.plans import MAX_STEPS, SAMPLERS
+
+REFERENCE_PROMPT = "a red star above a blue house at night"
+REFERENCE_STEPS = 8
+
+
+def export_saved_model(
+    model: str | Path | StableDiffusion,
+    out: str | Path,
+    *,
+    version: int | None = None,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    batch_sizes: Sequence[int] = (1, 2, 4, 8),
+    max_steps: int = 100,
+    batching: str = "exact",
+    dtype: str = "float32",
+    xla: bool = True,
+    progress: bool = False,
+) -> Path:
+    """Writes `out/<name>/<version>/`, a SavedModel with its own check, and returns that folder; complete or not at all.
+
+    `model` as in `tfsd.load`. `version`: a number that is free; None is the next one. `sizes`: the (height, width) that may
+    be asked for, the first one the default; None is the model's own. `batch_sizes`: a request is filled up to the next one
+    and has at most the last. `batching`: "exact" computes every picture alone, several side by side, so that its bytes
+    never depend on its batch; "fused" computes a batch at once, which is for accelerators. `xla`: compile with XLA, which
+    TensorFlow Serving does only with a flag.
+
+    Raises: `ValueError`, `TypeError` for arguments; `CheckpointError` for a model or folder; `ExportError` if the exported
+    graph does not draw what Python draws.
+    """
+    if batching not in ("exact", "fused"):
+        raise ValueError(f'batching must be "exact" or "fused"; got {batching!r}.')
+    loaded = model if isinstance(model, StableDiffusion) else load(model, dtype=dtype, jit_compile=xla)
+    limits = Limits(
+        sizes=_sizes(sizes, loaded.spec),
+        batch_sizes=_batch_sizes(batch_sizes),
+        max_steps=whole("max_steps", max_steps, 1, min(MAX_STEPS, loaded.spec.schedule.train_steps)),
+        exact=batching == "exact",
+    )
+    name = served_name(loaded)
+    folder = Path(out) / name / str(_version(Path(out) / name, version))
+    with new_folder(folder) as new, tempfile.TemporaryDirectory() as assets:
+        signatures = Signatures(loaded.pipeline, limits, assets=Path(assets), progress=progress)
+        tf.saved_model.save(signatures, str(new), signatures=signatures.functions())
+        manifest = _manifest(loaded, limits, name, int(folder.name))
+        write_warmup(new, name, signatures, limits)
+        manifest["reference"] = _reference(new, loaded, limits)
+        files = sorted(path for path in new.rglob("*") if path.is_file())
+        manifest["files"] = {
+            path.relative_to(new).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files
+        }
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def served_name(model: StableDiffusion) -> str:
+    """Returns the name under which a model is served: its own, in letters that URLs and file systems take."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", model.spec.name).strip(".-") or "model"
+
+
+def _sizes(sizes, spec) -> tuple[tuple[int, int], ...]:
+    sizes = [spec.default_size] if sizes is None else list(sizes)
+    if not 1 <= len(sizes) <= 16:
+        raise ValueError(f"sizes must be 1 to 16 pairs of height and width; got {len(sizes)}. Each is compiled for itself.")
+    pairs = [tuple(side_of("sizes", side, side, spec.vae.factor) for side in pair) for pair in sizes]
+    if any(len(pair) != 2 for pair in pairs) or len(set(pairs)) < len(pairs):
+        raise ValueError(f"sizes must be different pairs of height and width; got {sizes}.")
+    return tuple(pairs)
+
+
+def _batch_sizes(batch_sizes) -> tuple[int, ...]:
+    numbers = tuple(whole("batch_sizes", size, 1, MAX_BATCH) for size in batch_sizes)
+    if not numbers or list(numbers) != sorted(set(numbers)):
+        raise ValueError(f"batch_sizes must be rising numbers; got {list(batch_sizes)}.")
+    return numbers
+
+
+def _version(folder: Path, version: int | None) -> int:
+    taken = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()] if folder.is_dir() else []
+    version = max(taken, default=0) + 1 if version is None else whole("version", version, 1, 2**63 - 1)
+    if version in taken:
+        raise CheckpointError(f"{folder} has a version {version}. Give another one; servers take the highest.")
+    return version
+
+
+def _manifest(model: StableDiffusion, limits: Limits, name: str, version: int) -> dict:
+    spec, identity = model.spec, model.identity
+    published = PUBLISHED.get(spec.name)
+    return {
+        "format": 1,
+        "name": name,
+        "version": version,
+        "tfsd": __version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "model": spec.name if Path(identity["model"]).is_dir() else identity["model"],  # a path is nobody else's business
+        "weights": identity["weights"],
+        "numerics": identity["numerics"],
+        "dtype": identity["dtype"],
+        "xla": identity["jit_compile"],
+        "batching": "exact" if limits.exact else "fused",
+        "batch_sizes": list(limits.batch_sizes),
+        "sizes": [list(size) for size in limits.sizes],
+        "max_steps": limits.max_steps,
+        "samplers": list(SAMPLERS),
+        "defaults": {
+            "num_steps": min(spec.default_steps, limits.max_steps),
+            "guidance_scale": spec.default_guidance,
+            "sampler": spec.default_sampler,
+            "height": limits.sizes[0][0],
+            "width": limits.sizes[0][1],
+        },
+        "licence": spec.licence,
+        "licence_url": published.licence_url if published else "",
+        "use_restrictions": published.terms if published else "",
+    }
+
+
+def _reference(folder: Path, model: StableDiffusion, limits: Limits) -> dict:
+    """Draws one picture with the export and with Python, compares them, and returns what `verify` needs to draw it again."""
+    (height, width), steps = limits.sizes[0], min(REFERENCE_STEPS, limits.max_steps)
+    inputs = {"prompt": REFERENCE_PROMPT, "negative_prompt": "", "seed": 1, "index": 0, "num_steps": steps}
+    inputs |= {"sampler": model.spec.default_sampler, "guidance_scale": model.spec.default_guidance}
+    inputs |= {"height": height, "width": width}
+    expected = np.asarray(model.text_to_image(inputs["prompt"], **{k: v for k, v in inputs.items() if k != "prompt"}))
+    file = draw(folder, inputs)
+    drawn = tf.io.decode_png(file).numpy()
+    worst = int(np.abs(drawn.astype(int) - expected[0]).max())
+    if worst > TOLERANCE:
+        raise ExportError(f"The exported graph draws another picture than Python: levels differ by up to {worst}.")
+    (folder / REFERENCE_PICTURE).write_bytes(file)
+    own = encode_png(expected).numpy()[0]
+    return {"inputs": inputs, "png_sha256": hashlib.sha256(file).hexdigest(), "same_bytes_as_python": own == file}

@@ -1,0 +1,79 @@
+"""Checks an exported SavedModel wherever it is: its files, and that it still draws its reference picture."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfsd.files import check_file, read_json
+from tfsd.h5 import CheckpointError
+
+MANIFEST = "assets.extra/manifest.json"
+REFERENCE_PICTURE = "assets.extra/reference.png"
+TOLERANCE = 1  # levels of 255: other processors and versions of TensorFlow add the same numbers in another order
+_NEEDED = ("name", "version", "sizes", "batching", "batch_sizes", "files", "reference")
+
+
+class ExportError(Exception):
+    """An export that does not draw what it should, or cannot be made."""
+
+
+class Verdict(NamedTuple):
+    """What a check found: whether the picture has the very bytes, and what share of its values is one level off."""
+
+    same_bytes: bool
+    share: float
+
+
+def load_manifest(folder: str | Path) -> dict:
+    """Returns the manifest of an export, whose files are all there and undamaged.
+
+    Raises: `CheckpointError` naming the file that is not.
+    """
+    folder = Path(folder)
+    if not (folder / "saved_model.pb").is_file() or not (folder / MANIFEST).is_file():
+        raise CheckpointError(f"{folder} is no version of an export. `tfsd export saved_model` makes DIR/NAME/VERSION.")
+    manifest = read_json(folder / MANIFEST)
+    missing = [key for key in _NEEDED if key not in manifest]
+    if missing or not isinstance(manifest["files"], dict):
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: it lacks {', '.join(missing) or 'files'}.")
+    for name, entry in manifest["files"].items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise CheckpointError(f"{folder / MANIFEST} names {name}, which is outside of the folder.")
+        if not isinstance(entry, dict) or not {"sha256", "bytes"} <= set(entry):
+            raise CheckpointError(f"{folder / MANIFEST} is damaged: it does not say what {name} is.")
+        check_file(folder / name, sha256_hex=entry["sha256"], size=entry["bytes"])
+    return manifest
+
+
+def verify(folder: str | Path) -> Verdict:
+    """Draws the reference picture of an export again and compares it with the one made when it was exported.
+
+    Raises: `CheckpointError` for damage; `ExportError` if the picture is another one.
+    """
+    folder = Path(folder)
+    reference = load_manifest(folder)["reference"]
+    try:
+        file = draw(folder, reference["inputs"])
+    except (tf.errors.OpError, KeyError, ValueError, OSError) as error:
+        raise ExportError(f"{folder} cannot draw its reference picture: {str(error).strip().splitlines()[-1]}") from error
+    if hashlib.sha256(file).hexdigest() == reference["png_sha256"]:
+        return Verdict(True, 0.0)
+    made, expected = tf.io.decode_png(file), tf.io.decode_png((folder / REFERENCE_PICTURE).read_bytes())
+    if made.shape != expected.shape:
+        raise ExportError(f"{folder} draws its reference picture in another size: {made.shape} instead of {expected.shape}.")
+    difference = tf.abs(tf.cast(made, tf.int32) - tf.cast(expected, tf.int32))
+    worst = int(tf.reduce_max(difference))
+    if worst > TOLERANCE:
+        raise ExportError(f"{folder} draws another picture than when it was exported: levels differ by up to {worst}.")
+    return Verdict(False, float(tf.reduce_mean(tf.cast(difference > 0, tf.float32))))
+
+
+def draw(folder: Path, inputs: dict) -> bytes:
+    """Returns the PNG file that the SavedModel in `folder` draws for one row of inputs."""
+    loaded = tf.saved_model.load(str(folder))  # kept until the end: its signatures do not keep its variables
+    call = loaded.signatures["text_to_png"]
+    specs = call.structured_input_signature[1]
+    rows = {name: tf.constant([value], specs[name].dtype) for name, value in inputs.items()}
+    return call(**rows)["png_bytes"].numpy()[0]

@@ -1,0 +1,178 @@
+"""One version of an export, loaded: what a server computes with."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from converters.verify import load_manifest
+from serving.errors import CODES, ServerError
+from tfsd.encoding import encode_png
+from tfsd.h5 import CheckpointError
+
+MANIFEST = "assets.extra/manifest.json"
+_FAILED_CHECK = re.compile(r"assertion failed: \[(.*?)\]\s*(?:\[\[\{\{node|$)", re.DOTALL)
+
+
+class Row(NamedTuple):
+    """One picture to make, checked and tokenized."""
+
+    inputs: tuple[tf.Tensor, ...]  # of a job, one row each
+    steps: int  # rows of its plan
+    size: tuple[int, int]  # height and width in pixels
+    truncated: int  # tokens of its prompt that were cut off
+
+
+class Engine:
+    """A SavedModel made by `tfsd export saved_model`, ready to compute. Its methods may be called from any thread.
+
+    Raises: `CheckpointError` for a folder that is no export, is damaged or cannot be loaded.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not self.folder.name.isdigit():
+            raise CheckpointError(f"{self.folder} must be named by its version, a number.")
+        self.manifest = load_manifest(self.folder)
+        self.name, self.version = str(self.manifest["name"]), int(self.folder.name)
+        self.signatures = _signature_defs(self.folder)
+        try:
+            self._model = tf.saved_model.load(str(self.folder))
+            self._png = tf.function(encode_png, input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
+            self._prepare = self._model.prepare.get_concrete_function()
+            self._advance = {name: call.get_concrete_function() for name, call in self._model.advance.items()}
+        except Exception as error:  # TensorFlow raises many kinds for a damaged SavedModel
+            raise CheckpointError(f"{self.folder} cannot be loaded: {_last_line(error)}") from error
+        self.sizes = [tuple(size) for size in self.manifest["sizes"]]
+        self.exact = self.manifest["batching"] == "exact"
+        self.batch_sizes = (1,) if self.exact else tuple(self.manifest["batch_sizes"])
+
+    @property
+    def batch_rows(self) -> int:
+        """The most pictures of one job."""
+        return self.batch_sizes[-1]
+
+    @property
+    def parallel_jobs(self) -> int:
+        """How many jobs make sense side by side: an exact one uses little more than one core, a fused one all there is."""
+        return (os.cpu_count() or 1) if self.exact else 1
+
+    def warm_up(self, progress: Callable[[str], None] | None = None):
+        """Compiles what requests for pictures will need, by drawing one for each size and number of pictures."""
+        for height, width in self.sizes:
+            for batch in self.batch_sizes:
+                if progress is not None:
+                    progress(f"{batch} x {height} x {width}")
+                numbers = {"num_steps": 1, "height": height, "width": width}
+                inputs = {"prompt": np.array([b""] * batch, object)} | {k: np.array([v], "int32") for k, v in numbers.items()}
+                job = self.start(self.prepare(self.defaults() | inputs))
+                job.advance(1)
+                job.advance(job.steps)
+                self.png(job.images()[0])
+
+    def defaults(self, signature: str = "text_to_png") -> dict[str, np.ndarray]:
+        """Returns the values of inputs that a request may leave out."""
+        return {name: tf.make_ndarray(value) for name, value in self.signatures[signature].defaults.items()}
+
+    def prepare(self, inputs: dict[str, np.ndarray]) -> list[Row]:
+        """Returns one row per picture that the inputs of `text_to_png` ask for.
+
+        Raises: `ServerError` with INVALID_ARGUMENT for what is out of range; the message says what fits.
+        """
+        outputs = _called(self._prepare, {name: tf.constant(value) for name, value in inputs.items()})
+        tokens, negative, truncated, drawing = outputs
+        *fields, size = drawing
+        rows = zip(*(tf.split(value, len(truncated)) for value in (tokens, negative, *fields)))
+        counts, sizes, cut = drawing.count.numpy(), size.numpy(), truncated.numpy()
+        return [Row(row, int(counts[i]), self.sizes[sizes[i]], int(cut[i])) for i, row in enumerate(rows)]
+
+    def start(self, rows: Sequence[Row]) -> "Job":
+        """Returns a job for rows of one size, at most `batch_rows`."""
+        batch = next(size for size in self.batch_sizes if size >= len(rows))
+        height, width = rows[0].size
+        return Job(self._advance[f"{batch}x{height}x{width}"], rows, batch)
+
+    def run(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the outputs of a signature, computed in one call.
+
+        Raises: `ServerError` with the code that TensorFlow gives the error.
+        """
+        outputs = _called(self._model.signatures[signature], {name: tf.constant(value) for name, value in inputs.items()})
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    def png(self, image: np.ndarray) -> bytes:
+        """Returns the PNG file of a picture uint8 [H, W, 3]: the very bytes that `text_to_png` answers."""
+        return self._png(image[None]).numpy()[0]
+
+
+class Job:
+    """Pictures that are computed together. `advance` takes it further; nothing is computed between two calls."""
+
+    def __init__(self, function, rows: Sequence[Row], batch: int):
+        self.steps = max(row.steps for row in rows)
+        self.done = 0
+        self._count = len(rows)
+        self._function = function
+        filled = [*rows, *[rows[-1]] * (batch - len(rows))]
+        self._request = [values[0] if batch == 1 else tf.concat(values, 0) for values in zip(*(row.inputs for row in filled))]
+        leaves = function.inputs[len(self._request) : len(function.inputs) - len(function.captured_inputs) - 2]
+        self._state = [tf.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
+        self._images = None
+
+    def advance(self, steps: int):
+        """Computes the next `steps` steps, or as many as are left; the last one brings the images.
+
+        Raises: `ServerError` if TensorFlow fails.
+        """
+        last = min(self.done + steps, self.steps)
+        numbers = tf.constant(self.done), tf.constant(last)
+        try:
+            self._images, *self._state = self._function(*self._request, *self._state, *numbers)
+            # Reading waits for an accelerator, too: else all chunks were asked for before the first was computed.
+            if last == self.steps:
+                self._images = self._images.numpy()[: self._count]
+            else:
+                self._state[0].numpy()
+        except tf.errors.OpError as error:
+            raise _server_error(error) from error
+        self.done = last
+
+    def images(self) -> np.ndarray:
+        """Returns the pictures uint8 [rows, H, W, 3] of a job that is done."""
+        return self._images
+
+
+def _called(function, inputs: dict):
+    try:
+        return function(**inputs)
+    except tf.errors.OpError as error:
+        raise _server_error(error) from error
+
+
+def _server_error(error: tf.errors.OpError) -> ServerError:
+    """Returns the error that a client gets: of a failed check, its words and the values that came."""
+    code = next((name for name, (number, _) in CODES.items() if number == error.error_code), "UNKNOWN")
+    check = _FAILED_CHECK.search(error.message)
+    return ServerError(code, check[1].replace("] [", " ") if check else _last_line(error))
+
+
+def _last_line(error: Exception) -> str:
+    """Returns what went wrong, which TensorFlow says after where it did."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "{{node" not in line]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _signature_defs(folder: Path) -> dict:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    proto = saved_model_pb2.SavedModel()
+    try:
+        proto.ParseFromString((folder / "saved_model.pb").read_bytes())
+        signatures = proto.meta_graphs[0].signature_def
+    except Exception as error:
+        raise CheckpointError(f"{folder / 'saved_model.pb'} is damaged: {_last_line(error)}") from error
+    return {name: signature for name, signature in signatures.items() if not name.startswith("__")}

@@ -1,0 +1,40 @@
+"""What goes wrong between client and server, by the canonical codes of gRPC."""
+
+# Code -> (number in gRPC, HTTP status that TF Serving's REST API answers for it).
+CODES = {
+    "CANCELLED": (1, 499),
+    "UNKNOWN": (2, 500),
+    "INVALID_ARGUMENT": (3, 400),
+    "DEADLINE_EXCEEDED": (4, 504),
+    "NOT_FOUND": (5, 404),
+    "ALREADY_EXISTS": (6, 409),
+    "PERMISSION_DENIED": (7, 403),
+    "RESOURCE_EXHAUSTED": (8, 429),
+    "FAILED_PRECONDITION": (9, 400),
+    "ABORTED": (10, 409),
+    "OUT_OF_RANGE": (11, 400),
+    "UNIMPLEMENTED": (12, 501),
+    "INTERNAL": (13, 500),
+    "UNAVAILABLE": (14, 503),
+    "DATA_LOSS": (15, 500),
+    "UNAUTHENTICATED": (16, 401),
+}
+
+
+class ServerError(Exception):
+    """A request that got no answer: `code` is a key of `CODES`, `message` one sentence for the caller."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+    @property
+    def grpc_number(self) -> int:
+        """The code's number in gRPC."""
+        return CODES[self.code][0]
+
+    @property
+    def http_status(self) -> int:
+        """The code's HTTP status."""
+        return CODES[self.code][1]

@@ -1,0 +1,55 @@
+"""What a server's own counts say about a stretch of time: the difference of two readings of its /metrics."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+MEMORY = "process_resident_memory_bytes"
+
+
+def read(text: str) -> dict:
+    """Returns sums over all models: jobs by their largest number of rows, jobs, rows, refusals by reason, memory.
+
+    Raises: `ValueError` for a text that is not in Prometheus' format.
+    """
+    counts = {"bounds": {}, "jobs": 0.0, "rows": 0.0, "refused": {}, "resident_bytes": None}
+    for family in text_string_to_metric_families(text):
+        for name, labels, value, *_ in family.samples:
+            if name == "tfsd_batch_rows_bucket":
+                bound = float(labels["le"])
+                counts["bounds"][bound] = counts["bounds"].get(bound, 0.0) + value
+            elif name == "tfsd_batch_rows_count":
+                counts["jobs"] += value
+            elif name == "tfsd_batch_rows_sum":
+                counts["rows"] += value
+            elif name == "tfsd_rejected_total":
+                counts["refused"][labels["reason"]] = value
+            elif name == MEMORY:
+                counts["resident_bytes"] = value
+    return counts
+
+
+def difference(before: dict | None, after: dict | None) -> dict:
+    """Returns what happened between two readings: jobs by their rows ("3-4"), rows per job, refusals by reason.
+
+    All are None where one reading is missing, and `refused` names only reasons that occurred.
+    """
+    if before is None or after is None:
+        return {"batches": None, "rows_per_batch": None, "refused": None}
+    batches, low, below = {}, 1, 0.0
+    for bound in sorted(after["bounds"]):
+        count = after["bounds"][bound] - before["bounds"].get(bound, 0.0)
+        if jobs := int(count - below):
+            batches[_range(low, bound)] = jobs
+        low, below = bound + 1, count
+    jobs, rows = after["jobs"] - before["jobs"], after["rows"] - before["rows"]
+    changes = {reason: int(value - before["refused"].get(reason, 0.0)) for reason, value in after["refused"].items()}
+    return {
+        "batches": batches,
+        "rows_per_batch": rows / jobs if jobs else None,
+        "refused": {reason: count for reason, count in sorted(changes.items()) if count},
+    }
+
+
+def _range(low: float, high: float) -> str:
+    if high == float("inf"):
+        return f"{low:g} or more"
+    return f"{low:g}" if low == high else f"{low:g}-{high:g}"

@@ -1,0 +1,91 @@
+// The pictures of this session: in memory, and as far as they fit in sessionStorage.
+
+const MAX_PICTURES = 60;
+const MAX_STORED = 4_000_000; // characters; browsers allow about five million
+
+/** Pictures, newest first: `{png, hash, recipe, command, facts, truncated, alt, file}` plus a `url` to show them by. */
+export class History {
+  constructor(list, key, onSelect) {
+    this.list = list;
+    this.key = `tfsd-history ${key}`;
+    this.onSelect = onSelect;
+    this.entries = this.#stored().map(withUrl);
+    this.#show();
+  }
+
+  add(entry) {
+    this.entries.unshift(withUrl(entry));
+    for (const old of this.entries.splice(MAX_PICTURES)) URL.revokeObjectURL(old.url);
+    this.#store();
+    this.#show();
+    return this.entries[0];
+  }
+
+  clear() {
+    for (const entry of this.entries) URL.revokeObjectURL(entry.url);
+    this.entries = [];
+    sessionStorage.removeItem(this.key);
+    this.#show();
+  }
+
+  /** Marks one thumbnail as the one whose picture is shown. */
+  mark(entry) {
+    [...this.list.children].forEach((item, i) => {
+      if (this.entries[i] === entry) item.firstChild.setAttribute("aria-current", "true");
+      else item.firstChild.removeAttribute("aria-current");
+    });
+  }
+
+  #show() {
+    this.list.replaceChildren(...this.entries.map((entry) => this.#thumbnail(entry)));
+    this.list.parentElement.hidden = this.entries.length === 0;
+  }
+
+  #thumbnail(entry) {
+    const button = document.createElement("button");
+    const image = document.createElement("img");
+    button.type = "button";
+    button.title = entry.alt;
+    image.src = entry.url;
+    image.alt = entry.alt;
+    button.append(image);
+    button.addEventListener("click", () => this.onSelect(entry));
+    const item = document.createElement("li");
+    item.append(button);
+    return item;
+  }
+
+  #stored() {
+    try {
+      const entries = JSON.parse(sessionStorage.getItem(this.key) ?? "[]");
+      return Array.isArray(entries) ? entries : [];
+    } catch {
+      return [];
+    }
+  }
+
+  #store() {
+    const kept = [];
+    let length = 0;
+    for (const { url, ...entry } of this.entries) {
+      const text = JSON.stringify(entry);
+      length += text.length;
+      if (length > MAX_STORED) break;
+      kept.push(text);
+    }
+    for (; kept.length > 0; kept.pop()) {
+      try {
+        sessionStorage.setItem(this.key, `[${kept.join()}]`);
+        return;
+      } catch {
+        // less room than usual: without the oldest, then
+      }
+    }
+    sessionStorage.removeItem(this.key); // a picture too large to store
+  }
+}
+
+function withUrl(entry) {
+  const bytes = Uint8Array.from(atob(entry.png), (character) => character.charCodeAt(0));
+  return { ...entry, url: URL.createObjectURL(new Blob([bytes], { type: "image/png" })) };
+}

@@ -1,0 +1,81 @@
+// The recipe of a picture: as a list, as JSON, and as the command that makes the picture again.
+
+const FLAGS = {
+  negative_prompt: "--negative",
+  seed: "--seed",
+  index: "--index",
+  num_steps: "--steps",
+  guidance_scale: "--scale",
+  sampler: "--sampler",
+  height: "--height",
+  width: "--width",
+  model: "--model",
+  dtype: "--dtype",
+};
+const LEFT_OUT = { negative_prompt: "", index: 0, dtype: "float32" }; // the command's own defaults
+
+/** Returns the recipe of a picture that `model` made with `settings`. */
+export function recipeOf(settings, model) {
+  const { prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width } = settings;
+  const picture = { prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width };
+  const recipe = { ...picture, ...model.identity, served: { name: model.name, version: model.version } };
+  return Object.fromEntries(Object.entries(recipe).filter(([, value]) => value !== undefined));
+}
+
+/** Returns JSON that has every digit of a BigInt, which `JSON.stringify` refuses and a number would round. */
+export function exactJson(value, indent = "", at = "") {
+  if (typeof value === "bigint") return value.toString();
+  if (value === null || typeof value !== "object") return JSON.stringify(value) ?? "null";
+  const inner = at + indent;
+  const isList = Array.isArray(value);
+  const parts = isList
+    ? value.map((one) => exactJson(one, indent, inner))
+    : Object.entries(value).map(([name, one]) => `${JSON.stringify(name)}: ${exactJson(one, indent, inner)}`);
+  const [open, close] = isList ? "[]" : "{}";
+  if (!indent || parts.length === 0) return open + parts.join(", ") + close;
+  return `${open}\n${inner}${parts.join(`,\n${inner}`)}\n${at}${close}`;
+}
+
+/** Returns the `tfsd` command line that makes a picture again. */
+export function commandOf(recipe) {
+  const flags = [];
+  for (const [name, flag] of Object.entries(FLAGS)) {
+    if (name in recipe && recipe[name] !== LEFT_OUT[name]) flags.push(`${flag}=${recipe[name]}`);
+  }
+  if (recipe.jit_compile === false) flags.push("--no-jit");
+  const { prompt } = recipe;
+  const words = prompt.startsWith("-") ? [...flags, "--", prompt] : [prompt, ...flags];
+  return ["tfsd", "generate", ...words].map(quoted).join(" ");
+}
+
+/** Returns a word as a POSIX shell takes it, on one line. */
+export function quoted(word) {
+  if (/^[\w@%+=:,./-]+$/.test(word)) return word;
+  // eslint-disable-next-line no-control-regex
+  if (!/[\u0000-\u001f\u007f]/.test(word)) return `'${word.replaceAll("'", `'"'"'`)}'`;
+  const escaped = word.replace(/[\\']/g, "\\$&").replace(/[\u0000-\u001f\u007f]/g, octal);
+  return `$'${escaped}'`;
+}
+
+function octal(character) {
+  return `\\${character.charCodeAt(0).toString(8).padStart(3, "0")}`;
+}
+
+/** Returns the recipe as pairs of words for a reader. */
+export function readable(recipe, seconds) {
+  const { served } = recipe;
+  const pairs = [
+    ["Prompt", recipe.prompt || "(empty)"],
+    ["Negative prompt", recipe.negative_prompt],
+    ["Seed", recipe.seed],
+    ["Index", recipe.index],
+    ["Steps", recipe.num_steps],
+    ["Guidance scale", recipe.guidance_scale],
+    ["Sampler", recipe.sampler],
+    ["Size", `${recipe.width} × ${recipe.height}`],
+    ["Model", served.version ? `${served.name}, version ${served.version}` : served.name],
+    ["Weights", recipe.weights],
+    ["Made in", seconds === undefined ? "" : `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`],
+  ];
+  return pairs.filter(([, value]) => value !== undefined && value !== "").map(([name, value]) => [name, String(value)]);
+}

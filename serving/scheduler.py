@@ -1,0 +1,167 @@
+"""Requests in, pictures out: a bounded queue, batches, deadlines, cancelling and progress, over threads that compute.
+
+Every request ends in exactly one of: its result, a `ServerError`, or the cancelling of the task that awaits it.
+"""
+
+import asyncio
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from serving.batches import Request, Trace
+from serving.errors import ServerError
+from serving.ledger import Ledger
+from serving.metrics import Metrics
+from serving.progress import ProgressBoard
+from serving.workers import Workers
+
+STOP_SECONDS = 5.0  # how long `drain` waits for threads to leave their last chunk
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may wait, and how work is cut.
+
+    `max_queue_rows`: rows (pictures) that may wait. `batch_wait_ms`: how long a job of an engine that computes rows
+    together waits for more of them. `chunk_seconds`: how often a job looks whether it is still wanted. `workers`: jobs at
+    once; by default what the engine asks for.
+    """
+
+    max_queue_rows: int = 64
+    batch_wait_ms: float = 2.0
+    chunk_seconds: float = 0.1
+    workers: int | None = None
+
+    def __post_init__(self):
+        if self.max_queue_rows < 1:
+            raise ValueError(f"max_queue_rows must be at least 1; got {self.max_queue_rows}.")
+        if not 0 <= self.batch_wait_ms <= 10_000:
+            raise ValueError(f"batch_wait_ms must be from 0 to 10000; got {self.batch_wait_ms}.")
+        if not 0 < self.chunk_seconds <= 60:
+            raise ValueError(f"chunk_seconds must be above 0 and at most 60; got {self.chunk_seconds}.")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers must be at least 1; got {self.workers}.")
+
+
+class Scheduler:
+    """Runs requests on engines. Its coroutines belong to one event loop; its worker threads are daemons.
+
+    Rows of different requests that one engine can compute together go into one job; the oldest row always goes first.
+    """
+
+    def __init__(self, limits: Limits | None = None, metrics: Metrics | None = None):
+        self.limits = limits or Limits()
+        self.metrics = metrics or Metrics()
+        self._ledger = Ledger(self.limits.max_queue_rows, self.metrics)
+        self._workers = Workers(
+            self._ledger,
+            count=self.limits.workers,
+            batch_wait=self.limits.batch_wait_ms / 1000,
+            chunk_seconds=self.limits.chunk_seconds,
+        )
+        self._preparers = ThreadPoolExecutor(2, thread_name_prefix="tfsd-prepare")  # tokenizing must not hold up the loop
+
+    @property
+    def progress(self) -> ProgressBoard:
+        """Request id -> `serving.progress.Progress`; `progress.watch(id)` follows one."""
+        return self._ledger.progress
+
+    @property
+    def queue_rows(self) -> int:
+        """How many rows wait."""
+        return self._ledger.waiting.rows
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request lives or any job runs."""
+        with self._ledger.wake:
+            return bool(self._ledger.live or self._ledger.running)
+
+    async def generate(
+        self, engine, inputs: dict, *, deadline: float | None = None, request_id: str | None = None, trace: Trace | None = None
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Makes the pictures of a whole-request signature.
+
+        Args:
+            engine: a `serving.engine.Engine`; the caller holds its lease.
+            inputs: as `engine.prepare` takes them.
+            deadline: on the clock of `time.monotonic`.
+            request_id: the name under which `progress` shows it.
+            trace: filled in with rows and times.
+        Returns: uint8 [H, W, 3] for each row, and truncated_tokens int32 [B].
+        Raises: `ServerError` INVALID_ARGUMENT, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL.
+        """
+        loop = asyncio.get_running_loop()
+        request = self._ledger.open(engine, loop.create_future(), deadline, trace, request_id)
+        with self._lifetime(request, request_id):
+            rows = await loop.run_in_executor(self._preparers, self._prepare, engine, inputs)
+            truncated = np.array([row.truncated for row in rows], np.int32)
+            self._workers.hire(engine)
+            self._ledger.enqueue(request, rows)
+            return await request.future, truncated
+
+    async def call(
+        self, engine, signature: str, inputs: dict, *, deadline: float | None = None, trace: Trace | None = None
+    ) -> dict[str, np.ndarray]:
+        """Runs a signature in one piece (encode, denoise, decode) in a worker's slot; raises as `generate` does."""
+        request = self._ledger.open(engine, asyncio.get_running_loop().create_future(), deadline, trace, None)
+        request.call = (signature, inputs)
+        with self._lifetime(request, None):
+            rows = max([1, *(len(value) for value in inputs.values() if np.ndim(value))])
+            self._workers.hire(engine)
+            self._ledger.enqueue(request, [None] * rows)
+            return await request.future
+
+    async def drain(self, grace: float):
+        """Refuses new requests, gives those that live `grace` seconds, fails the rest UNAVAILABLE, and ends the threads."""
+        with self._ledger.wake:
+            self._ledger.draining = True
+            self._ledger.wake.notify_all()  # a job that waits for company need not wait any longer
+            futures = [request.future for request in self._ledger.live]
+        try:
+            if futures:
+                await asyncio.wait(futures, timeout=max(grace, 0))
+        finally:
+            self.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._workers.join, STOP_SECONDS)
+
+    def close(self):
+        """Fails whatever lives UNAVAILABLE and lets the threads end after the chunk that they compute."""
+        self._ledger.stop()
+        self._preparers.shutdown(wait=False)
+
+    def _prepare(self, engine, inputs: dict) -> list:
+        try:
+            rows = engine.prepare(inputs)
+        except ServerError:
+            raise
+        except Exception as error:
+            raise self._ledger.crash(error, "read the request's inputs") from None
+        if not rows:
+            raise ServerError("INVALID_ARGUMENT", "The inputs must have at least one row; got none.")
+        return rows
+
+    @contextlib.contextmanager
+    def _lifetime(self, request: Request, request_id: str | None):
+        """Ends the request at its deadline, and with the block at the latest: then nobody awaits it any more."""
+        timer = None
+        if request.deadline is not None:
+            delay = max(0.0, request.deadline - time.monotonic())
+            timer = asyncio.get_running_loop().call_later(delay, partial(self._ledger.expire, request))
+        try:
+            yield
+        except asyncio.CancelledError:
+            self._ledger.finish(request, asyncio.CancelledError(), "cancelled")
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._ledger.finish(request, asyncio.CancelledError())
+            if request.future.done() and not request.future.cancelled():
+                request.future.exception()  # seen, even if the caller was cancelled in the same moment
+            if request_id is not None:
+                self.progress.end(request_id, request.entry)

@@ -1,0 +1,227 @@
+"""The server put together: models, scheduler, gRPC and HTTP in one event loop, from the first request to the last."""
+
+import asyncio
+import contextlib
+import signal
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from aiohttp import web
+
+from serving import rpc
+from serving.logs import LOGGER
+from serving.metrics import Metrics
+from serving.models import Models
+from serving.rest import Rest
+from serving.scheduler import Limits, Scheduler
+from serving.service import Service
+
+QUIET_SECONDS = 0.1  # without a new request, after which the ports are closed
+ANSWER_SECONDS = 5.0  # for answers that are made to reach their clients, once nothing runs any more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a server listens and what it accepts.
+
+    Args:
+        host: address of both ports; only this machine can reach the default.
+        grpc_port, rest_port: 0 takes a free one.
+        message_mb: of a gRPC request. 4, gRPC's own default, holds eight pairs of contexts of Stable Diffusion 1.x, the
+            largest that a signature takes; prompts are a thousand times smaller. Answers are not limited by it.
+        body_mb: of an HTTP request.
+        rest_timeout: seconds for an HTTP request; gRPC clients send a deadline of their own.
+        tls_cert, tls_key: PEM files, for both ports.
+        token: what clients must send as `authorization: Bearer TOKEN`.
+        grace: seconds that requests under way get when the server is stopped.
+    """
+
+    host: str = "127.0.0.1"
+    grpc_port: int = 8500
+    rest_port: int = 8501
+    message_mb: float = 4.0
+    body_mb: float = 4.0
+    rest_timeout: float = 300.0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    token: str | None = field(default=None, repr=False)
+    grace: float = 30.0
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+class Server:
+    """Serves models over gRPC and HTTP.
+
+    Its coroutines belong to one event loop; `running` runs one in a thread. `grpc_port` and `rest_port` are the actual
+    ports once it listens.
+    """
+
+    def __init__(self, models: Models, options: Options, *, limits: Limits | None = None, metrics: Metrics | None = None):
+        self.models, self.options = models, options
+        self.metrics = metrics or Metrics()
+        self.limits = limits or Limits()
+        self.grpc_port, self.rest_port = options.grpc_port, options.rest_port
+        self.ready = False
+
+    async def start(self):
+        """Listens, loads the models, then takes requests.
+
+        Raises: `OSError` for a port that is taken or a certificate that cannot be read, and what loading raises.
+        """
+        self.loop = asyncio.get_running_loop()
+        certificate = _certificate(self.options)
+        self.scheduler = Scheduler(self.limits, self.metrics)
+        self._service = service = Service(self.models, self.scheduler, self.metrics)
+        self._grpc, self._health = rpc.build(service, receive_mb=self.options.message_mb, token=self.options.token)
+        await rpc.set_health(self._health, False)
+        rest = Rest(
+            service,
+            body_mb=self.options.body_mb,
+            timeout=self.options.rest_timeout,
+            ready=lambda: self.ready,
+            token=self.options.token,
+        )
+        # handler_cancellation: a client that is gone needs no picture
+        self._runner = web.AppRunner(
+            rest.app(), access_log=None, handler_cancellation=True, shutdown_timeout=ANSWER_SECONDS, auto_decompress=False
+        )
+        try:
+            await self._listen(certificate)
+            await _in_daemon(self.models.start)
+        except BaseException:
+            await self.stop(grace=0)
+            raise
+        self.ready = True
+        await rpc.set_health(self._health, True)
+
+    async def _listen(self, certificate: ssl.SSLContext | None):
+        options = self.options
+        address = f"[{options.host}]" if ":" in options.host else options.host
+        try:
+            if certificate is None:
+                self.grpc_port = self._grpc.add_insecure_port(f"{address}:{options.grpc_port}")
+            else:
+                pair = (Path(options.tls_key).read_bytes(), Path(options.tls_cert).read_bytes())
+                self.grpc_port = self._grpc.add_secure_port(f"{address}:{options.grpc_port}", grpc.ssl_server_credentials([pair]))
+        except RuntimeError:
+            raise OSError(_taken(f"{address}:{options.grpc_port}", "--grpc-port")) from None
+        await self._grpc.start()
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, options.host, options.rest_port, ssl_context=certificate).start()
+        except OSError:
+            raise OSError(_taken(f"{address}:{options.rest_port}", "--rest-port")) from None
+        self.rest_port = self._runner.addresses[0][1]
+
+    async def stop(self, grace: float | None = None):
+        """Takes no more requests, gives those under way `grace` seconds, and closes the ports when all are answered."""
+        self.ready = False
+        await self._health.enter_graceful_shutdown()
+        await self.scheduler.drain(self.options.grace if grace is None else grace)
+        await self._until_quiet()
+        await asyncio.gather(self._grpc.stop(ANSWER_SECONDS), self._runner.cleanup())
+        await asyncio.to_thread(self.models.close)
+
+    async def _until_quiet(self):
+        """Waits until requests that are on their way in were refused UNAVAILABLE; gRPC would end them CANCELLED, for good."""
+        end = time.monotonic() + ANSWER_SECONDS
+        while True:
+            await asyncio.sleep(QUIET_SECONDS)
+            now = time.monotonic()
+            if now > end or now - self._service.last_arrival > QUIET_SECONDS:
+                return
+
+    async def run(self, announce: Callable[["Server"], None]):
+        """Serves until SIGTERM or SIGINT; `announce` is called once requests are taken. A second signal ends the grace."""
+        loop, stopping, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+        def caught(number: int):
+            (hurry if stopping.is_set() else stopping).set()
+            LOGGER.info("stopping", extra={"fields": {"signal": signal.Signals(number).name, "grace": self.options.grace}})
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, caught, number)
+        starting = asyncio.create_task(self.start())
+        waiting = asyncio.create_task(stopping.wait())
+        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting})
+            return
+        await starting
+        announce(self)
+        await waiting
+        ending = asyncio.create_task(self.stop())
+        hurrying = asyncio.create_task(hurry.wait())
+        await asyncio.wait({ending, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():
+            self.scheduler.close()
+        await ending
+        hurrying.cancel()
+
+
+@contextlib.contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """Runs a server in a thread of its own, for tests and notebooks; leaving the block stops it."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="tfsd-server", daemon=True)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+        try:
+            yield server
+        finally:
+            asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _in_daemon(function: Callable[[], None]):
+    """Awaits a function in a thread that the end of the process does not wait for: loading takes minutes."""
+    loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+    def settle(error: BaseException | None):
+        if not done.done():
+            done.set_result(None) if error is None else done.set_exception(error)
+
+    def work():
+        error = None
+        try:
+            function()
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=work, name="tfsd-load", daemon=True).start()
+    await done
+
+
+def _taken(address: str, option: str) -> str:
+    return f"{address} cannot be listened on: another program does, or it is not of this machine. Choose another {option}."
+
+
+def _certificate(options: Options) -> ssl.SSLContext | None:
+    if options.tls_cert is None and options.tls_key is None:
+        return None
+    if options.tls_cert is None or options.tls_key is None:
+        raise ValueError("tls_cert and tls_key must be given together; got one of them.")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    except ssl.SSLError as error:
+        raise OSError(f"{options.tls_cert} and {options.tls_key} are no PEM certificate and its key: {error.reason}.") from None
+    except OSError as error:
+        raise OSError(f"{options.tls_cert} or {options.tls_key} cannot be read: {error.strerror}.") from None
+    return context

@@ -1,0 +1,127 @@
+"""One request's way through the server, whichever protocol it came by."""
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from serving.errors import ServerError
+from serving.logs import LOGGER
+from serving.scheduler import Trace
+from serving.wire import invalid
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:=/+-]{1,128}")  # also those that load balancers give
+
+
+class Target(NamedTuple):
+    """The model that a request names; neither version nor label means the latest version."""
+
+    name: str
+    version: int | None = None
+    label: str | None = None
+
+
+class Call(NamedTuple):
+    """A request that was held against its model's signature."""
+
+    signature: str
+    inputs: dict[str, np.ndarray]
+    outputs: list[str]  # to answer with, in this order
+
+
+class Answer(NamedTuple):
+    """What a request came to, with the version that made it."""
+
+    version: int
+    signature: str
+    outputs: dict[str, np.ndarray]
+
+
+def request_id_of(sent: str | None) -> str:
+    """Returns a caller's request id if it can be logged and found again, else a new one."""
+    return sent if sent and REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
+class Service:
+    """Answers requests from the models that are loaded; counts and logs each of them."""
+
+    def __init__(self, models, scheduler, metrics):
+        self.models, self.scheduler, self.metrics = models, scheduler, metrics
+        self.last_arrival = 0.0  # of a request, on the monotonic clock
+
+    async def predict(
+        self,
+        target: Target,
+        read: Callable[..., Awaitable[Call]],
+        *,
+        method: str,
+        request_id: str,
+        deadline: float | None = None,
+    ) -> Answer:
+        """Returns the outputs that a request asks for; `await read(engine)` tells what it asks.
+
+        `method` is "grpc" or "rest", `deadline` a time of the monotonic clock.
+        Raises: `ServerError`; when cancelled, the request's rows stop between two chunks of steps.
+        """
+        self.last_arrival = start = time.monotonic()
+        code, trace = "UNKNOWN", Trace()
+        seen: dict = {"id": request_id, "method": method, "model": target.name[:100], "version": target.version}
+        try:
+            with self.models.get(*target) as engine:
+                seen["version"] = engine.version
+                call = await read(engine)
+                rows = max(map(len, call.inputs.values()))
+                seen |= {"signature": call.signature, "rows": rows}
+                outputs = await self._run(engine, call, rows, deadline=deadline, request_id=request_id, trace=trace)
+                code = "OK"
+                return Answer(engine.version, call.signature, outputs)
+        except ServerError as error:
+            code = error.code
+            raise
+        except asyncio.CancelledError:
+            code = "DEADLINE_EXCEEDED" if deadline is not None and time.monotonic() >= deadline else "CANCELLED"
+            raise
+        except Exception as error:
+            code = "INTERNAL"
+            LOGGER.exception("a request failed", extra={"fields": seen})
+            raise ServerError("INTERNAL", f"The server failed; its log tells why under the id {request_id}.") from error
+        finally:
+            seconds = time.monotonic() - start
+            self.metrics.count_request(
+                model=target.name, signature=seen.get("signature", ""), method=method, code=code, seconds=seconds
+            )
+            spent = {"queue_ms": trace.queue_seconds, "run_ms": trace.run_seconds, "ms": seconds}
+            LOGGER.info("request", extra={"fields": seen | {k: round(1000 * v, 1) for k, v in spent.items()} | {"code": code}})
+
+    async def _run(
+        self, engine, call: Call, rows: int, *, deadline: float | None, request_id: str, trace: Trace
+    ) -> dict[str, np.ndarray]:
+        outputs = engine.signatures[call.signature].outputs
+        picture = next((name for name in ("png_bytes", "images") if name in outputs), None)
+        if picture is None or "prompt" not in call.inputs:
+            made = await self.scheduler.call(engine, call.signature, call.inputs, deadline=deadline, trace=trace)
+            return {name: np.asarray(made[name]) for name in call.outputs}
+        if picture == "images":
+            _require_one_size(call.inputs)
+        images, truncated = await self.scheduler.generate(
+            engine, call.inputs, deadline=deadline, request_id=request_id, trace=trace
+        )
+        made = {"truncated_tokens": np.asarray(truncated, "int32")}
+        if "images" in call.outputs:
+            made["images"] = np.stack(images)
+        if "png_bytes" in call.outputs:
+            # In threads: zlib lets go of the interpreter, and the loop answers others meanwhile.
+            encoded = await asyncio.gather(*(asyncio.to_thread(engine.png, image) for image in images))
+            made["png_bytes"] = np.empty(rows, object)
+            made["png_bytes"][:] = encoded
+        return {name: made[name] for name in call.outputs}
+
+
+def _require_one_size(inputs: dict[str, np.ndarray]):
+    for name in ("height", "width"):
+        if name in inputs and len(sides := set(inputs[name].tolist())) > 1:
+            raise invalid(f"{name} must be the same in all rows of text_to_image; got {sorted(sides)}. Use text_to_png.")

@@ -1,0 +1,408 @@
+"""What goes wrong around a server: processes that die, deadlines that pass, files and messages that are damaged."""
+
+import base64
+import functools
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf import text_format
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+from stand_in import until
+from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
+from test_rest import Client as Rest
+from test_rpc import CODE
+from test_rpc import Client as Rpc
+from test_serve_command import request
+
+from serving.client import Client
+from serving.own_server import own_server
+from tfsd.cli import main
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = ("--max-message-mb", "16", "--max-body-mb", "16", "--poll-seconds", "0.2")
+ENDS = {CODE.OK, CODE.UNAVAILABLE}
+
+
+class Served:
+    """`tfsd serve` as a process, with a folder of models of its own; `restart` serves on the same ports again."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._options = folder, OPTIONS
+        self.start()
+
+    def start(self):
+        self._running = own_server(self.folder, self._options)
+        self.own = self._running.__enter__()
+        grpc_port, rest_port = (int(address.rpartition(":")[2]) for address in (self.own.address, self.own.rest))
+        self._options = (*OPTIONS, "--grpc-port", str(grpc_port), "--rest-port", str(rest_port))
+        ports = SimpleNamespace(grpc_port=grpc_port, rest_port=rest_port)
+        self.rpc, self.rest = Rpc(ports), Rest(ports)
+
+    def end(self):
+        self._running.__exit__(None, None, None)
+
+    def draw(self, timeout: float = 60, **inputs) -> bytes:
+        inputs = {"prompt": "a red star"} | inputs
+        return self.rpc.prediction.Predict(request(inputs), timeout=timeout).outputs["png_bytes"].string_val[0]
+
+    def gauge(self, name: str, **labels) -> float:
+        """A number of the server's own counts."""
+        wanted = "".join(f'{key}="{value}"' for key, value in labels.items())
+        found = re.search(rf"^{name}(?:\{{{wanted}\}})? (\S+)$", self.rest.ask("GET", "/metrics").body.decode(), re.MULTILINE)
+        return float(found[1])
+
+    def idle(self) -> bool:
+        return self.gauge("tfsd_queue_rows") == self.gauge("tfsd_running_rows") == 0
+
+    def status(self, version: int):
+        wanted = get_model_status_pb2.GetModelStatusRequest()
+        wanted.model_spec.name = "toy"
+        found = self.rpc.models.GetModelStatus(wanted, timeout=20).model_version_status
+        return next((one for one in found if one.version == version), None)
+
+
+@pytest.fixture(scope="module")
+def server(toy_export, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults") / "models"
+    shutil.copytree(toy_export, folder)
+    served = Served(folder)
+    try:
+        yield served
+    finally:
+        served.end()
+
+
+def rows(count: int, **inputs):
+    """A request for so many pictures."""
+    made = request({"prompt": "a red star", "num_steps": 10} | inputs)
+    made.inputs["seed"].CopyFrom(tf.make_tensor_proto(np.arange(count)))
+    return made
+
+
+# Clients and time
+
+ENDLESS = """
+import sys
+from serving.client import Client
+with Client(sys.argv[1], model="toy", max_batch=2, max_calls=16) as client:
+    while True:
+        client.text_to_png("a red star", 64, num_steps=10)
+"""
+
+
+def test_a_client_that_is_killed_leaves_no_work_behind(server):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    before = server.gauge("tfsd_rejected_total", reason="cancelled")
+    client = subprocess.Popen([sys.executable, "-c", ENDLESS, server.own.address], env=env)
+    try:
+        until(lambda: server.gauge("tfsd_queue_rows") >= 16, 60)
+    finally:
+        client.kill()
+        client.wait()
+    begin = time.monotonic()
+    until(server.idle, 5)
+    assert server.gauge("tfsd_rejected_total", reason="cancelled") > before
+    assert server.draw(timeout=10).startswith(b"\x89PNG") and time.monotonic() - begin < 15
+
+
+def test_a_deadline_that_passes_half_way_is_told_in_time_and_stops_the_rows(server):
+    begin = time.monotonic()
+    calls = [server.rpc.prediction.Predict.future(rows(2, guidance_scale=2.0), timeout=0.15) for _ in range(30)]
+    codes = Counter((call.exception(20).code() if call.exception(20) else CODE.OK) for call in calls)
+    assert time.monotonic() - begin < 5
+    assert set(codes) <= {CODE.OK, CODE.DEADLINE_EXCEEDED} and codes[CODE.DEADLINE_EXCEEDED] > 0
+    until(server.idle, 2)
+    assert server.draw()
+
+
+# The server itself
+
+
+def test_a_server_that_is_killed_leaves_no_request_hanging_and_serves_again(server):
+    known = server.draw(seed=1)
+    calls = [server.rpc.prediction.Predict.future(rows(2), timeout=60) for _ in range(30)]
+    waiting = server.rest.send("POST", "/v1/models/toy:predict", json.dumps(rest_body(seed=[3] * 1)))
+    until(lambda: any(call.done() for call in calls))
+    server.own.process.send_signal(signal.SIGKILL)
+    begin = time.monotonic()
+    errors = [call.exception(20) for call in calls]
+    codes = Counter(CODE.OK if error is None else error.code() for error in errors)
+    assert time.monotonic() - begin < 10 and sum(codes.values()) == 30
+    assert set(codes) == ENDS, codes  # the server was in the midst of it
+    with pytest.raises(OSError):  # unless it was answered before
+        waiting.getresponse().read()
+        server.rest.ask("GET", "/healthz")
+    with ThreadPoolExecutor(1) as thread, Client(server.own.address, model="toy", retries=100, timeout=300) as client:
+        early = thread.submit(client.text_to_png, "a red star", seed=1)  # there is no server
+        server.end()
+        server.start()
+        assert early.result(60) == [known] == [server.draw(seed=1)]
+
+
+# Files
+
+
+def flip(path: Path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGES = {
+    "flipped weight": (flip, "variables/variables.data-00000-of-00001"),
+    "truncated weights": (truncate, "variables/variables.data-00000-of-00001"),
+    "no index": (Path.unlink, "variables/variables.index"),
+    "flipped graph": (flip, "saved_model.pb"),
+    "truncated graph": (truncate, "saved_model.pb"),
+    "empty graph": (lambda path: path.write_bytes(b""), "saved_model.pb"),
+    "flipped vocabulary": (flip, "assets/clip_merges.txt"),
+    "truncated manifest": (truncate, "assets.extra/manifest.json"),
+    "manifest of another kind": (lambda path: path.write_text("[1]"), "assets.extra/manifest.json"),
+    "no manifest": (Path.unlink, "assets.extra/manifest.json"),
+}
+
+
+@pytest.fixture
+def loggers():
+    """The loggers as they were: the command sends them to its own standard error."""
+    found = [logging.getLogger(name) for name in ("tfsd.serving", "aiohttp.server", "grpc")]
+    before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in found]
+    yield
+    for logger, logger.handlers, logger.propagate, level in before:
+        logger.setLevel(level)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_export_is_not_served_and_the_file_is_named(damage, toy_export, tmp_path, capsys, loggers):
+    shutil.copytree(toy_export, tmp_path / "models")
+    change, name = DAMAGES[damage]
+    change(tmp_path / "models/toy/1" / name)
+    assert main(["serve", str(tmp_path / "models"), "--grpc-port", "0", "--rest-port", "0"]) == 1
+    out, err = capsys.readouterr()
+    last = err.splitlines()[-1]
+    assert out == "" and last.startswith("tfsd: ") and Path(name).name in last
+    assert "Traceback" not in err
+
+
+def test_a_damaged_version_beside_a_good_one_is_told_of_and_the_good_one_serves(server):
+    known = server.draw(seed=1)
+    shutil.copytree(server.folder / "toy/1", server.folder / "aside/2")
+    flip(server.folder / "aside/2/saved_model.pb")
+    (server.folder / "aside/2").rename(server.folder / "toy/2")
+    try:
+        until(lambda: server.status(2) is not None and server.status(2).status.error_code)
+        assert server.status(2).state == get_model_status_pb2.ModelVersionStatus.END
+        assert "saved_model.pb" in server.status(2).status.error_message
+        assert server.status(1).state == get_model_status_pb2.ModelVersionStatus.AVAILABLE
+        told = server.rest.ask("GET", "/v1/models/toy").json["model_version_status"]
+        assert {one["version"]: one["state"] for one in told} == {"2": "END", "1": "AVAILABLE"}
+        assert server.draw(seed=1) == known
+    finally:
+        shutil.rmtree(server.folder / "toy/2")
+        shutil.rmtree(server.folder / "aside")
+
+
+# Reloads
+
+
+def config(folder: Path, *, policy: str = "latest { num_versions: 1 }", labels: str = "") -> str:
+    return f"""model_config_list {{ config {{ name: "toy" base_path: "{folder / "toy"}" model_platform: "tensorflow"
+        model_version_policy {{ {policy} }} {labels} }} }}"""
+
+
+def reload(server, text: str):
+    wanted = model_management_pb2.ReloadConfigRequest()
+    text_format.Parse(text, wanted.config)
+    return server.rpc.models.HandleReloadConfigRequest(wanted, timeout=60)
+
+
+def test_no_request_is_lost_while_several_clients_reload_at_once(server):
+    known, stop = server.draw(seed=1), threading.Event()
+    texts = [
+        config(server.folder),
+        config(server.folder, policy="all {}"),
+        config(server.folder, policy="specific { versions: 1 }", labels='version_labels { key: "stable" value: 1 }'),
+    ]
+
+    def ask():
+        answers = []
+        while not stop.is_set():
+            answers.append(server.draw(seed=1))
+        return answers
+
+    def change(first: int) -> int:
+        for i in range(20):
+            reload(server, texts[(first + i) % 3])
+            with pytest.raises(grpc.RpcError) as caught:
+                reload(server, config(server.folder / "missing"))
+            assert caught.value.code() in (CODE.INVALID_ARGUMENT, CODE.NOT_FOUND)
+        return 20
+
+    with ThreadPoolExecutor(8) as clients:
+        asking = [clients.submit(ask) for _ in range(4)]
+        try:
+            assert list(clients.map(change, range(3))) == [20] * 3
+        finally:
+            stop.set()
+        answers = [answer for one in asking for answer in one.result(60)]
+    assert len(answers) > 8 and set(answers) == {known}
+
+
+@pytest.mark.slow
+def test_no_request_is_lost_while_versions_come_and_go(server):
+    known, stop = server.draw(seed=1), threading.Event()
+
+    def ask():
+        versions = []
+        while not stop.is_set():
+            response = server.rpc.prediction.Predict(request({"prompt": "a red star", "seed": 1}), timeout=60)
+            assert response.outputs["png_bytes"].string_val[0] == known
+            versions.append(response.model_spec.version.value)
+        return versions
+
+    with ThreadPoolExecutor(4) as clients:
+        asking = [clients.submit(ask) for _ in range(4)]
+        try:
+            shutil.copytree(server.folder / "toy/1", server.folder / "toy/2")
+            for policy in ("specific { versions: 2 }", "specific { versions: 1 }", "all {}", "specific { versions: 1 }"):
+                list(clients.map(lambda text: reload(server, text), [config(server.folder, policy=policy)] * 2))
+        finally:
+            stop.set()
+            shutil.rmtree(server.folder / "toy/2", ignore_errors=True)
+        versions = {version for one in asking for version in one.result(60)}
+    assert versions == {1, 2}
+
+
+# Inputs and messages
+
+
+@functools.cache
+def inputs_of(signature: str) -> dict:
+    context = tf.make_tensor_proto(np.zeros([1, 77, 16], "float32"))
+    whole = {"prompt": tf.make_tensor_proto(["x"]), "seed": tf.make_tensor_proto([1], tf.int64)}
+    whole |= {name: tf.make_tensor_proto([value], tf.int32) for name, value in (("num_steps", 2), ("height", 32), ("index", 0))}
+    return {
+        "text_to_png": whole,
+        "text_to_image": whole,
+        "encode": {"prompt": whole["prompt"]},
+        "denoise": {"context": context, "negative_context": context} | {k: v for k, v in whole.items() if k != "prompt"},
+        "decode": {"latents": tf.make_tensor_proto(np.zeros([1, 4, 4, 4], "float32"))},
+    }[signature]
+
+
+WRONG = {
+    "type": lambda array: tf.make_tensor_proto(array.astype("float64") if array.dtype != object else np.zeros(1, "int32")),
+    "rank": lambda array: tf.make_tensor_proto(array[None]),
+    "no rank": lambda array: tf.make_tensor_proto(array.ravel()[0]),
+    "no rows": lambda array: tf.make_tensor_proto(array[:0], tf.as_dtype(array.dtype) if array.dtype != object else tf.string),
+    "rows": lambda array: tf.make_tensor_proto(np.repeat(array, 9, 0)),  # more than the export allows
+}
+
+
+def ask(server, signature: str, inputs: dict) -> CODE:
+    wanted = request({}, signature)
+    for name, value in inputs.items():
+        wanted.inputs[name].CopyFrom(value)
+    try:
+        server.rpc.prediction.Predict(wanted, timeout=20)
+    except grpc.RpcError as error:
+        assert error.details() and len(error.details()) < 1100
+        return error.code()
+    return CODE.OK
+
+
+@pytest.mark.parametrize("signature", ["text_to_png", "text_to_image", "encode", "denoise", "decode"])
+def test_every_input_of_every_signature_is_checked(signature, server):
+    inputs = inputs_of(signature)
+    assert ask(server, signature, inputs) is CODE.OK
+    for name, proto in inputs.items():
+        for kind, wrong in WRONG.items():
+            assert ask(server, signature, inputs | {name: wrong(tf.make_ndarray(proto))}) is CODE.INVALID_ARGUMENT, (name, kind)
+    for name in {"prompt", "context", "negative_context", "latents"} & set(inputs):
+        left = {key: value for key, value in inputs.items() if key != name}
+        assert ask(server, signature, left) is CODE.INVALID_ARGUMENT, name
+    assert ask(server, signature, inputs | {"sed": inputs_of("encode")["prompt"]}) is CODE.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("shape", [[1, 4, 4, 5], [1, 5, 4, 4], [1, 0, 4, 4], [1, 4, 4], [1, 512, 512, 4]])
+def test_latents_of_a_size_that_was_not_exported_are_refused(shape, server):
+    assert ask(server, "decode", {"latents": tf.make_tensor_proto(np.zeros(shape, "float32"))}) is CODE.INVALID_ARGUMENT
+
+
+def test_a_prompt_of_10_mb_is_refused_at_once_where_messages_may_be_larger(server):
+    prompt, begin = "x" * 10**7, time.monotonic()
+    with pytest.raises(grpc.RpcError) as caught:
+        server.draw(prompt=prompt)
+    assert caught.value.code() is CODE.INVALID_ARGUMENT and "bytes" in caught.value.details()
+    reply = server.rest.ask("POST", "/v1/models/toy:predict", json.dumps(rest_body(prompt=[prompt])))
+    assert reply.status == 400 and "bytes" in reply.error and len(reply.error) < 1100
+    assert time.monotonic() - begin < 10
+    assert server.draw()
+
+
+def rest_body(**changes) -> dict:
+    inputs = {"prompt": "a red star", "negative_prompt": "", "seed": 1, "index": 0, "guidance_scale": 2.5, "num_steps": 2}
+    inputs |= {"sampler": "ddim", "height": 32, "width": 32}
+    return {"signature_name": "text_to_png", "inputs": {name: [value] for name, value in inputs.items()} | changes}
+
+
+def mutated(data: bytes, seed: int) -> bytes:
+    """A message with a few bytes changed, put in, left out or doubled."""
+    chance, made = random.Random(seed), bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        place = chance.randrange(len(made) + 1)
+        stretch = made[place : place + chance.randint(1, 8)]
+        made[place : place + chance.choice((0, len(stretch)))] = chance.choice(
+            (b"", bytes(stretch) * 2, chance.randbytes(chance.randint(1, 3)))
+        )
+    return bytes(made)
+
+
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+
+
+@FEW
+@given(some.integers(0, 2**32), some.sampled_from(["text_to_png", "encode", "denoise", "decode"]))
+def test_damaged_messages_are_answered_and_leave_the_server_up(server, seed, signature):
+    wanted = request({}, signature)
+    for name, value in inputs_of(signature).items():
+        wanted.inputs[name].CopyFrom(value)
+    call = server.rpc.channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    try:
+        call(mutated(wanted.SerializeToString(), seed), timeout=20)
+    except grpc.RpcError as error:
+        refusals = (CODE.INVALID_ARGUMENT, CODE.NOT_FOUND, CODE.FAILED_PRECONDITION)
+        assert error.code() in refusals or "is no tensorflow.serving.PredictRequest" in error.details(), error
+
+
+@FEW
+@given(some.integers(0, 2**32))
+def test_damaged_bodies_are_answered_and_leave_the_server_up(server, seed):
+    reply = server.rest.ask("POST", "/v1/models/toy:predict", mutated(json.dumps(rest_body()).encode(), seed))
+    assert reply.status in (200, 400), reply.body
+    if reply.status == 200:
+        assert base64.b64decode(reply.json["outputs"]["png_bytes"][0]["b64"]).startswith(b"\x89PNG")
+    else:
+        assert reply.error

@@ -1,0 +1,80 @@
+"""`tfsd generate --server`: the pictures are made by a server, and nothing of a model is loaded here."""
+
+import warnings
+from pathlib import Path
+
+from tfsd.cli.parsing import UsageError, real
+
+_FIXED = {"eta": 0.0, "dtype": "float32", "numerics": None, "no_jit": False}  # by the export; with what means "not given"
+_SERVER_ONLY = ("token_file", "tls_ca", "timeout")
+_MAX_TOKEN_FILE = 8192  # bytes
+
+
+def add_server_options(parser):
+    """Adds the options about a server to the parser of `generate`."""
+    add = parser.add_argument_group("from a server (of `tfsd serve` or TensorFlow Serving)").add_argument
+    add("--server", default=None, metavar="HOST:PORT", help="let this gRPC server make them; --model is its name there")
+    add("--token-file", default=None, metavar="FILE", help="send the token that FILE holds; readable on the way without --tls-ca")
+    add("--tls-ca", default=None, metavar="FILE", help="encrypt, and trust servers with a certificate by this authority")
+    add("--timeout", type=real(0.001, 10**6), default=None, metavar="S", help="seconds for a batch (default: 300)")
+
+
+def check_options(args):
+    """Raises: `UsageError` for options that need --server and have none, and for those that it cannot have."""
+    if args.server is None:
+        for name in _SERVER_ONLY:
+            if getattr(args, name) is not None:
+                raise UsageError(f"{_flag(name)} is of --server. Add --server HOST:PORT")
+        return
+    for name, default in _FIXED.items():
+        if getattr(args, name) != default:
+            raise UsageError(f"{_flag(name)} cannot be given with --server: its model was exported with what it has")
+
+
+def connect(args):
+    """Returns the client for `args.server`, on which nothing was called yet; and warns of a cut prompt only once.
+
+    Raises: `UsageError` for an address that is none; `OSError` for files that cannot be read or if gRPC is missing.
+    """
+    try:
+        import grpc  # noqa: F401
+    except ImportError as error:
+        raise OSError("--server needs gRPC, which is not installed: pip install grpcio") from error
+    from serving.client import Client
+    from tfsd.text import PromptTruncationWarning
+
+    warnings.simplefilter("once", PromptTruncationWarning)
+    token = None if args.token_file is None else _token(args.token_file)
+    timeout = {} if args.timeout is None else {"timeout": args.timeout}
+    return _Model(Client(args.server, model=args.model, token=token, tls=args.tls_ca, max_batch=min(args.batch, 8), **timeout))
+
+
+class _Model:
+    """A client whose failures are those of a command: one line, without the name of a class."""
+
+    def __init__(self, client):
+        self._client = client
+
+    def text_to_image(self, *args, **kwargs):
+        from serving.errors import ServerError
+
+        try:
+            return self._client.text_to_image(*args, **kwargs)
+        except ServerError as error:
+            raise OSError(f"{error.message.rstrip('.')} ({error.code})") from error
+
+
+def _token(name: str) -> str:
+    try:
+        with open(name, "rb") as file:
+            data = file.read(_MAX_TOKEN_FILE + 1)
+        token = data.decode("ascii").strip()
+    except UnicodeDecodeError:
+        token = ""
+    if not token or len(data) > _MAX_TOKEN_FILE or len(token.split()) != 1:
+        raise UsageError(f"--token-file must hold one word of ASCII; {Path(name)} does not")
+    return token
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
