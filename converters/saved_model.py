@@ -109,7 +109,7 @@ def _version(folder: Path, version: int | None) -> int:
 
 def _manifest(model: StableDiffusion, limits: Limits, name: str, version: int) -> dict:
     spec, identity = model.spec, model.identity
-    published = PUBLISHED.get(spec.name)
+    published = next((one for one in PUBLISHED.values() if one.spec.licence == spec.licence), None)
     return {
         "format": 1,
         "name": name,
