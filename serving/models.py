@@ -59,6 +59,7 @@ class Models:
         _require_versions(self._configs)
         self._labels = {name: dict(config.labels) for name, config in self._configs.items()}
         self._versions = Versions(load, metrics or Metrics())
+        self._started = False
         self._changing = threading.Lock()  # one change after another
         self._closing = threading.Event()
         self._poller: threading.Thread | None = None
@@ -68,6 +69,7 @@ class Models:
         with self._changing:
             self._update(retry=True)
             self._require_available(list(self._configs))
+        self._started = True
         if self._poll_seconds:
             self._poller = threading.Thread(target=self._poll, name="tfsd-models", daemon=True)
             self._poller.start()
@@ -85,11 +87,17 @@ class Models:
     def get(self, name: str, version: int | None = None, label: str | None = None) -> Lease:
         """Returns a lease of a version: the one asked for by number or label, or the latest that is available.
 
-        Raises: `ServerError` NOT_FOUND; INVALID_ARGUMENT for an unknown label.
+        Raises: `ServerError` NOT_FOUND; UNAVAILABLE in its place until `start` is over, as TF Serving does not listen yet
+        then, so that clients try again; INVALID_ARGUMENT for an unknown label.
         """
         if not name:
             raise ServerError("INVALID_ARGUMENT", "ModelSpec has no name specified.")
-        return self._versions.lease(name, self._number(name, version, label))
+        try:
+            return self._versions.lease(name, self._number(name, version, label))
+        except ServerError as error:
+            if self._started or error.code != "NOT_FOUND":
+                raise
+            raise ServerError("UNAVAILABLE", "The server is starting: its models are being loaded.") from error
 
     def status(self, name: str, version: int | None = None, label: str | None = None) -> GetModelStatusResponse:
         """Returns the states of a model's versions, the latest first, or of one of them. Raises: `ServerError` NOT_FOUND."""

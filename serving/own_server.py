@@ -10,8 +10,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import tfsd
-
 GRACE_SECONDS = 5  # for requests under way when the server is stopped
 STOP_SECONDS = 30.0  # after which it is killed
 _LINES = re.compile(r"gRPC (\S+:\d+)\npage http://(\S+:\d+)/\n")
@@ -40,7 +38,7 @@ def own_server(folder: str | Path, options: Sequence[str] = ()) -> Iterator[OwnS
     `options` are further ones of `tfsd serve`.
     Raises: `OSError` with the server's own last line if it does not start.
     """
-    package = str(Path(tfsd.__file__).parents[1])
+    package = str(Path(__file__).parents[1])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     argv = [sys.executable, "-m", "tfsd", "serve", str(folder), "--grpc-port", "0", "--rest-port", "0"]
     argv += ["--grace", str(GRACE_SECONDS), *options]

@@ -111,8 +111,10 @@ class Versions:
             version.engine = self._load(folder)
             version.engine.name = name  # a configuration may serve it under another one than its export has
         except Exception as error:
-            LOG.error("Version %d of %s could not be loaded from %s.", number, name, folder, exc_info=error)
-            self._set(version, "END", *_code_of(error))
+            code, message = _code_of(error)
+            expected = isinstance(error, ServerError | CheckpointError)  # its message tells all; a trace would bury it
+            LOG.error("Version %d of %s cannot be loaded: %s", number, name, message, exc_info=None if expected else error)
+            self._set(version, "END", code, message)
             return
         seconds = time.monotonic() - started
         self._metrics.load_seconds.labels(name, str(number)).set(seconds)

@@ -3,10 +3,7 @@
 import base64
 import functools
 import json
-import logging
 import os
-import random
-import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +13,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -25,58 +21,17 @@ import tensorflow as tf
 from google.protobuf import text_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
+from served_process import Served
 from stand_in import until
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
-from test_rest import Client as Rest
+from test_damaged_exports import flip
+from test_fuzz import mutated
 from test_rpc import CODE
-from test_rpc import Client as Rpc
 from test_serve_command import request
 
 from serving.client import Client
-from serving.own_server import own_server
-from tfsd.cli import main
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = ("--max-message-mb", "16", "--max-body-mb", "16", "--poll-seconds", "0.2")
-ENDS = {CODE.OK, CODE.UNAVAILABLE}
-
-
-class Served:
-    """`tfsd serve` as a process, with a folder of models of its own; `restart` serves on the same ports again."""
-
-    def __init__(self, folder: Path):
-        self.folder, self._options = folder, OPTIONS
-        self.start()
-
-    def start(self):
-        self._running = own_server(self.folder, self._options)
-        self.own = self._running.__enter__()
-        grpc_port, rest_port = (int(address.rpartition(":")[2]) for address in (self.own.address, self.own.rest))
-        self._options = (*OPTIONS, "--grpc-port", str(grpc_port), "--rest-port", str(rest_port))
-        ports = SimpleNamespace(grpc_port=grpc_port, rest_port=rest_port)
-        self.rpc, self.rest = Rpc(ports), Rest(ports)
-
-    def end(self):
-        self._running.__exit__(None, None, None)
-
-    def draw(self, timeout: float = 60, **inputs) -> bytes:
-        inputs = {"prompt": "a red star"} | inputs
-        return self.rpc.prediction.Predict(request(inputs), timeout=timeout).outputs["png_bytes"].string_val[0]
-
-    def gauge(self, name: str, **labels) -> float:
-        """A number of the server's own counts."""
-        wanted = "".join(f'{key}="{value}"' for key, value in labels.items())
-        found = re.search(rf"^{name}(?:\{{{wanted}\}})? (\S+)$", self.rest.ask("GET", "/metrics").body.decode(), re.MULTILINE)
-        return float(found[1])
-
-    def idle(self) -> bool:
-        return self.gauge("tfsd_queue_rows") == self.gauge("tfsd_running_rows") == 0
-
-    def status(self, version: int):
-        wanted = get_model_status_pb2.GetModelStatusRequest()
-        wanted.model_spec.name = "toy"
-        found = self.rpc.models.GetModelStatus(wanted, timeout=20).model_version_status
-        return next((one for one in found if one.version == version), None)
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +94,14 @@ def test_a_deadline_that_passes_half_way_is_told_in_time_and_stops_the_rows(serv
 def test_a_server_that_is_killed_leaves_no_request_hanging_and_serves_again(server):
     known = server.draw(seed=1)
     calls = [server.rpc.prediction.Predict.future(rows(2), timeout=60) for _ in range(30)]
-    waiting = server.rest.send("POST", "/v1/models/toy:predict", json.dumps(rest_body(seed=[3] * 1)))
+    waiting = server.rest.send("POST", "/v1/models/toy:predict", json.dumps(rest_body()))
     until(lambda: any(call.done() for call in calls))
     server.own.process.send_signal(signal.SIGKILL)
     begin = time.monotonic()
     errors = [call.exception(20) for call in calls]
     codes = Counter(CODE.OK if error is None else error.code() for error in errors)
     assert time.monotonic() - begin < 10 and sum(codes.values()) == 30
-    assert set(codes) == ENDS, codes  # the server was in the midst of it
+    assert set(codes) == {CODE.OK, CODE.UNAVAILABLE}, codes  # the server was in the midst of it
     with pytest.raises(OSError):  # unless it was answered before
         waiting.getresponse().read()
         server.rest.ask("GET", "/healthz")
@@ -154,56 +109,10 @@ def test_a_server_that_is_killed_leaves_no_request_hanging_and_serves_again(serv
         early = thread.submit(client.text_to_png, "a red star", seed=1)  # there is no server
         server.end()
         server.start()
-        assert early.result(60) == [known] == [server.draw(seed=1)]
+        assert early.result(300) == [known] == [server.draw(seed=1)]
 
 
-# Files
-
-
-def flip(path: Path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(path: Path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-DAMAGES = {
-    "flipped weight": (flip, "variables/variables.data-00000-of-00001"),
-    "truncated weights": (truncate, "variables/variables.data-00000-of-00001"),
-    "no index": (Path.unlink, "variables/variables.index"),
-    "flipped graph": (flip, "saved_model.pb"),
-    "truncated graph": (truncate, "saved_model.pb"),
-    "empty graph": (lambda path: path.write_bytes(b""), "saved_model.pb"),
-    "flipped vocabulary": (flip, "assets/clip_merges.txt"),
-    "truncated manifest": (truncate, "assets.extra/manifest.json"),
-    "manifest of another kind": (lambda path: path.write_text("[1]"), "assets.extra/manifest.json"),
-    "no manifest": (Path.unlink, "assets.extra/manifest.json"),
-}
-
-
-@pytest.fixture
-def loggers():
-    """The loggers as they were: the command sends them to its own standard error."""
-    found = [logging.getLogger(name) for name in ("tfsd.serving", "aiohttp.server", "grpc")]
-    before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in found]
-    yield
-    for logger, logger.handlers, logger.propagate, level in before:
-        logger.setLevel(level)
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_export_is_not_served_and_the_file_is_named(damage, toy_export, tmp_path, capsys, loggers):
-    shutil.copytree(toy_export, tmp_path / "models")
-    change, name = DAMAGES[damage]
-    change(tmp_path / "models/toy/1" / name)
-    assert main(["serve", str(tmp_path / "models"), "--grpc-port", "0", "--rest-port", "0"]) == 1
-    out, err = capsys.readouterr()
-    last = err.splitlines()[-1]
-    assert out == "" and last.startswith("tfsd: ") and Path(name).name in last
-    assert "Traceback" not in err
+# Files and reloads
 
 
 def test_a_damaged_version_beside_a_good_one_is_told_of_and_the_good_one_serves(server):
@@ -224,9 +133,6 @@ def test_a_damaged_version_beside_a_good_one_is_told_of_and_the_good_one_serves(
         shutil.rmtree(server.folder / "aside")
 
 
-# Reloads
-
-
 def config(folder: Path, *, policy: str = "latest { num_versions: 1 }", labels: str = "") -> str:
     return f"""model_config_list {{ config {{ name: "toy" base_path: "{folder / "toy"}" model_platform: "tensorflow"
         model_version_policy {{ {policy} }} {labels} }} }}"""
@@ -235,7 +141,7 @@ def config(folder: Path, *, policy: str = "latest { num_versions: 1 }", labels: 
 def reload(server, text: str):
     wanted = model_management_pb2.ReloadConfigRequest()
     text_format.Parse(text, wanted.config)
-    return server.rpc.models.HandleReloadConfigRequest(wanted, timeout=60)
+    return server.rpc.models.HandleReloadConfigRequest(wanted, timeout=300)
 
 
 def test_no_request_is_lost_while_several_clients_reload_at_once(server):
@@ -282,7 +188,7 @@ def test_no_request_is_lost_while_versions_come_and_go(server):
             versions.append(response.model_spec.version.value)
         return versions
 
-    with ThreadPoolExecutor(4) as clients:
+    with ThreadPoolExecutor(6) as clients:
         asking = [clients.submit(ask) for _ in range(4)]
         try:
             shutil.copytree(server.folder / "toy/1", server.folder / "toy/2")
@@ -366,18 +272,6 @@ def rest_body(**changes) -> dict:
     inputs = {"prompt": "a red star", "negative_prompt": "", "seed": 1, "index": 0, "guidance_scale": 2.5, "num_steps": 2}
     inputs |= {"sampler": "ddim", "height": 32, "width": 32}
     return {"signature_name": "text_to_png", "inputs": {name: [value] for name, value in inputs.items()} | changes}
-
-
-def mutated(data: bytes, seed: int) -> bytes:
-    """A message with a few bytes changed, put in, left out or doubled."""
-    chance, made = random.Random(seed), bytearray(data)
-    for _ in range(chance.randint(1, 4)):
-        place = chance.randrange(len(made) + 1)
-        stretch = made[place : place + chance.randint(1, 8)]
-        made[place : place + chance.choice((0, len(stretch)))] = chance.choice(
-            (b"", bytes(stretch) * 2, chance.randbytes(chance.randint(1, 3)))
-        )
-    return bytes(made)
 
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)

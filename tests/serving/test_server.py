@@ -129,7 +129,7 @@ def test_ports_answer_while_models_load(tmp_path):
         assert rest.ask("GET", "/healthz").status == 503
         assert Rpc(server).health.Check(health_pb2.HealthCheckRequest(), timeout=20).status == NOT_SERVING
         assert rest.ask("GET", "/v1/models/toy").json["model_version_status"][0]["state"] == "LOADING"
-        assert rest.predict(columns()).status == 404
+        assert rest.predict(columns()).status == 503
         loading.set()
         until(lambda: rest.ask("GET", "/healthz").status == 200)
         finish.set()

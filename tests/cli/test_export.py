@@ -1,0 +1,62 @@
+"""`tfsd export` and `tfsd verify`: what is wrong is said in one line, and nothing half-written is left."""
+
+import json
+import os
+import shutil
+
+import pytest
+from command_line import made, one_line
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "target"),
+        (["tflite", "--out", "models"], "invalid choice: 'tflite'"),
+        (["saved_model"], "--out"),
+        (["saved_model", "--out", "models", "--size", "128"], "must be height x width in pixels, as 512x768; got '128'"),
+        (["saved_model", "--out", "models", "--batch-sizes", "0"], "must be a whole number from 1 to 64"),
+        (["saved_model", "--out", "models", "--max-steps", "1001"], "must be a whole number from 1 to 1000"),
+        (["saved_model", "--out", "models", "--version", "0"], "must be a whole number of at least 1"),
+    ],
+)
+def test_usage_error_is_one_line(argv, message, place, run):
+    status, out, err = run("export", *argv)
+    assert (status, out) == (2, "") and one_line(err) and message in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--size", "20x32"], "sizes must be a multiple of 8; got 20. Use 16 or 24."),
+        (["--size", "32x32", "--size", "32x32"], "sizes must be different pairs"),
+        (["--batch-sizes", "4", "2"], "batch_sizes must be rising numbers; got [4, 2]"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_one_line(argv, message, place, run):
+    status, out, err = run("export", "saved_model", "--model", "toy", "--out", "models", "--quiet", *argv)
+    assert (status, out) == (2, "") and one_line(err) and message in err
+    assert not os.path.exists("models")
+
+
+def test_version_that_is_there_is_not_replaced(place, run):
+    os.makedirs("models/toy/3")
+    status, _, err = run("export", "saved_model", "--model", "toy", "--out", "models", "--version", "3", "--quiet")
+    assert status == 1 and one_line(err) and "has a version 3" in err
+    assert os.listdir("models/toy") == ["3"] and not os.listdir("models/toy/3")
+
+
+def test_folder_that_is_no_export_cannot_be_verified(place, run):
+    status, out, err = run("verify", "toy")
+    assert (status, out) == (1, "") and one_line(err) and "no version of an export" in err
+    assert made(".") == []
+
+
+def test_manifest_that_is_none_is_named(place, run):
+    os.makedirs("models/toy/1/assets.extra")
+    for name, text in (("saved_model.pb", ""), ("assets.extra/manifest.json", json.dumps({"name": "toy"}))):
+        with open(f"models/toy/1/{name}", "w") as file:
+            file.write(text)
+    status, _, err = run("verify", "models/toy/1")
+    assert status == 1 and one_line(err) and "is damaged: it lacks version" in err
+    shutil.rmtree("models")

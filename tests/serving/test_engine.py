@@ -1,0 +1,74 @@
+"""A loaded export computes in chunks what its signatures compute in one call, and says what is wrong in one sentence."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from serving.engine import Engine
+from serving.errors import ServerError
+from tfsd.h5 import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def engine(toy_export):
+    return Engine(toy_export / "toy" / "1")
+
+
+def inputs(engine, **changed) -> dict:
+    kinds = {"seed": "int64", "guidance_scale": "float32", "sampler": object, "prompt": object, "negative_prompt": object}
+    given = {"prompt": [b"a red star"]} | changed
+    return engine.defaults() | {name: np.array(value, kinds.get(name, "int32")) for name, value in given.items()}
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 9])
+def test_chunks_give_the_bytes_of_the_signature(chunk, engine):
+    asked = inputs(engine, seed=[5], num_steps=[7], sampler=[b"euler_ancestral"])
+    job = engine.start(engine.prepare(asked))
+    while job.done < job.steps:
+        job.advance(chunk)
+    assert job.done == 7
+    assert engine.png(job.images()[0]) == engine.run("text_to_png", asked)["png_bytes"][0]
+
+
+def test_rows_know_their_steps_size_and_cut_tokens(engine):
+    rows = engine.prepare(inputs(engine, prompt=[b"a star " * 60, b"red"], num_steps=[3, 4], sampler=[b"plms", b"ddim"]))
+    assert [(row.steps, row.size, row.truncated) for row in rows] == [(4, (32, 32), 45), (4, (32, 32), 0)]
+
+
+def test_failed_check_is_one_sentence_with_what_came(engine):
+    with pytest.raises(ServerError) as error:
+        engine.prepare(inputs(engine, num_steps=[0]))
+    assert (error.value.code, error.value.message) == ("INVALID_ARGUMENT", "num_steps must be from 1 to 10; got 0")
+    with pytest.raises(ServerError) as error:
+        engine.prepare(inputs(engine, sampler=[b"x] [y"]))
+    assert error.value.message.startswith("sampler must be one of ddim, ") and error.value.message.endswith("; got x y")
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.data-00000-of-00001", "assets/clip_merges.txt"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_damaged_file_is_named(name, damage, toy_export, tmp_path):
+    folder = shutil.copytree(toy_export / "toy" / "1", tmp_path / "1")
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "missing":
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(data if damage == "flipped" else data[: len(data) // 2])
+    with pytest.raises(
+        CheckpointError, match=name if name != "saved_model.pb" or damage != "missing" else "no version of an export"
+    ):
+        Engine(folder)
+
+
+def test_manifest_cannot_point_outside(toy_export, tmp_path):
+    folder = shutil.copytree(toy_export / "toy" / "1", tmp_path / "1")
+    manifest = folder / "assets.extra/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"saved_model.pb"', '"../../secret"'))
+    with pytest.raises(CheckpointError, match="outside of the folder"):
+        Engine(folder)
+
+
+def test_folder_must_be_named_by_a_version(toy_export, tmp_path):
+    with pytest.raises(CheckpointError, match="named by its version"):
+        Engine(shutil.copytree(toy_export / "toy" / "1", tmp_path / "latest"))
