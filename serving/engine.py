@@ -15,6 +15,7 @@ from tfsd.encoding import encode_png
 from tfsd.h5 import CheckpointError
 
 MANIFEST = "assets.extra/manifest.json"
+_ROW_INPUTS = 8  # tokens, negative tokens, and of a drawing all but the size
 _FAILED_CHECK = re.compile(r"assertion failed: \[(.*?)\]\s*(?:\[\[\{\{node|$)", re.DOTALL)
 
 
@@ -47,6 +48,7 @@ class Engine:
             self._advance = {name: call.get_concrete_function() for name, call in self._model.advance.items()}
         except Exception as error:  # TensorFlow raises many kinds for a damaged SavedModel
             raise CheckpointError(f"{self.folder} cannot be loaded: {_last_line(error)}") from error
+        self._zeros = {name: _empty_state(call) for name, call in self._advance.items()}
         self.sizes = [tuple(size) for size in self.manifest["sizes"]]
         self.exact = self.manifest["batching"] == "exact"
         self.batch_sizes = (1,) if self.exact else tuple(self.manifest["batch_sizes"])
@@ -86,7 +88,8 @@ class Engine:
         outputs = _called(self._prepare, {name: tf.constant(value) for name, value in inputs.items()})
         tokens, negative, truncated, drawing = outputs
         *fields, size = drawing
-        rows = zip(*(tf.split(value, len(truncated)) for value in (tokens, negative, *fields)))
+        values = (tokens, negative, *fields)
+        rows = [values] if len(truncated) == 1 else zip(*(tf.split(value, len(truncated)) for value in values))
         counts, sizes, cut = drawing.count.numpy(), size.numpy(), truncated.numpy()
         return [Row(row, int(counts[i]), self.sizes[sizes[i]], int(cut[i])) for i, row in enumerate(rows)]
 
@@ -94,7 +97,8 @@ class Engine:
         """Returns a job for rows of one size, at most `batch_rows`."""
         batch = next(size for size in self.batch_sizes if size >= len(rows))
         height, width = rows[0].size
-        return Job(self._advance[f"{batch}x{height}x{width}"], rows, batch)
+        name = f"{batch}x{height}x{width}"
+        return Job(self._advance[name], rows, batch, self._zeros[name])
 
     def run(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the outputs of a signature, computed in one call.
@@ -112,15 +116,14 @@ class Engine:
 class Job:
     """Pictures that are computed together. `advance` takes it further; nothing is computed between two calls."""
 
-    def __init__(self, function, rows: Sequence[Row], batch: int):
+    def __init__(self, function, rows: Sequence[Row], batch: int, zeros: Sequence[tf.Tensor]):
         self.steps = max(row.steps for row in rows)
         self.done = 0
         self._count = len(rows)
         self._function = function
         filled = [*rows, *[rows[-1]] * (batch - len(rows))]
         self._request = [values[0] if batch == 1 else tf.concat(values, 0) for values in zip(*(row.inputs for row in filled))]
-        leaves = function.inputs[len(self._request) : len(function.inputs) - len(function.captured_inputs) - 2]
-        self._state = [tf.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
+        self._state = zeros
         self._images = None
 
     def advance(self, steps: int):
@@ -144,6 +147,12 @@ class Job:
     def images(self) -> np.ndarray:
         """Returns the pictures uint8 [rows, H, W, 3] of a job that is done."""
         return self._images
+
+
+def _empty_state(advance) -> list[tf.Tensor]:
+    """Returns what a job begins with: zeros for the inputs between the fields of `Row` and the two step numbers."""
+    own = advance.inputs[: len(advance.inputs) - len(advance.captured_inputs)]
+    return [tf.zeros(leaf.shape, leaf.dtype) for leaf in own[_ROW_INPUTS:-2]]
 
 
 def _called(function, inputs: dict):

@@ -6,11 +6,13 @@ MEMORY = "process_resident_memory_bytes"
 
 
 def read(text: str) -> dict:
-    """Returns sums over all models: jobs by their largest number of rows, jobs, rows, refusals by reason, memory.
+    """Returns sums over all models: jobs by their largest number of rows, jobs, rows, refusals by reason, memory, the
+    requests answered and the seconds that the model computed for them.
 
     Raises: `ValueError` for a text that is not in Prometheus' format.
     """
     counts = {"bounds": {}, "jobs": 0.0, "rows": 0.0, "refused": {}, "resident_bytes": None}
+    counts |= {"run_seconds": 0.0, "runs": 0.0}
     for family in text_string_to_metric_families(text):
         for name, labels, value, *_ in family.samples:
             if name == "tfsd_batch_rows_bucket":
@@ -20,6 +22,10 @@ def read(text: str) -> dict:
                 counts["jobs"] += value
             elif name == "tfsd_batch_rows_sum":
                 counts["rows"] += value
+            elif name == "tfsd_run_seconds_sum":
+                counts["run_seconds"] += value
+            elif name == "tfsd_run_seconds_count":
+                counts["runs"] += value
             elif name == "tfsd_rejected_total":
                 counts["refused"][labels["reason"]] = value
             elif name == MEMORY:
@@ -47,6 +53,13 @@ def difference(before: dict | None, after: dict | None) -> dict:
         "rows_per_batch": rows / jobs if jobs else None,
         "refused": {reason: count for reason, count in sorted(changes.items()) if count},
     }
+
+
+def model_milliseconds(before: dict | None, after: dict | None) -> float | None:
+    """Returns how long the model computed for a request between two readings; None where that is not known."""
+    if before is None or after is None or after["runs"] == before["runs"]:
+        return None
+    return 1000 * (after["run_seconds"] - before["run_seconds"]) / (after["runs"] - before["runs"])
 
 
 def _range(low: float, high: float) -> str:

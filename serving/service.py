@@ -91,9 +91,8 @@ class Service:
             raise ServerError("INTERNAL", f"The server failed; its log tells why under the id {request_id}.") from error
         finally:
             seconds = time.monotonic() - start
-            self.metrics.count_request(
-                model=target.name, signature=seen.get("signature", ""), method=method, code=code, seconds=seconds
-            )
+            labels = {"model": target.name, "signature": seen.get("signature", ""), "method": method, "code": code}
+            self.metrics.count_request(**labels, seconds=seconds, run_seconds=trace.run_seconds)
             spent = {"queue_ms": trace.queue_seconds, "run_ms": trace.run_seconds, "ms": seconds}
             LOGGER.info("request", extra={"fields": seen | {k: round(1000 * v, 1) for k, v in spent.items()} | {"code": code}})
 

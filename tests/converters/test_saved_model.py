@@ -51,6 +51,7 @@ def test_session_draws_the_bytes_that_python_draws(case, session, model):
     assert answer["png_bytes"][0] == drawn(model, **case)
 
 
+@pytest.mark.slow  # compiles all anew, as `verify` below does
 def test_loaded_signature_draws_the_bytes_that_python_draws(folder, model):
     loaded = tf.saved_model.load(str(folder))
     given = request(prompt="a red star", negative_prompt="", seed=7, index=0, guidance_scale=2.0, num_steps=3, sampler="ddim",

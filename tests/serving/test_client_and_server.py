@@ -110,6 +110,7 @@ def test_tls_trusts_the_authority_that_was_given_and_no_other(draw):
             assert caught.value.code == "UNAVAILABLE"
 
 
+@pytest.mark.slow
 def test_exported_model_draws_what_its_model_folder_draws(toy_export, toy_folder):
     """Exports compute each row alone, so the pictures made here are made one by one as well."""
     from tfsd import load

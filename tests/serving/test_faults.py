@@ -31,6 +31,7 @@ from test_serve_command import request
 
 from serving.client import Client
 
+pytestmark = pytest.mark.slow  # servers are started, killed and started again
 ROOT = Path(__file__).parents[2]
 
 
@@ -176,7 +177,6 @@ def test_no_request_is_lost_while_several_clients_reload_at_once(server):
     assert len(answers) > 8 and set(answers) == {known}
 
 
-@pytest.mark.slow
 def test_no_request_is_lost_while_versions_come_and_go(server):
     known, stop = server.draw(seed=1), threading.Event()
 

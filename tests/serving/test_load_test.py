@@ -55,6 +55,7 @@ def test_nothing_is_made_up_about_a_server_that_counts_nothing():
     assert empty["resident_bytes"] is None
 
 
+@pytest.mark.slow
 def test_exported_model_is_served_loaded_and_compared_with_itself(toy_export, capsys):
     argv = ["load-test", str(toy_export), "--requests", "8", "--concurrency", "4", "--compare", "--overhead", "--json"]
     assert main(argv) == 0

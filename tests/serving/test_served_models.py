@@ -250,6 +250,7 @@ def exported(toy_export, tmp_path_factory):
     return models, folder / "toy"
 
 
+@pytest.mark.slow
 def test_damaged_export_is_reported_with_the_file_and_the_old_version_serves(exported):
     models, folder = exported
     shutil.copytree(folder / "1", folder / "2")
@@ -264,6 +265,7 @@ def test_damaged_export_is_reported_with_the_file_and_the_old_version_serves(exp
     shutil.rmtree(folder / "2")
 
 
+@pytest.mark.slow
 def test_unloaded_export_leaves_the_memory(exported):
     models, folder = exported
     with models.get("toy") as engine:

@@ -198,8 +198,10 @@ def _overhead(found: dict | None):
     if not found["rounds"]:
         yield "overhead", "not measured: the time was over"
         return
-    yield "model alone", f"{found['model_ms']:.2f} ms (median of {found['rounds']})"
+    yield "model alone", f"{found['model_ms']:.2f} ms in this process (median of {found['rounds']})"
     for name, title in (("grpc", "gRPC"), ("rest", "REST")):
         if f"{name}_ms" in found:
-            yield f"one by {title}", f"{found[f'{name}_ms']:.2f} ms: the server adds {found[f'{name}_added_ms']:.2f} ms"
+            yield f"one by {title}", f"{found[f'{name}_ms']:.2f} ms, {found[f'{name}_added_ms']:.2f} ms more"
+    if found["beyond_model_ms"] is not None:
+        yield "server adds", f"{found['beyond_model_ms']:.2f} ms to what its model computes (mean, by its own clock)"
     yield "bytes", "the same" if found["same_bytes"] else "not the same"
