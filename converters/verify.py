@@ -15,7 +15,7 @@ TOLERANCE = 1  # levels of 255: other processors and versions of TensorFlow add 
 _NEEDED = ("name", "version", "sizes", "batching", "batch_sizes", "files", "reference")
 
 
-class ExportError(Exception):
+class ExportError(CheckpointError):
     """An export that does not draw what it should, or cannot be made."""
 
 

@@ -27,6 +27,7 @@ def small_pool(monkeypatch):
     monkeypatch.setattr(autoencoder, "CROP", 32)
 
 
+@pytest.mark.slow
 def test_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
     whole = autoencoder.trainer(SPEC, tmp_path / "whole", RECIPE)
     whole.run(steps=14, every=100, progress=False)

@@ -1,6 +1,7 @@
 """SavedModels: what they draw is what Python draws, in the session that TensorFlow Serving runs as well as loaded by Python."""
 
 import json
+import shutil
 import threading
 
 import numpy as np
@@ -9,7 +10,7 @@ import tensorflow as tf
 from exports import ServingSession, pixels, request
 
 from converters.saved_model import export_saved_model
-from converters.verify import verify
+from converters.verify import MANIFEST, ExportError, verify
 from tfsd.api import load
 from tfsd.encoding import encode_png
 
@@ -221,5 +222,16 @@ def test_manifest_says_what_is_served(folder, model):
     assert set(manifest["files"]) == listed - {"assets.extra/manifest.json"}
 
 
+@pytest.mark.slow
 def test_verify_draws_the_reference_picture_again(folder):
     assert verify(folder) == (True, 0.0)
+
+
+@pytest.mark.slow
+def test_export_that_draws_another_picture_is_found_out(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "1")
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["reference"]["inputs"]["seed"] += 1
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ExportError, match="draws another picture than when it was exported: levels differ by up to"):
+        verify(copy)

@@ -1,7 +1,9 @@
 """`tfsd export` and `tfsd verify`: a model in the form that TensorFlow Serving loads, and the check that it still draws."""
 
 import argparse
+import importlib.util
 import re
+import sys
 
 from tfsd.cli.parsing import add_command, whole
 from tfsd.cli.terminal import quiet_tensorflow
@@ -70,6 +72,9 @@ def _size(text: str) -> tuple[int, int]:
 
 def export(args) -> int:
     """Runs the command `export`."""
+    if importlib.util.find_spec("tensorflow_serving") is None:  # found out now, not after minutes
+        print('tfsd: exporting needs tensorflow_serving: pip install "tfsd[serving]"', file=sys.stderr)
+        return 1
     quiet_tensorflow()
     from converters.saved_model import export_saved_model
 
