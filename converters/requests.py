@@ -11,13 +11,11 @@ import tensorflow as tf
 
 from converters.plan_bank import PlanBank
 from tfsd.api import LAST_VALUE
+from tfsd.arguments import MAX_INDEX, MAX_SCALE
 from tfsd.noise import SEED_PERIOD
 from tfsd.samplers.plans import SAMPLERS
 from tfsd.specs import ModelSpec
 from tfsd.text.graph import MAX_GRAPH_PROMPT_BYTES, GraphTokenizer
-
-MAX_INDEX = 2**20
-MAX_SCALE = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +96,7 @@ class Requests(tf.Module):
         checks = [
             _check(tf.reduce_all(tf.reduce_any(fits, axis=1)), f"height and width must be one of {shown}; got", pairs),
             _check(tf.reduce_all(steps), f"num_steps must be from 1 to {self.limits.max_steps}; got", num_steps),
-            _check(tf.reduce_all(scale), f"guidance_scale must be from 0 to {MAX_SCALE:.0f}; got", guidance_scale),
+            _check(tf.reduce_all(scale), f"guidance_scale must be from 0 to {MAX_SCALE}; got", guidance_scale),
             _check(tf.reduce_all(self.plans.known(sampler)), f"sampler must be one of {names}; got", sampler),
         ]
         with tf.control_dependencies(checks):

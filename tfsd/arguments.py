@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 MAX_SIDE = 2048  # pixels
+MAX_SCALE = 100  # of guidance
+MAX_INDEX = 2**20  # of a picture in its seed's batch
 INT64 = (-(2**63), 2**63 - 1)  # lowest and highest seed
 
 
@@ -71,14 +73,16 @@ def scales(value, batch: int) -> list[float]:
     for scale in values:
         if isinstance(scale, bool) or not isinstance(scale, (int, float, np.integer, np.floating)):
             raise TypeError(f"guidance_scale must be a number; got {scale!r}.")
-        if not 0 <= scale <= 100:  # false for NaN too
-            raise ValueError(f"guidance_scale must be from 0 to 100; got {str(scale)[:30]}. Values from 3 to 10 are usual.")
+        if not 0 <= scale <= MAX_SCALE:  # false for NaN too
+            raise ValueError(
+                f"guidance_scale must be from 0 to {MAX_SCALE}; got {str(scale)[:30]}. Values from 3 to 10 are usual."
+            )
     return [float(scale) for scale in values]
 
 
 def seeds_of(seed, index, batch: int) -> tuple[list[int], list[int]]:
     """Returns each picture's seed, as given or drawn where None was, and its index; raises for what is no int64."""
-    index = whole("index", index, 0, 2**20)
+    index = whole("index", index, 0, MAX_INDEX)
     if seed is None:
         seed = secrets.randbelow(2**31 - 2)
     seeds = one_each("seed", seed, int, batch)

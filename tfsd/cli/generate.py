@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tfsd.arguments import MAX_INDEX, MAX_SCALE
 from tfsd.cli import remote
 from tfsd.cli.parsing import UsageError, add_command, real, whole
 from tfsd.cli.terminal import quiet_tensorflow
@@ -44,9 +45,14 @@ def add_generate(commands):
         default=None,
         help="same prompt, seed and index: same picture (default: drawn, see `tfsd show`)",
     )
-    add("--index", type=whole(0, 2**20), default=0, help="number of the first picture of the seed (default: 0)")
+    add("--index", type=whole(0, MAX_INDEX), default=0, help="number of the first picture of the seed (default: 0)")
     add("--steps", type=whole(1), default=None, help="steps of the sampler (default: the model's)")
-    add("--scale", type=real(0, 100), default=None, help="guidance: how closely the prompt is followed (default: the model's)")
+    add(
+        "--scale",
+        type=real(0, MAX_SCALE),
+        default=None,
+        help="guidance: how closely the prompt is followed (default: the model's)",
+    )
     add("--sampler", default=None, help=f"{', '.join(_samplers())} (default: the model's)")
     add("--eta", type=real(0, 1), default=0.0, help="fresh noise per step, for ddim (default: 0)")
     add("--height", type=whole(8, 2048), default=None, help="in pixels, a multiple of 8 (default: the model's)")
