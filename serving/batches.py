@@ -13,9 +13,13 @@ from serving.progress import Entry, Progress
 
 @dataclass
 class Trace:
-    """What became of a request, for its line in the log; filled in while it runs, also when it fails."""
+    """What became of a request, for its line in the log; filled in while it runs, also when it fails.
+
+    `read_seconds`: checks of the inputs, and tokens; `run_seconds`: from the start of the first row to the last one's PNG.
+    """
 
     rows: int = 0
+    read_seconds: float = 0.0
     queue_seconds: float = 0.0
     run_seconds: float = 0.0
 
@@ -30,6 +34,7 @@ class Request:
     trace: Trace
     entry: Entry | None = None
     call: tuple[str, dict] | None = None
+    finish: Callable[[Any], Any] | None = None  # makes of a row's picture what the request is answered
     rows: list = field(default_factory=list)
     unstarted: list[int] = field(default_factory=list)
     done: list[int] = field(default_factory=list)  # steps made, by row
@@ -56,14 +61,14 @@ class Request:
     def start(self, now: float):
         """Notes when the first row leaves the queue."""
         if self.started is None:
-            self.started, self.trace.queue_seconds = now, now - self.arrived
+            self.started, self.trace.queue_seconds = now, now - self.arrived - self.trace.read_seconds
 
     def end(self, now: float):
         """Notes the end, and drops what the rows hold in memory."""
         self.ended = True
         self.trace.run_seconds = 0.0 if self.started is None else now - self.started
         if self.started is None:
-            self.trace.queue_seconds = now - self.arrived
+            self.trace.queue_seconds = now - self.arrived - self.trace.read_seconds
         self.rows, self.results, self.unstarted = [], [], []
 
 

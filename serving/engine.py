@@ -43,7 +43,6 @@ class Engine:
         self.signatures = _signature_defs(self.folder)
         try:
             self._model = tf.saved_model.load(str(self.folder))
-            self._png = tf.function(encode_png, input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
             self._prepare = self._model.prepare.get_concrete_function()
             self._advance = {name: call.get_concrete_function() for name, call in self._model.advance.items()}
         except Exception as error:  # TensorFlow raises many kinds for a damaged SavedModel
@@ -110,7 +109,7 @@ class Engine:
 
     def png(self, image: np.ndarray) -> bytes:
         """Returns the PNG file of a picture uint8 [H, W, 3]: the very bytes that `text_to_png` answers."""
-        return self._png(image[None]).numpy()[0]
+        return encode_png(image).numpy()
 
 
 class Job:

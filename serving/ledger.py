@@ -99,14 +99,12 @@ class Ledger:
                     request.done[index] = min(done, row.steps)
                     self._report(request, "running")
 
-    def deliver(self, batch: Batch, images):
-        """Hands each row's picture to its request; the last one ends the request."""
-        if len(images) != len(batch.members):
-            raise RuntimeError(f"a job of {len(batch.members)} rows gave {len(images)} pictures")
+    def deliver(self, batch: Batch, results: list):
+        """Hands each row's result to its request; the last one ends the request."""
         with self.wake:
-            for (request, index, _), image in zip(batch.members, images):
+            for (request, index, _), result in zip(batch.members, results):
                 if not request.ended:
-                    request.results[index] = image
+                    request.results[index] = result
                     request.missing -= 1
                     if not request.missing:
                         self.finish(request, request.results)

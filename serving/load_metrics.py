@@ -12,7 +12,7 @@ def read(text: str) -> dict:
     Raises: `ValueError` for a text that is not in Prometheus' format.
     """
     counts = {"bounds": {}, "jobs": 0.0, "rows": 0.0, "refused": {}, "resident_bytes": None}
-    counts |= {"run_seconds": 0.0, "runs": 0.0}
+    counts |= {"model_seconds": 0.0, "answers": 0.0}
     for family in text_string_to_metric_families(text):
         for name, labels, value, *_ in family.samples:
             if name == "tfsd_batch_rows_bucket":
@@ -22,10 +22,10 @@ def read(text: str) -> dict:
                 counts["jobs"] += value
             elif name == "tfsd_batch_rows_sum":
                 counts["rows"] += value
-            elif name == "tfsd_run_seconds_sum":
-                counts["run_seconds"] += value
-            elif name == "tfsd_run_seconds_count":
-                counts["runs"] += value
+            elif name == "tfsd_model_seconds_sum":
+                counts["model_seconds"] += value
+            elif name == "tfsd_model_seconds_count":
+                counts["answers"] += value
             elif name == "tfsd_rejected_total":
                 counts["refused"][labels["reason"]] = value
             elif name == MEMORY:
@@ -57,9 +57,9 @@ def difference(before: dict | None, after: dict | None) -> dict:
 
 def model_milliseconds(before: dict | None, after: dict | None) -> float | None:
     """Returns how long the model computed for a request between two readings; None where that is not known."""
-    if before is None or after is None or after["runs"] == before["runs"]:
+    if before is None or after is None or after["answers"] == before["answers"]:
         return None
-    return 1000 * (after["run_seconds"] - before["run_seconds"]) / (after["runs"] - before["runs"])
+    return 1000 * (after["model_seconds"] - before["model_seconds"]) / (after["answers"] - before["answers"])
 
 
 def _range(low: float, high: float) -> str:

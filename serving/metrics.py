@@ -29,10 +29,10 @@ class Metrics:
             Histogram, "request_seconds", "From request to answer.", ("model", "signature", "method"), buckets=SECONDS
         )
         self.queue_seconds = self._make(
-            Histogram, "queue_seconds", "From a request's arrival to its first row's start.", ("model",), buckets=SECONDS
+            Histogram, "queue_seconds", "That a request waited before its first row was started.", ("model",), buckets=SECONDS
         )
-        self.run_seconds = self._make(
-            Histogram, "run_seconds", "From a request's first row's start to its last row's end.", ("model",), buckets=SECONDS
+        self.model_seconds = self._make(
+            Histogram, "model_seconds", "That the model needed for a request, from checks to PNG.", ("model",), buckets=SECONDS
         )
         self.queue_rows = self._make(Gauge, "queue_rows", "Rows that wait for a worker.")
         self.queue_limit = self._make(Gauge, "queue_limit_rows", "Rows that may wait before requests are refused.")
@@ -48,17 +48,17 @@ class Metrics:
     def _make(self, kind, name: str, text: str, labels: tuple[str, ...] = (), **options):
         return kind(f"tfsd_{name}", text, labels, registry=self.registry, **options)
 
-    def count_request(self, *, model: str, signature: str, method: str, code: str, seconds: float, run_seconds: float = 0.0):
+    def count_request(self, *, model: str, signature: str, method: str, code: str, seconds: float, model_seconds: float = 0.0):
         """Counts one answered request; `method` is e.g. "grpc" or "rest", `code` "OK" or a key of `serving.errors.CODES`.
 
-        `seconds` from request to answer, of which the model computed `run_seconds`.
+        `seconds` from request to answer, of which the model computed `model_seconds`.
         """
         model = model if model in self._models else ""
         signature = signature if signature in SIGNATURES else ""
         self.requests.labels(model, signature, method, code).inc()
         self.request_seconds.labels(model, signature, method).observe(seconds)
         if code == "OK":
-            self.run_seconds.labels(model).observe(run_seconds)
+            self.model_seconds.labels(model).observe(model_seconds)
 
     def show_versions(self, model: str, states: Iterable[str]):
         """Shows how many versions of a model are in each state; `states` has one entry per version."""

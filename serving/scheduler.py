@@ -6,9 +6,11 @@ Every request ends in exactly one of: its result, a `ServerError`, or the cancel
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +35,7 @@ class Limits:
 
     max_queue_rows: int = 64
     batch_wait_ms: float = 2.0
-    chunk_seconds: float = 0.1
+    chunk_seconds: float = 0.25
     workers: int | None = None
 
     def __post_init__(self):
@@ -82,26 +84,33 @@ class Scheduler:
             return bool(self._ledger.live or self._ledger.running)
 
     async def generate(
-        self, engine, inputs: dict, *, deadline: float | None = None, request_id: str | None = None, trace: Trace | None = None
-    ) -> tuple[list[np.ndarray], np.ndarray]:
+        self,
+        engine,
+        inputs: dict,
+        *,
+        finish: Callable[[np.ndarray], Any] | None = None,
+        deadline: float | None = None,
+        request_id: str | None = None,
+        trace: Trace | None = None,
+    ) -> tuple[list, np.ndarray]:
         """Makes the pictures of a whole-request signature.
 
         Args:
             engine: a `serving.engine.Engine`; the caller holds its lease.
             inputs: as `engine.prepare` takes them.
+            finish: makes of a picture what is returned of it, in the thread that computed the picture.
             deadline: on the clock of `time.monotonic`.
             request_id: the name under which `progress` shows it.
             trace: filled in with rows and times.
-        Returns: uint8 [H, W, 3] for each row, and truncated_tokens int32 [B].
+        Returns: for each row what `finish` gave, by default its picture uint8 [H, W, 3]; and truncated_tokens int32 [B].
         Raises: `ServerError` INVALID_ARGUMENT, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL.
         """
         loop = asyncio.get_running_loop()
         request = self._ledger.open(engine, loop.create_future(), deadline, trace, request_id)
+        request.finish = finish
         with self._lifetime(request, request_id):
-            rows = await loop.run_in_executor(self._preparers, self._prepare, engine, inputs)
-            truncated = np.array([row.truncated for row in rows], np.int32)
             self._workers.hire(engine)
-            self._ledger.enqueue(request, rows)
+            truncated = await loop.run_in_executor(self._preparers, self._prepare, request, inputs)
             return await request.future, truncated
 
     async def call(
@@ -134,16 +143,21 @@ class Scheduler:
         self._ledger.stop()
         self._preparers.shutdown(wait=False)
 
-    def _prepare(self, engine, inputs: dict) -> list:
+    def _prepare(self, request: Request, inputs: dict) -> np.ndarray:
+        """Puts the request's rows in the queue and returns how many tokens of each were cut off."""
+        began = time.monotonic()
         try:
-            rows = engine.prepare(inputs)
+            rows = request.engine.prepare(inputs)
         except ServerError:
             raise
         except Exception as error:
             raise self._ledger.crash(error, "read the request's inputs") from None
+        finally:
+            request.trace.read_seconds = time.monotonic() - began
         if not rows:
             raise ServerError("INVALID_ARGUMENT", "The inputs must have at least one row; got none.")
-        return rows
+        self._ledger.enqueue(request, rows)
+        return np.array([row.truncated for row in rows], np.int32)
 
     @contextlib.contextmanager
     def _lifetime(self, request: Request, request_id: str | None):

@@ -92,8 +92,8 @@ class Service:
         finally:
             seconds = time.monotonic() - start
             labels = {"model": target.name, "signature": seen.get("signature", ""), "method": method, "code": code}
-            self.metrics.count_request(**labels, seconds=seconds, run_seconds=trace.run_seconds)
-            spent = {"queue_ms": trace.queue_seconds, "run_ms": trace.run_seconds, "ms": seconds}
+            self.metrics.count_request(**labels, seconds=seconds, model_seconds=trace.read_seconds + trace.run_seconds)
+            spent = {"read_ms": trace.read_seconds, "queue_ms": trace.queue_seconds, "run_ms": trace.run_seconds, "ms": seconds}
             LOGGER.info("request", extra={"fields": seen | {k: round(1000 * v, 1) for k, v in spent.items()} | {"code": code}})
 
     async def _run(
@@ -106,17 +106,16 @@ class Service:
             return {name: np.asarray(made[name]) for name in call.outputs}
         if picture == "images":
             _require_one_size(call.inputs)
-        images, truncated = await self.scheduler.generate(
-            engine, call.inputs, deadline=deadline, request_id=request_id, trace=trace
+        finish = engine.png if "png_bytes" in call.outputs else None
+        pictures, truncated = await self.scheduler.generate(
+            engine, call.inputs, finish=finish, deadline=deadline, request_id=request_id, trace=trace
         )
         made = {"truncated_tokens": np.asarray(truncated, "int32")}
         if "images" in call.outputs:
-            made["images"] = np.stack(images)
+            made["images"] = np.stack(pictures)
         if "png_bytes" in call.outputs:
-            # In threads: zlib lets go of the interpreter, and the loop answers others meanwhile.
-            encoded = await asyncio.gather(*(asyncio.to_thread(engine.png, image) for image in images))
             made["png_bytes"] = np.empty(rows, object)
-            made["png_bytes"][:] = encoded
+            made["png_bytes"][:] = pictures
         return {name: made[name] for name in call.outputs}
 
 

@@ -95,4 +95,9 @@ class Workers:
             ledger.metrics.step_seconds.labels(batch.engine.name).observe((ended - started) / (job.done - before))
             ledger.advance(batch, job.done)
         if ledger.wanted(batch):
-            ledger.deliver(batch, job.images())
+            ledger.deliver(batch, self._finished(batch, job.images()))
+
+    def _finished(self, batch: Batch, images) -> list:
+        """Returns what the batch's requests want of their pictures; made here while those are still in the core's cache."""
+        wants = [(member.request.finish, image) for member, image in zip(batch.members, images, strict=True)]
+        return [image if finish is None else finish(image) for finish, image in wants]
