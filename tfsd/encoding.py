@@ -6,5 +6,5 @@ PNG_COMPRESSION = 1  # of zlib: at 512 px three times as fast as the usual 6, fo
 
 
 def encode_png(images) -> tf.Tensor:
-    """Returns PNG files, string [...], of images uint8 [..., H, W, 3]. They carry no recipe: in the graph nobody knows it whole."""
+    """Returns PNG files, string [...], of images uint8 [..., H, W, 3]. They carry no recipe."""
     return tf.io.encode_png(images, compression=PNG_COMPRESSION)
