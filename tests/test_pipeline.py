@@ -254,3 +254,26 @@ def test_bfloat16_stays_near_float32(jit_compile, random_model, plain):
 def test_every_variable_is_tracked_once(plain):
     variables = [id(v) for v in plain.variables]
     assert len(variables) == len(set(variables)) == sum(len(part.variables) for part in vars(plain.parts).values())
+
+
+def test_no_kernel_joins_a_convolution_and_an_addition(toy_folder):
+    """oneDNN's kernel of both is not safe to run in two threads; TensorFlow's own record of what it runs shows it."""
+    from tensorflow.python.eager import context
+
+    from tfsd.api import load
+
+    model = load(toy_folder, jit_compile=False)
+    context.enable_graph_collection()
+    try:
+        model.text_to_image("a red star", seed=1, num_steps=1)
+        run = context.export_run_metadata()
+    finally:
+        context.disable_graph_collection()
+    graphs = [graph.post_optimization_graph for graph in run.function_graphs]
+    nodes = [node for graph in graphs for part in _nodes(graph) for node in part]
+    joined = [list(node.attr["fused_ops"].list.s) for node in nodes if node.op.endswith("FusedConv2D")]
+    assert len(joined) > 10 and all(b"Add" not in operations for operations in joined)
+
+
+def _nodes(graph):
+    return [graph.node, *(function.node_def for function in graph.library.function)]

@@ -123,6 +123,17 @@ def attend(queries, keys, values, mask=None):
     return ops.reshape(mixed, (batch, length, heads * size))
 
 
+def add_maps(x, h):
+    """Returns x + h for maps [B, h, w, C], added as tokens [B, h * w, C].
+
+    Without XLA, TensorFlow makes one kernel of a convolution and an addition that follows it. oneDNN's (`MklConvOp`, as of
+    2.21) keeps the addend in itself: two threads that run it at a time crash, or draw into each other's pictures.
+    """
+    batch, height, width, channels = ops.shape(x)
+    tokens = (batch, height * width, channels)
+    return ops.reshape(ops.reshape(x, tokens) + ops.reshape(h, tokens), (batch, height, width, channels))
+
+
 class ResidualBlock(Block):
     """Two 3x3 convolutions, with the timestep embedding, if any, added between them.
 
@@ -144,7 +155,7 @@ class ResidualBlock(Block):
         if self.embed is not None:
             h = h + self.embed(ops.silu(embedding))[:, None, None, :]
         h = self.conv2(ops.silu(self.norm2(h)))
-        return h + (x if self.skip is None else self.skip(x))
+        return add_maps(h, x if self.skip is None else self.skip(x))
 
 
 class Downsample(Block):

@@ -12,6 +12,7 @@ from tfsd.models.layers import (
     ResidualBlock,
     Upsample,
     activation,
+    add_maps,
     attend,
     conv,
     split_heads,
@@ -127,7 +128,7 @@ class SpatialTransformer(Block):
         for block, context in zip(self.series("block"), contexts):
             h = block(h, context)
         h = ops.reshape(self.proj_out(h), as_map) if self.linear else self.proj_out(ops.reshape(h, as_map))
-        return x + h
+        return add_maps(x, h)
 
 
 class Stage(Block):
