@@ -86,9 +86,9 @@ def _sizes(sizes, spec) -> tuple[tuple[int, int], ...]:
     sizes = [spec.default_size] if sizes is None else list(sizes)
     if not 1 <= len(sizes) <= 16:
         raise ValueError(f"sizes must be 1 to 16 pairs of height and width; got {len(sizes)}. Each is compiled for itself.")
-    pairs = [tuple(side_of("sizes", side, side, spec.vae.factor) for side in pair) for pair in sizes]
-    if any(len(pair) != 2 for pair in pairs) or len(set(pairs)) < len(pairs):
+    if any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in sizes) or len(set(map(tuple, sizes))) < len(sizes):
         raise ValueError(f"sizes must be different pairs of height and width; got {sizes}.")
+    pairs = [tuple(side_of("sizes", side, side, spec.vae.factor) for side in pair) for pair in sizes]
     return tuple(pairs)
 
 

@@ -73,6 +73,7 @@ def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     if old and not (folder / "manifest.json").is_file():
         raise CheckpointError(f"{folder} is not empty and no model folder, so it is not replaced. Give another folder.")
     mark = uuid.uuid4().hex[:8]
+    made = [parent for parent in folder.parents if not parent.exists()]
     new, aside = (folder.with_name(f".{folder.name}.{mark}.{end}") for end in ("partial", "old"))
     try:
         new.mkdir(parents=True)
@@ -90,6 +91,9 @@ def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for parent in made:
+                parent.rmdir()
 
 
 def require_space(path: str | Path, size: int):
