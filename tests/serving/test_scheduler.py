@@ -76,8 +76,7 @@ async def test_as_many_jobs_run_at_once_as_the_engine_asks_for():
     engine = HeldEngine(parallel_jobs=3, is_open=False)
     async with Bench() as scheduler:
         tasks = [ask(scheduler, engine, f"{i}") for i in range(6)]
-        await until(lambda: engine.computing == 3)
-        assert scheduler.queue_rows == 3
+        await until(lambda: engine.computing == 3 and scheduler.queue_rows == 3)
         engine.gate.set()
         await asyncio.gather(*tasks)
     assert engine.most_at_once == 3
