@@ -26,6 +26,7 @@ SERVING = [
     "aiohttp>=3.10",
     "prometheus-client>=0.20",
 ]
+DEVICE = ["ai-edge-litert>=2", "ai-edge-quantizer>=0.10"]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "kubernetes-validate>=1.27", "PyYAML"]
 
 setup(
@@ -39,6 +40,6 @@ setup(
     packages=find_packages(include=["tfsd", "tfsd.*", "converters", "converters.*", "serving", "serving.*"]),
     package_data={"tfsd": ["assets/**/*"], "serving": ["page/*"]},
     install_requires=REQUIRED,
-    extras_require={"serving": SERVING, "test": [*SERVING, *TEST]},
+    extras_require={"serving": SERVING, "device": DEVICE, "test": [*SERVING, *DEVICE, *TEST]},
     entry_points={"console_scripts": ["tfsd = tfsd.cli:main"]},
 )

@@ -40,8 +40,13 @@ class PlanBank(tf.Module):
     def __call__(self, sampler, num_steps):
         """Returns plans, their counts and their first scales."""
         which = tf.gather(tf.constant(self._which), tf.argmax(sampler[:, None] == tf.constant(self.names), axis=1))
+        return self.look_up(which, num_steps, tf.range(MAX_ROWS))
+
+    def look_up(self, which, num_steps, steps):
+        """Returns rows `steps` [S] of the plans of samplers numbered as in `SAMPLERS`: [B, S, ROW_SIZE], counts, scales."""
         place = tf.stack([which, num_steps - 1], axis=1)
-        start, count = tf.gather_nd(self.starts, place)[:, None], tf.gather_nd(self.counts, place)
-        row = tf.range(MAX_ROWS)[None, :]
-        plan = tf.gather(self.rows, tf.where(row < count[:, None], start + row, 0))
-        return plan, count, tf.gather_nd(self.scales, place)
+        # Of their values: TFLite has no gather_nd of a variable.
+        start, count, scale = (tf.gather_nd(table.value(), place) for table in (self.starts, self.counts, self.scales))
+        start = start[:, None]
+        plan = tf.gather(self.rows, tf.where(steps[None, :] < count[:, None], start + steps[None, :], 0))
+        return plan, count, scale

@@ -49,6 +49,7 @@ def test_the_recipe_in_a_file_makes_the_same_bytes(tiny, tmp_path):
     np.testing.assert_array_equal(first, again)
 
 
+@pytest.mark.slow
 def test_pictures_follow_prompts_as_often_as_the_report_says(tiny):
     measured = evaluate(tiny, n=32, seed=1, kinds=("one",), progress=False)["kinds"]["one"]
     reported = REPORT["kinds"]["one"]

@@ -21,7 +21,7 @@ COLUMNS = (
     {"tfsd.noise", "tfsd.text", "tfsd.models", "tfsd.samplers", "tfsd.h5", "tfsd.png", "tfsd.encoding", "tfsd.recipes"},
     {"tfsd.pipeline", "tfsd.files", "tfsd.images"},
     {"tfsd.weights"},
-    {"tfsd.api", "tfsd.hub"},
+    {"tfsd.api", "tfsd.hub", "tfsd.device"},
     {"converters", "tfsd.training", "tfsd.benchmark"},
     {"serving"},
     {"tfsd.cli"},

@@ -94,6 +94,7 @@ def test_the_curriculum_begins_at_once_and_its_shares_add_up():
         assert sum(stages.values()) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_training_writes_a_model_folder_that_loads(tmp_path):
     folder = train(tmp_path, steps=2, every=2, progress=False, spec=SPEC)
     spec, parts = load_model(folder)

@@ -12,7 +12,11 @@ from command_line import made, one_line
     ("argv", "message"),
     [
         ([], "target"),
-        (["tflite", "--out", "models"], "invalid choice: 'tflite'"),
+        (["onnx", "--out", "models"], "invalid choice: 'onnx'"),
+        (["saved_model", "--out", "models", "--quantize", "float16"], "--quantize is not of saved_model"),
+        (["tflite", "--out", "bundle", "--no-xla"], "--no-xla is not of tflite"),
+        (["tflite", "--out", "bundle", "--quantize", "int3"], "invalid choice: 'int3'"),
+        (["tflite", "--out", "bundle", "--size", "32x32", "--size", "64x64"], "a bundle has one size"),
         (["saved_model"], "--out"),
         (["saved_model", "--out", "models", "--size", "128"], "must be height x width in pixels, as 512x768; got '128'"),
         (["saved_model", "--out", "models", "--batch-sizes", "0"], "must be a whole number from 1 to 64"),

@@ -191,6 +191,7 @@ def test_name_that_another_run_took_in_the_meantime_is_left_to_it(grid, place, r
     assert "a star" in str(read_recipe("a-star_2.png"))
 
 
+@pytest.mark.slow
 def test_pictures_are_let_go_once_they_are_written(place, run, monkeypatch):
     seen, most = [], []
     save = Images.save

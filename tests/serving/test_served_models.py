@@ -215,6 +215,7 @@ def test_manifests_and_metrics_show_what_serves(folder, loader):
     assert 'tfsd_model_versions{model="tiny",state="END"} 1.0' in metrics.render()[0].decode()
 
 
+@pytest.mark.slow
 def test_requests_find_a_version_at_every_moment_of_many_reloads(folder, loader):
     put(folder, "tiny/1")
     models, stop, answered = served(folder, loader), threading.Event(), []

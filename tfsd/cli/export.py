@@ -1,20 +1,25 @@
-"""`tfsd export` and `tfsd verify`: a model in the form that TensorFlow Serving loads, and the check that it still draws."""
+"""`tfsd export` and `tfsd verify`: a model in the form that TensorFlow Serving or a phone loads, and the check of it."""
 
 import argparse
 import importlib.util
 import re
 import sys
 
-from tfsd.cli.parsing import add_command, whole
-from tfsd.cli.terminal import quiet_tensorflow
+from tfsd.cli.parsing import UsageError, add_command, whole
+from tfsd.cli.terminal import print_table, quiet_tensorflow
 
 EXPORT_EXAMPLES = """  tfsd export saved_model --out models                       writes models/tiny/1
   tfsd export saved_model --out models --no-xla              the next version, for servers without their XLA flag
   tfsd export saved_model --model sd-1.4 --out models --size 512x512 --size 512x768 --dtype bfloat16
   tfsd export saved_model --model sd-1.4 --out models --batching fused --batch-sizes 1 2 4 8       for a GPU
+  tfsd export tflite --quantize int8-weights --out bundle    four TFLite files for a phone, with a report on their quality
+  tfsd generate "a red star" --device-bundle bundle          draws with them here, as a phone does
 """
 VERIFY_EXAMPLES = """  tfsd verify models/tiny/1
+  tfsd verify bundle
 """
+_SAVED_MODEL_ONLY = {"version": None, "batch_sizes": [1, 2, 4, 8], "batching": "exact", "dtype": "float32", "no_xla": False}
+_TFLITE_ONLY = {"quantize": "none", "overwrite": False}
 
 
 def add_export(commands):
@@ -23,28 +28,32 @@ def add_export(commands):
         commands,
         "export",
         export,
-        help="write a model for TensorFlow Serving",
-        description="Writes DIR/NAME/VERSION, a SavedModel that takes prompts and answers PNG files. What it draws is compared "
-        "with what Python draws before it is there. `tfsd serve DIR` serves it, and so does TensorFlow Serving.",
+        help="write a model for TensorFlow Serving or a phone",
+        description="saved_model: writes DIR/NAME/VERSION, which takes prompts and answers PNG files; `tfsd serve DIR` serves "
+        "it, and so does TensorFlow Serving. tflite: writes the bundle DIR, the same maths as TFLite files for phones. What "
+        "either draws is compared with what Python draws before it is there.",
         examples=EXPORT_EXAMPLES,
     )
     add = parser.add_argument
-    add("target", choices=("saved_model",), help="what to write")
+    add("target", choices=("saved_model", "tflite"), help="what to write")
     add("--model", default="tiny", help="a name from `tfsd models`, or a model folder (default: tiny)")
-    add("--out", required=True, metavar="DIR", help="the folder of models")
+    add("--out", required=True, metavar="DIR", help="the folder of models, or of the bundle")
     add("--version", type=whole(1), default=None, help="number of the version (default: the next one)")
     add("--size", type=_size, action="append", metavar="HxW", help="height x width that may be asked for; repeat it for "
         "several, of which the first one is the default (default: the model's)")  # fmt: skip
     add("--batch-sizes", type=whole(1, 64), nargs="+", default=[1, 2, 4, 8], metavar="N", help="pictures of one request: filled "
         "up to the next of these, at most the last (default: 1 2 4 8)")  # fmt: skip
-    add("--max-steps", type=whole(1, 1000), default=100, help="that may be asked for (default: 100)")
+    add("--max-steps", type=whole(1, 1000), default=None, help="that may be asked for (default: 100, of tflite 50)")
     add("--batching", choices=("exact", "fused"), default="exact", help="exact: every picture is computed alone, several side "
         "by side, and has the same bytes in any batch; fused: a batch at once, for GPUs (default: exact)")  # fmt: skip
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of weights and products, but for the "
         "VAE (default: float32)")  # fmt: skip
     add("--no-xla", action="store_true", help="do not compile; TensorFlow Serving compiles only when started with "
         "--xla_cpu_compilation_enabled (or --xla_gpu_compilation_enabled), and refuses compiled exports otherwise")  # fmt: skip
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--quantize", choices=("none", "float16", "dynamic", "int8-weights"), default="none", help="of tflite: how weights are "
+        "stored and multiplied; the bundle's report says what it costs (default: none, float32)")  # fmt: skip
+    add("--overwrite", action="store_true", help="of tflite: replace a bundle")
+    add("--quiet", action="store_true", help="no progress bar and no plan")
     return parser
 
 
@@ -55,11 +64,11 @@ def add_verify(commands):
         "verify",
         verify,
         help="check an export: its files, and that it draws what it drew",
-        description="Checks the files of DIR/NAME/VERSION and draws its reference picture again, on this machine and with this "
-        "TensorFlow. Exit status 1 if a file is damaged or the picture is another one.",
+        description="Checks the files of an export and, of DIR/NAME/VERSION, draws its reference picture again, on this "
+        "machine and with this TensorFlow. Exit status 1 if a file is damaged or the picture is another one.",
         examples=VERIFY_EXAMPLES,
     )
-    parser.add_argument("folder", help="a version that `tfsd export saved_model` wrote")
+    parser.add_argument("folder", help="a version or a bundle that `tfsd export` wrote")
     return parser
 
 
@@ -72,6 +81,42 @@ def _size(text: str) -> tuple[int, int]:
 
 def export(args) -> int:
     """Runs the command `export`."""
+    foreign = _TFLITE_ONLY if args.target == "saved_model" else _SAVED_MODEL_ONLY
+    for name, default in foreign.items():
+        if getattr(args, name) != default:
+            raise UsageError(f"--{name.replace('_', '-')} is not of {args.target}. Leave it out")
+    return _saved_model(args) if args.target == "saved_model" else _tflite(args)
+
+
+def _tflite(args) -> int:
+    if missing := [name for name in ("ai_edge_litert", "ai_edge_quantizer") if importlib.util.find_spec(name) is None]:
+        print(f'tfsd: exporting needs {" and ".join(missing)}: pip install "tfsd[device]"', file=sys.stderr)
+        return 1
+    if args.size is not None and len(args.size) > 1:
+        raise UsageError("a bundle has one size. Give --size once")
+    quiet_tensorflow()
+    from converters.device.export import export_tflite
+    from converters.device.recipes import plan_sizes
+    from tfsd.weights import load_spec, resolve
+
+    if not args.quiet:
+        sizes = plan_sizes(load_spec(resolve(args.model)))[args.quantize]
+        rows = [(name, *(f"{size / 1e6:.1f} MB" for size in (one.file_bytes, one.memory_bytes))) for name, one in sizes.items()]
+        print_table(rows, ("part", "file, about", "memory, about"))
+    folder = export_tflite(
+        args.model,
+        args.out,
+        quantize=args.quantize,
+        size=None if args.size is None else args.size[0],
+        max_steps=50 if args.max_steps is None else args.max_steps,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+    )
+    print(folder)
+    return 0
+
+
+def _saved_model(args) -> int:
     if importlib.util.find_spec("tensorflow_serving") is None:  # found out now, not after minutes
         print('tfsd: exporting needs tensorflow_serving: pip install "tfsd[serving]"', file=sys.stderr)
         return 1
@@ -84,7 +129,7 @@ def export(args) -> int:
         version=args.version,
         sizes=args.size,
         batch_sizes=args.batch_sizes,
-        max_steps=args.max_steps,
+        max_steps=100 if args.max_steps is None else args.max_steps,
         batching=args.batching,
         dtype=args.dtype,
         xla=not args.no_xla,
@@ -97,6 +142,12 @@ def export(args) -> int:
 def verify(args) -> int:
     """Runs the command `verify`."""
     quiet_tensorflow()
+    from tfsd.device import is_bundle, load_bundle_manifest
+
+    if is_bundle(args.folder):
+        load_bundle_manifest(args.folder)
+        print(f"{args.folder} is undamaged.")
+        return 0
     from converters.verify import verify as check
 
     verdict = check(args.folder)

@@ -73,6 +73,7 @@ def add_generate(commands):
         "or named by {n}, {seed}, {index}, {prompt} in FILE (default: free names made of the prompts)")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bar")
     remote.add_server_options(parser)
+    remote.add_bundle_options(parser)
     return parser
 
 
@@ -108,7 +109,7 @@ def generate(args) -> int:
     from tfsd.images import Images
 
     model, jobs = _loaded(args, prompts), batches(prompts, args.n, args.index, args.batch)
-    if args.server is not None:  # nothing is compiled here for which batches should have one size
+    if _is_export(args):  # nothing is compiled here for which batches should have one size
         jobs = [job._replace(prompts=job.prompts[: job.keep]) for job in jobs]
     parts = _run(model, args, seed, jobs)
     if args.grid:
@@ -125,6 +126,11 @@ def _loaded(args, prompts: list[str]):
     """Returns what makes the pictures: a model, loaded once the arguments are known to be right, or a server's client."""
     if args.server is not None:
         return remote.connect(args)
+    if args.device_bundle is not None:
+        quiet_tensorflow()
+        from tfsd.device import DeviceBundle
+
+        return DeviceBundle(args.device_bundle, threads=args.threads or 2)
     _check_early(args, prompts)
     quiet_tensorflow()
     from tfsd.api import load
@@ -133,6 +139,10 @@ def _loaded(args, prompts: list[str]):
     model = load(args.model, dtype=args.dtype, jit_compile=not args.no_jit, numerics=args.numerics)
     warnings.simplefilter("ignore", PromptTruncationWarning)  # `_check_early` told of it
     return model
+
+
+def _is_export(args) -> bool:
+    return args.server is not None or args.device_bundle is not None
 
 
 def _prompts(args) -> list[str]:
@@ -227,8 +237,8 @@ def _run(model, args, seed: int, jobs: list[Batch]) -> Iterator:
 
     from tfsd.images import Images
 
-    desc = "compiling" if args.server is None else "waiting"
-    own = {"eta": args.eta} if args.server is None else {}
+    desc = "waiting" if _is_export(args) else "compiling"
+    own = {} if _is_export(args) else {"eta": args.eta}
     bar = tqdm(total=None, desc=desc, unit="step", leave=False, disable=True if args.quiet else None)
     count = sum(job.keep for job in jobs)
     with bar:

@@ -1,13 +1,20 @@
-"""`tfsd generate --server`: the pictures are made by a server, and nothing of a model is loaded here."""
+"""`tfsd generate --server` and `--device-bundle`: the pictures are made by an export, and nothing of a model is loaded here."""
 
 import warnings
 from pathlib import Path
 
-from tfsd.cli.parsing import UsageError, real
+from tfsd.cli.parsing import UsageError, real, whole
 
 _FIXED = {"eta": 0.0, "dtype": "float32", "numerics": None, "no_jit": False}  # by the export; with what means "not given"
 _SERVER_ONLY = ("token_file", "tls_ca", "timeout")
 _MAX_TOKEN_FILE = 8192  # bytes
+
+
+def add_bundle_options(parser):
+    """Adds the options about a device bundle to the parser of `generate`."""
+    add = parser.add_argument_group("from a device bundle (of `tfsd export tflite`)").add_argument
+    add("--device-bundle", default=None, metavar="DIR", help="draw with its TFLite files, as a phone does")
+    add("--threads", type=whole(1, 256), default=None, help="of the CPU (default: 2)")
 
 
 def add_server_options(parser):
@@ -20,15 +27,18 @@ def add_server_options(parser):
 
 
 def check_options(args):
-    """Raises: `UsageError` for options that need --server and have none, and for those that it cannot have."""
-    if args.server is None:
-        for name in _SERVER_ONLY:
-            if getattr(args, name) is not None:
-                raise UsageError(f"{_flag(name)} is of --server. Add --server HOST:PORT")
-        return
-    for name, default in _FIXED.items():
+    """Raises: `UsageError` for options of --server or --device-bundle without it, and for those that it cannot have."""
+    for owner, example, names in (("server", "HOST:PORT", _SERVER_ONLY), ("device_bundle", "DIR", ("threads",))):
+        for name in names:
+            if getattr(args, owner) is None and getattr(args, name) is not None:
+                raise UsageError(f"{_flag(name)} is of {_flag(owner)}. Add {_flag(owner)} {example}")
+    given = [_flag(name) for name in ("server", "device_bundle") if getattr(args, name) is not None]
+    if len(given) > 1:
+        raise UsageError(f"give {' or '.join(given)}, not both")
+    fixed = _FIXED | ({"model": "tiny"} if args.device_bundle is not None else {})
+    for name, default in fixed.items() if given else ():
         if getattr(args, name) != default:
-            raise UsageError(f"{_flag(name)} cannot be given with --server: its model was exported with what it has")
+            raise UsageError(f"{_flag(name)} cannot be given with {given[0]}: its model was exported with what it has")
 
 
 def connect(args):

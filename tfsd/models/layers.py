@@ -69,8 +69,8 @@ class GroupNorm(layers.Layer):
         """[B, C] -> the mean over each group, handed back to its channels: [B, 1, 1, C]."""
         batch, channels = ops.shape(values)
         grouped = ops.reshape(values, (batch, self.groups, channels // self.groups))
-        mean = ops.broadcast_to(ops.mean(grouped, axis=-1, keepdims=True), ops.shape(grouped))
-        return ops.reshape(mean, (batch, 1, 1, channels))
+        zeros = ops.zeros((1, self.groups, channels // self.groups))  # phones' delegates add, but do not broadcast
+        return ops.reshape(ops.mean(grouped, axis=-1, keepdims=True) + zeros, (batch, 1, 1, channels))
 
 
 class Sequence(Block):

@@ -34,10 +34,17 @@ class TimeEmbedding(Block):
         self.dense0 = layers.Dense(4 * width, name="dense0")
         self.dense1 = layers.Dense(4 * width, name="dense1")
 
-    def call(self, timesteps):  # noqa: D102
+    def waves(self, timesteps):
+        """Returns cosines and sines [T, width] float32 of timesteps [T]. An accelerator's half precision cannot make them."""
         angles = ops.cast(timesteps, "float32")[:, None] * ops.convert_to_tensor([self.frequencies], "float32")
-        waves = ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
+        return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
+
+    def embed(self, waves):
+        """Returns the embeddings [T, 4 * width] of waves [T, width]."""
         return self.dense1(ops.silu(self.dense0(ops.cast(waves, self.compute_dtype))))
+
+    def call(self, timesteps):  # noqa: D102
+        return self.embed(self.waves(timesteps))
 
 
 class Attention(Block):

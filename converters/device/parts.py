@@ -1,0 +1,119 @@
+"""What a phone is given: the pipeline as four graphs, each loaded, run and closed for itself.
+
+Every signature has fixed shapes and makes one picture, with tensors of at most four dimensions. The loop over steps is the
+app's, so that it can show progress and stop; sampler, guidance and noise are here.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from converters.plan_bank import PlanBank
+from tfsd.noise import normal_noise
+from tfsd.pipeline import Pipeline
+from tfsd.samplers.rows import HISTORY, ROW_SIZE
+from tfsd.samplers.step import step, unpack
+
+OPAQUE = 255 * 2**24 - 2**32  # alpha 255 in an int32 ARGB colour, as Android's Bitmap takes them
+
+
+class Signature(NamedTuple):
+    """A function of tensors that returns {output's name: tensor}, and its inputs."""
+
+    call: Callable[..., dict]
+    inputs: list[tf.TensorSpec]
+
+
+class Part(NamedTuple):
+    """What one file holds: functions, and the variables that they use."""
+
+    weights: list
+    signatures: dict[str, Signature]
+
+
+def build_parts(pipeline: Pipeline, size: tuple[int, int], max_steps: int) -> dict[str, Part]:
+    """Returns the parts, by the names of their files, for pictures of `size` (height, width)."""
+    shape = pipeline.latent_shape(*size)
+    return {
+        "sampling": _sampling(pipeline, shape, max_steps),
+        "text_encoder": _text_encoder(pipeline),
+        "denoiser": _denoiser(pipeline, shape),
+        "decoder": _decoder(pipeline, shape),
+    }
+
+
+def save_part(part: Part, folder: Path):
+    """Writes a part as a SavedModel, which is what TFLite converts with names of inputs, outputs and signatures."""
+    module = tf.Module()
+    module.weights = part.weights  # without this a conversion succeeds, to a file of garbage
+    functions = {
+        name: tf.function(signature.call, input_signature=signature.inputs, autograph=False)
+        for name, signature in part.signatures.items()
+    }
+    tf.saved_model.save(module, str(folder), signatures=functions)
+
+
+def _numbers(*names: str) -> list[tf.TensorSpec]:
+    return [tf.TensorSpec([1], tf.int32, name=name) for name in names]
+
+
+def _floats(**shapes: tuple[int, ...]) -> list[tf.TensorSpec]:
+    return [tf.TensorSpec(shape, tf.float32, name=name) for name, shape in shapes.items()]
+
+
+def _sampling(pipeline: Pipeline, shape: tuple[int, int, int], max_steps: int) -> Part:
+    bank, time = PlanBank(pipeline.spec.schedule, max_steps), pipeline.parts.unet.time
+
+    def plan(sampler, num_steps, step):
+        """One row of a plan, how many rows it has, and what the first noise is multiplied by."""
+        rows, count, scale = bank.look_up(sampler, num_steps, step)
+        row = tf.reshape(rows, [ROW_SIZE])
+        return {"row": row, "waves": time.waves(row[:1]), "count": count, "init_scale": scale}
+
+    def noise(seed, index, stream, scale):
+        """Noise of a seed and index: stream 0 is a picture's first, stream i + 1 that of step i."""
+        return {"noise": normal_noise(seed, index, stream[0], shape) * scale}
+
+    numbers = _numbers("sampler", "num_steps", "step"), _numbers("seed", "index", "stream")
+    signatures = {"plan": Signature(plan, numbers[0]), "noise": Signature(noise, numbers[1] + _floats(scale=(1,)))}
+    return Part([bank.rows, bank.starts, bank.counts, bank.scales], signatures)
+
+
+def _text_encoder(pipeline: Pipeline) -> Part:
+    encoder, length = pipeline.parts.text_encoder, pipeline.spec.text.length
+
+    def encode(tokens):
+        """Context of the negative prompt's tokens and, below, the prompt's."""
+        return {"context": tf.cast(encoder(tokens), tf.float32)}
+
+    inputs = [tf.TensorSpec([2, length], tf.int32, name="tokens")]
+    return Part([v.value for v in encoder.variables], {"encode": Signature(encode, inputs)})
+
+
+def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> Part:
+    unet, spec = pipeline.parts.unet, pipeline.spec
+    history = [f"history{i}" for i in range(HISTORY - 1)]
+
+    def denoise_and_step(latents, context, waves, row, noise, guidance_scale, history0, history1, history2, history3):
+        """Latents one step further, and `history`, which is the next step's history0; that one's 0 is then history1."""
+        output = pipeline.denoise(latents, unet.time.embed(waves), unet.keys_values(context), guidance_scale)
+        before = (history0, history1, history2, history3, tf.zeros_like(latents))  # the oldest is never read
+        moved, (newest, *_) = step(unpack(row), latents, before, output, noise)
+        return {"latents": moved, "history": newest}
+
+    picture, text = (1, *shape), (2, spec.text.length, spec.denoiser.context_width)
+    inputs = _floats(latents=picture, context=text, waves=(1, spec.denoiser.channels[0]), row=(ROW_SIZE,), noise=picture)
+    inputs += _floats(guidance_scale=(1,), **{name: picture for name in history})
+    return Part([v.value for v in unet.variables], {"step": Signature(denoise_and_step, inputs)})
+
+
+def _decoder(pipeline: Pipeline, shape: tuple[int, int, int]) -> Part:
+    def decode(latents):
+        """The picture as int32 ARGB colours, [H, W]: Kotlin's tensors hold no uint8."""
+        red, green, blue = tf.unstack(tf.cast(pipeline.decode(latents)[0], tf.int32), axis=-1)
+        return {"colours": (red * 256 + green) * 256 + blue + OPAQUE}
+
+    variables = [v.value for v in pipeline.parts.decoder.variables]
+    return Part(variables, {"decode": Signature(decode, _floats(latents=(1, *shape)))})

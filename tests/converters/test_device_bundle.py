@@ -1,0 +1,213 @@
+"""Bundles for phones: the same numbers from LiteRT as from Python, signature by signature and picture by picture."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from converters.device.export import REPORT, export_tflite
+from converters.device.lint import lint, look
+from converters.device.recipes import RECIPES, plan_sizes
+from converters.verify import ExportError
+from tfsd.api import load
+from tfsd.device import MANIFEST, DeviceBundle, load_bundle_manifest
+from tfsd.files import sha256
+from tfsd.h5 import CheckpointError
+from tfsd.noise import normal_noise
+from tfsd.progress import Cancelled
+from tfsd.samplers.plans import SAMPLERS, build_plan
+from tfsd.specs import PRESETS, to_json
+
+NOISE = 2e-6  # LOG, SIN and COS of TFLite's kernels
+PARTS = ("sampling", "text_encoder", "denoiser", "decoder")
+
+
+@pytest.fixture(scope="module")
+def bundle(toy_folder, tmp_path_factory):
+    return export_tflite(toy_folder, tmp_path_factory.mktemp("bundle") / "toy", max_steps=10)
+
+
+@pytest.fixture(scope="module")
+def device(bundle):
+    return DeviceBundle(bundle)
+
+
+@pytest.fixture(scope="module")
+def python(toy_folder):
+    return load(toy_folder, jit_compile=False)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_plans_are_those_of_python(sampler, device, python):
+    plan = build_plan(python.spec.schedule, sampler, 7)
+    with device.part("sampling") as run:
+        rows = [run("plan", sampler=list(SAMPLERS).index(sampler), num_steps=7, step=i) for i in range(plan.count)]
+    np.testing.assert_array_equal([row["row"] for row in rows], plan.rows[: plan.count])
+    assert {int(row["count"][0]) for row in rows} == {plan.count}
+    assert {float(row["init_scale"][0]) for row in rows} == {float(np.float32(plan.init_scale))}
+
+
+@pytest.mark.parametrize(("seed", "index", "stream"), [(0, 0, 0), (7, 3, 2), (2**31 - 3, 1000, 10)])
+def test_noise_is_that_of_python(seed, index, stream, device):
+    with device.part("sampling") as run:
+        made = run("noise", seed=seed, index=index, stream=stream, scale=1.0)["noise"]
+    np.testing.assert_allclose(made, normal_noise([seed], [index], stream, made.shape[1:]), atol=NOISE, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "plms", "euler_ancestral", "dpmpp_2m"])
+def test_pictures_are_those_of_python_within_a_level(sampler, device, python):
+    options = {"seed": [3, 2**40, -1], "num_steps": 5, "sampler": sampler, "guidance_scale": [1.0, 2.5, 9.0], "index": 2}
+    options["negative_prompt"] = ["", "red", "a star"]
+    ours, theirs = (model.text_to_image(["a red star", "red", ""], **options) for model in (device, python))
+    assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
+    assert np.asarray(theirs).std() > 5  # there is something to compare
+    same = {"prompt", "negative_prompt", "seed", "index", "guidance_scale", "num_steps", "sampler", "eta", "height", "width"}
+    assert [{k: recipe[k] for k in same} for recipe in ours.recipes] == [
+        {k: recipe[k] for k in same} for recipe in theirs.recipes
+    ]
+    assert ours.recipes[0]["weights"] == theirs.recipes[0]["weights"] and ours.recipes[0]["quantize"] == "none"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", [name for name in RECIPES if name != "none"])
+def test_quantized_bundles_are_smaller_and_lint_clean(quantize, toy_folder, tmp_path, bundle):
+    made = export_tflite(toy_folder, tmp_path / "made", quantize=quantize, max_steps=10)
+    assert (made / "denoiser.tflite").stat().st_size < (bundle / "denoiser.tflite").stat().st_size
+    assert (made / "sampling.tflite").read_bytes() == (bundle / "sampling.tflite").read_bytes()
+    assert not [line for name in PARTS for line in lint(made / f"{name}.tflite", name)]
+    report = json.loads((made / REPORT).read_text())
+    assert report["lowest_psnr"] >= RECIPES[quantize].gate and len(report["pictures"]) > 2
+
+
+def test_manifest_describes_every_signature(bundle):
+    manifest = load_bundle_manifest(bundle)
+    assert set(manifest["parts"]) == set(PARTS)
+    for part in manifest["parts"].values():
+        content = look(bundle / part["file"])
+        described = {name: (sorted(one["inputs"]), sorted(one["outputs"])) for name, one in part["signatures"].items()}
+        assert described == content.signatures
+
+
+def test_progress_is_told_and_cancelling_stops(device):
+    told = []
+    device.text_to_image("red", 2, seed=1, num_steps=3, callback=lambda done, steps: told.append((done, steps)))
+    assert told[-1] == (6, 6) and len(told) > 1
+    with pytest.raises(Cancelled):
+        device.text_to_image("red", seed=1, num_steps=3, callback=lambda done, steps: False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"sampler": "dpm3"}, "sampler"),
+        ({"num_steps": 11}, "num_steps must be from 1 to 10; got 11"),
+        ({"height": 64}, "height must be 32, for which this bundle was exported; got 64"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be from 0 to 100"),
+        ({"prompt": "a" * 10_000_000}, "prompt"),
+        ({"prompt": []}, "at least one text"),
+    ],
+)
+def test_arguments_that_cannot_be_met_are_named(arguments, words, device):
+    with pytest.raises(ValueError, match=words):
+        device.text_to_image(**{"prompt": "red", "seed": 1} | arguments)
+
+
+@pytest.fixture
+def damaged(bundle, tmp_path):
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for file in bundle.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_damaged_files_are_named(damaged):
+    model = damaged / "denoiser.tflite"
+    whole = model.read_bytes()
+    for content, words in ((whole[:-100], "denoiser.tflite is damaged: it has"), (whole[:-1] + b"?", "its SHA-256 is")):
+        model.write_bytes(content)
+        with pytest.raises(CheckpointError, match=words):
+            DeviceBundle(damaged)
+    model.unlink()
+    with pytest.raises(CheckpointError, match="denoiser.tflite cannot be read: No such file"):
+        DeviceBundle(damaged)
+    with pytest.raises(CheckpointError, match="is no device bundle"):
+        DeviceBundle(damaged / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "has format 2; this tfsd reads 1"),
+        ({"kind": "other"}, "not that of a device bundle"),
+        ({"files": {"../secret": {"sha256": "", "bytes": 1}}}, "outside of the folder"),
+        ({"parts": None}, "lacks parts"),
+    ],
+)
+def test_manifest_that_is_none_is_refused(change, words, damaged):
+    manifest = json.loads((damaged / MANIFEST).read_text()) | change
+    (damaged / MANIFEST).write_text(json.dumps({key: value for key, value in manifest.items() if value is not None}))
+    with pytest.raises(CheckpointError, match=words):
+        DeviceBundle(damaged)
+
+
+def test_model_that_litert_cannot_load_is_named(damaged):
+    device = DeviceBundle(damaged)
+    (damaged / "text_encoder.tflite").write_bytes(b"no model at all")
+    with pytest.raises(CheckpointError, match="text_encoder.tflite cannot be loaded by LiteRT"):
+        device.text_to_image("red", seed=1)
+
+
+@pytest.mark.slow
+def test_export_below_its_gate_leaves_nothing(toy_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "dynamic", RECIPES["dynamic"]._replace(gate=99.0))
+    with pytest.raises(ExportError, match="it must be at least 99 dB. Choose another"):
+        export_tflite(toy_folder, tmp_path / "made", quantize="dynamic", max_steps=4)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"quantize": "int3"}, "quantize must be one of none, float16"),
+        ({"size": (32, 20)}, "size must be a multiple of 8; got 20"),
+        ({"size": 32}, "size must be a pair"),
+        ({"max_steps": 0}, "max_steps must be from 1"),
+    ],
+)
+def test_arguments_of_an_export_are_named(arguments, words, toy_folder, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        export_tflite(toy_folder, tmp_path / "made", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_part_too_large_for_phones_is_refused_before_anything_is_loaded(tmp_path):
+    folder = tmp_path / "sd"
+    folder.mkdir()
+    (folder / "spec.json").write_text(json.dumps(to_json(PRESETS["sd-1.4"])))
+    file = {"sha256": sha256(folder / "spec.json"), "bytes": (folder / "spec.json").stat().st_size}
+    (folder / "manifest.json").write_text(json.dumps({"files": {"spec.json": file}}))
+    with pytest.raises(ExportError, match="denoiser.tflite would have 3.4 GB.*Choose float16 or dynamic or int8-weights"):
+        export_tflite(folder, tmp_path / "made")
+    assert plan_sizes(PRESETS["sd-1.4"])["float16"]["denoiser"].file_bytes == 2 * 859_520_964
+
+
+class Refused(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([1, 2, 3, 4], tf.float32)])
+    def __call__(self, x):
+        spread = tf.broadcast_to(tf.reduce_mean(x, axis=3, keepdims=True), [1, 2, 3, 4])
+        return {"y": tf.transpose(tf.reshape(x, [1, 2, 3, 2, 2]), [0, 1, 2, 4, 3]), "spread": spread}
+
+
+def test_lint_finds_what_accelerators_refuse(tmp_path):
+    module = Refused()
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures={"run": module.__call__})
+    file = tmp_path / "refused.tflite"
+    file.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"), signature_keys=["run"]).convert())
+    found = " ".join(lint(file, "denoiser"))
+    assert "1 BROADCAST_TO, which no GPU takes" in found and "more than 4 dimensions" in found
+    assert not lint(file, "sampling")  # the CPU takes them
+    with pytest.raises(ValueError, match="is no TFLite model"):
+        (tmp_path / "text").write_text("no model")
+        look(tmp_path / "text")

@@ -1,0 +1,191 @@
+"""Pictures from a device bundle, with what a phone has: a tokenizer, a loop over steps, and LiteRT for the rest.
+
+It is the reference for the apps, which have these same three things. `tfsd export tflite` writes bundles.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tfsd.arguments import choice, one_each, per_prompt, scales, seeds_of, side_of, whole
+from tfsd.files import check_file, read_json
+from tfsd.h5 import CheckpointError
+from tfsd.images import Images
+from tfsd.noise import effective_seed
+from tfsd.progress import Progress
+from tfsd.recipes import recipes_of
+from tfsd.samplers.plans import find_sampler
+from tfsd.specs import CLIPSpec
+from tfsd.text import Tokenizer
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+HISTORY = 4  # earlier values that the signature `step` takes, newest first
+MAX_BATCH = 64
+_NEEDED = {"format", "kind", "name", "size", "latents", "tokenizer", "samplers", "max_steps", "defaults", "parts", "files"}
+
+
+def is_bundle(folder: str | Path) -> bool:
+    """Tells whether a folder looks like a bundle, whole or damaged. Raises: `CheckpointError` for a manifest that is no JSON."""
+    path = Path(folder) / MANIFEST
+    return path.is_file() and read_json(path).get("kind") == "device"
+
+
+def load_bundle_manifest(folder: str | Path) -> dict:
+    """Returns the manifest of a bundle whose files are all there and undamaged.
+
+    Raises: `CheckpointError` naming the file that is not.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no device bundle: it has no {MANIFEST}. `tfsd export tflite` makes one.")
+    manifest = read_json(path)
+    if not is_bundle(folder):
+        raise CheckpointError(f"{path} is not that of a device bundle. `tfsd export tflite` makes one.")
+    if missing := sorted(_NEEDED - set(manifest)):
+        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}.")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {str(manifest['format'])[:20]}; this tfsd reads {FORMAT}. Export it again.")
+    for name, entry in manifest["files"].items():
+        if Path(name).name != name:
+            raise CheckpointError(f"{path} names {name}, which is outside of the folder.")
+        check_file(folder / name, sha256_hex=entry["sha256"], size=entry["bytes"])
+    return manifest
+
+
+class DeviceBundle:
+    """A bundle, checked and ready to draw; `threads` of the CPU.
+
+    Only one part is in memory at a time, beside the small one that holds plans and noise: first the text encoder, then the
+    denoiser, then the decoder.
+    Raises: `CheckpointError` for a folder that is no bundle or is damaged; `OSError` if LiteRT is not installed.
+    """
+
+    def __init__(self, folder: str | Path, *, threads: int = 2):
+        self.folder, self.threads = Path(folder), whole("threads", threads, 1, 256)
+        self.manifest = load_bundle_manifest(self.folder)
+        text = self.manifest["tokenizer"]
+        self.text = CLIPSpec(**{name: text[name] for name in ("length", "start_token", "end_token", "pad_token", "ftfy")})
+        self.tokenizer = Tokenizer(self.text)
+        self._pace: dict = {}
+
+    def text_to_image(
+        self,
+        prompt: str | Sequence[str],
+        batch_size: int = 1,
+        seed: int | Sequence[int] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        sampler: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        index: int = 0,
+        on_long: str = "truncate",
+        progress: bool = False,
+        callback: Callable[[int, int], bool | None] | None = None,
+    ) -> Images:
+        """Returns pictures of a prompt, one after the other; arguments and result as `tfsd.text_to_image`.
+
+        Raises: `TypeError`, `ValueError` naming the argument, also for a size that the bundle was not exported for;
+        `CheckpointError` for a model file that LiteRT cannot run; `Cancelled`.
+        """
+        known, show = self.manifest["defaults"], Progress(progress, callback, self._pace)
+        prompts = per_prompt(prompt, whole("batch_size", batch_size, 1, MAX_BATCH))
+        batch = len(prompts)
+        for name, value, own in zip(("height", "width"), (height, width), self.manifest["size"]):
+            if side_of(name, value, own, 1) != own:
+                raise ValueError(f"{name} must be {own}, for which this bundle was exported; got {value}. Export another one.")
+        steps = whole("num_steps", known["num_steps"] if num_steps is None else num_steps, 1, self.manifest["max_steps"])
+        name = choice("sampler", find_sampler(known["sampler"] if sampler is None else sampler), self.manifest["samplers"])
+        guidance = scales(known["guidance_scale"] if guidance_scale is None else guidance_scale, batch)
+        seeds, indices = seeds_of(seed, index, batch)
+        negatives = one_each("negative_prompt", "" if negative_prompt is None else negative_prompt, str, batch)
+        tokens = self.tokenizer(prompts, on_long=on_long), self.tokenizer(negatives, on_long=on_long, name="negative_prompt")
+        contexts = self._contexts(np.stack(tokens[::-1], axis=1))
+        plan = {"sampler": self.manifest["samplers"].index(name), "num_steps": steps}
+        latents = self._sample(contexts, [effective_seed(one) for one in seeds], indices, guidance, plan, show)
+        own = {"prompt": prompts, "negative_prompt": negatives, "seed": seeds, "index": indices, "guidance_scale": guidance}
+        shared = {"num_steps": steps, "sampler": name, "eta": 0.0, "height": self.manifest["size"][0]}
+        shared |= {"width": self.manifest["size"][1], **self.manifest["identity"], "quantize": self.manifest["quantize"]}
+        return Images(self._pictures(latents), recipes_of(own, shared))
+
+    def _contexts(self, tokens: np.ndarray) -> list[np.ndarray]:
+        """Returns the contexts [2, L, W] of the tokens [2, L] of each picture: the negative prompt's, then the prompt's."""
+        with self.part("text_encoder") as run:
+            return [run("encode", tokens=pair)["context"] for pair in tokens]
+
+    def _sample(self, contexts, seeds, indices, guidance, plan: dict, show: Progress) -> list[np.ndarray]:
+        """Returns the latents of each picture after all steps."""
+        done = []
+        with self.part("sampling") as sampling, self.part("denoiser") as denoiser:
+            first = sampling("plan", **plan, step=0)
+            count = int(first["count"][0])
+            rest = [np.zeros([1, *self.manifest["latents"]], np.float32)] * HISTORY
+            jobs = [(i, step) for i in range(len(contexts)) for step in range(count)]
+            for start, end in show.chunks(len(jobs), "step"):
+                for i, step in jobs[start:end]:
+                    picture = {"seed": seeds[i], "index": indices[i]}
+                    if step == 0:
+                        latents = sampling("noise", **picture, stream=0, scale=first["init_scale"])["noise"]
+                        history = rest
+                    row = sampling("plan", **plan, step=step)
+                    noise = sampling("noise", **picture, stream=step + 1, scale=1.0)["noise"]
+                    given = {"waves": row["waves"], "row": row["row"], "noise": noise, "guidance_scale": guidance[i]}
+                    given |= {f"history{j}": past for j, past in enumerate(history)}
+                    moved = denoiser("step", latents=latents, context=contexts[i], **given)
+                    latents, history = moved["latents"], [moved["history"], *history[:-1]]
+                    if step == count - 1:
+                        done.append(latents)
+        return done
+
+    def _pictures(self, latents: list[np.ndarray]) -> np.ndarray:
+        """Returns pictures uint8 [B, H, W, 3]."""
+        with self.part("decoder") as run:
+            colours = np.stack([run("decode", latents=one)["colours"] for one in latents])
+        return np.stack([(colours >> shift & 255).astype(np.uint8) for shift in (16, 8, 0)], axis=-1)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[Callable[..., dict[str, np.ndarray]]]:
+        """Opens a part and yields `run(signature, **inputs)`, which returns its outputs; closes it at the end.
+
+        Numbers become arrays of the input's shape and type.
+        """
+        interpreter = _interpreter(self.folder / self.manifest["parts"][name]["file"], self.threads, plain=name == "sampling")
+        signatures = self.manifest["parts"][name]["signatures"]
+
+        def run(signature: str, **given):
+            wanted = signatures[signature]["inputs"]
+            arrays = {key: _array(given[key], wanted[key]) for key in wanted}
+            # Copied: what LiteRT returns is its own memory, and the next call writes there.
+            try:
+                return {key: np.array(value) for key, value in interpreter.get_signature_runner(signature)(**arrays).items()}
+            except (RuntimeError, ValueError) as error:
+                raise CheckpointError(f"{name}.{signature} cannot be run by LiteRT: {_last_line(error)}") from error
+
+        yield run
+
+
+def _array(value, wanted: dict) -> np.ndarray:
+    return np.broadcast_to(np.asarray(value, wanted["dtype"]), wanted["shape"])
+
+
+def _interpreter(path: Path, threads: int, *, plain: bool):
+    """Returns a loaded file; `plain` without XNNPACK, whose logarithm is off by 1e-7 near 1: noise would be by 2e-5."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    except ImportError as error:
+        raise OSError('Device bundles need LiteRT, which is not installed: pip install "tfsd[device]"') from error
+    try:
+        kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if plain else OpResolverType.AUTO
+        return Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kernels)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be loaded by LiteRT: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
