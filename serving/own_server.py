@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 GRACE_SECONDS = 5  # for requests under way when the server is stopped
@@ -42,8 +43,10 @@ def own_server(folder: str | Path, options: Sequence[str] = ()) -> Iterator[OwnS
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     argv = [sys.executable, "-m", "tfsd", "serve", str(folder), "--grpc-port", "0", "--rest-port", "0"]
     argv += ["--grace", str(GRACE_SECONDS), *options]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
+    with tempfile.TemporaryFile("w+") as log, ThreadPoolExecutor(1) as starter:
+        # In a thread, where no signal interrupts it: whatever was started is known here, and stopped.
+        starting = starter.submit(
+            subprocess.Popen,
             argv,
             env=os.environ | {"PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
@@ -53,13 +56,14 @@ def own_server(folder: str | Path, options: Sequence[str] = ()) -> Iterator[OwnS
             start_new_session=True,  # Ctrl-C is for this process, which then stops the server
         )
         try:
+            process = starting.result()
             printed = process.stdout.readline() + process.stdout.readline()
             found = _LINES.fullmatch(printed)
             if found is None:
                 raise OSError(f"The server did not start: {_last_line(process, log)}")
             yield OwnServer(process, found[1], found[2])
         finally:
-            _stop(process)
+            _stop(starting.result())
 
 
 def _stop(process: subprocess.Popen):

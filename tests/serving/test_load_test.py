@@ -84,5 +84,6 @@ def test_a_load_test_that_is_terminated_leaves_no_server(toy_export):
 
 def _servers(parent: int) -> list[int]:
     """The children of a process that serve."""
-    children = map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    lists = Path(f"/proc/{parent}/task").glob("*/children")  # of every thread
+    children = [int(child) for children in lists for child in children.read_text().split()]
     return [child for child in children if b"serve" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")]
