@@ -10,9 +10,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from converters.plan_bank import PlanBank
-from tfsd.api import LAST_VALUE
 from tfsd.arguments import MAX_INDEX, MAX_SCALE
-from tfsd.noise import SEED_PERIOD
+from tfsd.noise import LAST_VALUE, SEED_PERIOD
 from tfsd.samplers.plans import SAMPLERS
 from tfsd.specs import ModelSpec
 from tfsd.text.graph import MAX_GRAPH_PROMPT_BYTES, GraphTokenizer

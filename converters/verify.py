@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfsd.files import check_file, read_json
+from tfsd.files import check_files, read_json
 from tfsd.h5 import CheckpointError
 
 MANIFEST = "assets.extra/manifest.json"
@@ -36,14 +36,9 @@ def load_manifest(folder: str | Path) -> dict:
         raise CheckpointError(f"{folder} is no version of an export. `tfsd export saved_model` makes DIR/NAME/VERSION.")
     manifest = read_json(folder / MANIFEST)
     missing = [key for key in _NEEDED if key not in manifest]
-    if missing or not isinstance(manifest["files"], dict):
-        raise CheckpointError(f"{folder / MANIFEST} is damaged: it lacks {', '.join(missing) or 'files'}.")
-    for name, entry in manifest["files"].items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"{folder / MANIFEST} names {name}, which is outside of the folder.")
-        if not isinstance(entry, dict) or not {"sha256", "bytes"} <= set(entry):
-            raise CheckpointError(f"{folder / MANIFEST} is damaged: it does not say what {name} is.")
-        check_file(folder / name, sha256_hex=entry["sha256"], size=entry["bytes"])
+    if missing:
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: it lacks {', '.join(missing)}.")
+    check_files(folder, manifest["files"], folder / MANIFEST)
     return manifest
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import tfsd
-from tfsd.api import LAST_VALUE, StableDiffusion, attention_bytes, load, text_to_image
-from tfsd.noise import normal_noise
+from tfsd.api import StableDiffusion, attention_bytes, load, text_to_image
+from tfsd.noise import LAST_VALUE, normal_noise
 from tfsd.progress import Cancelled, Progress
 from tfsd.specs import PRESETS
 

@@ -1,7 +1,6 @@
 """Text to image in Python: arguments are checked here, once; what is inside trusts them."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from tfsd.arguments import choice, one_each, per_prompt, require_memory, rows_of
 from tfsd.files import sha256
 from tfsd.images import Images
 from tfsd.models import DTYPES
-from tfsd.noise import effective_seed
+from tfsd.noise import effective_seed, require_counters
 from tfsd.pipeline import Pipeline, Request
 from tfsd.progress import Progress
 from tfsd.recipes import recipes_of
@@ -29,7 +28,6 @@ KERASCV_NAMES = {
     "img_width": "width",
 }
 MAX_BATCH = 64
-LAST_VALUE = 4 * 2**32  # of a seed's noise: four to a group, and groups are counted in 32 bits
 
 
 def _kerascv_names(function):
@@ -179,8 +177,7 @@ class StableDiffusion:
         guidance = scales(spec.default_guidance if options.guidance_scale is None else options.guidance_scale, batch)
         seeds, indices = seeds_of(options.seed, options.index, batch)
         shape = self.pipeline.latent_shape(height, width)
-        if (max(indices) + 1) * math.prod(shape) > LAST_VALUE:
-            raise ValueError(f"index must be below {LAST_VALUE // math.prod(shape)} at this size; got {max(indices)}.")
+        require_counters(indices, shape)
         require_memory(attention_bytes(spec, batch, *shape[:2]), f"a batch of {batch} pictures of {height} x {width}")
         negative = "" if options.negative_prompt is None else options.negative_prompt
         negatives = one_each("negative_prompt", negative, str, batch)

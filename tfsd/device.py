@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from tfsd.arguments import choice, one_each, per_prompt, scales, seeds_of, side_of, whole
-from tfsd.files import check_file, read_json
+from tfsd.files import check_files, read_json
 from tfsd.h5 import CheckpointError
 from tfsd.images import Images
-from tfsd.noise import effective_seed
+from tfsd.noise import effective_seed, require_counters
 from tfsd.progress import Progress
 from tfsd.recipes import recipes_of
 from tfsd.samplers.plans import find_sampler
@@ -24,7 +24,9 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 HISTORY = 4  # earlier values that the signature `step` takes, newest first
 MAX_BATCH = 64
-_NEEDED = {"format", "kind", "name", "size", "latents", "tokenizer", "samplers", "max_steps", "defaults", "parts", "files"}
+PARTS = ("sampling", "text_encoder", "denoiser", "decoder")
+_NEEDED = {"format", "name", "identity", "quantize", "size", "latents", "tokenizer", "samplers", "max_steps", "defaults"}
+_NEEDED |= {"parts", "files"}
 
 
 def is_bundle(folder: str | Path) -> bool:
@@ -43,16 +45,21 @@ def load_bundle_manifest(folder: str | Path) -> dict:
     if not path.is_file():
         raise CheckpointError(f"{folder} is no device bundle: it has no {MANIFEST}. `tfsd export tflite` makes one.")
     manifest = read_json(path)
-    if not is_bundle(folder):
+    if manifest.get("kind") != "device":
         raise CheckpointError(f"{path} is not that of a device bundle. `tfsd export tflite` makes one.")
     if missing := sorted(_NEEDED - set(manifest)):
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}.")
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {str(manifest['format'])[:20]}; this tfsd reads {FORMAT}. Export it again.")
-    for name, entry in manifest["files"].items():
-        if Path(name).name != name:
-            raise CheckpointError(f"{path} names {name}, which is outside of the folder.")
-        check_file(folder / name, sha256_hex=entry["sha256"], size=entry["bytes"])
+    check_files(folder, manifest["files"], path)
+    parts = manifest["parts"]
+    for name in PARTS:
+        if (
+            not isinstance(parts, dict)
+            or not isinstance(parts.get(name), dict)
+            or parts[name].get("file") not in manifest["files"]
+        ):
+            raise CheckpointError(f"{path} is damaged: it does not say in which of its files {name} is.")
     return manifest
 
 
@@ -104,6 +111,7 @@ class DeviceBundle:
         name = choice("sampler", find_sampler(known["sampler"] if sampler is None else sampler), self.manifest["samplers"])
         guidance = scales(known["guidance_scale"] if guidance_scale is None else guidance_scale, batch)
         seeds, indices = seeds_of(seed, index, batch)
+        require_counters(indices, self.manifest["latents"])
         negatives = one_each("negative_prompt", "" if negative_prompt is None else negative_prompt, str, batch)
         tokens = self.tokenizer(prompts, on_long=on_long), self.tokenizer(negatives, on_long=on_long, name="negative_prompt")
         contexts = self._contexts(np.stack(tokens[::-1], axis=1))

@@ -27,6 +27,21 @@ def check_file(path: Path, *, sha256_hex: str, size: int | None):
         raise CheckpointError(f"{path} is damaged: its SHA-256 is {digest[:12]}... instead of {str(sha256_hex)[:12]}....")
 
 
+def check_files(folder: Path, files, where: Path):
+    """Checks the files {name: {"sha256", "bytes"}} that the manifest `where` lists of its folder.
+
+    Raises: `CheckpointError` for a list that is none, a name outside of the folder, or a file that is damaged.
+    """
+    if not isinstance(files, dict) or not files:
+        raise CheckpointError(f"{where} is damaged: it lists no files.")
+    for name, entry in files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise CheckpointError(f"{where} names {name}, which is outside of the folder.")
+        if not isinstance(entry, dict) or not {"sha256", "bytes"} <= set(entry):
+            raise CheckpointError(f"{where} is damaged: it does not say what {name} is.")
+        check_file(folder / name, sha256_hex=entry["sha256"], size=entry["bytes"])
+
+
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file in hexadecimal, reading it in pieces."""
     digest = hashlib.sha256()

@@ -13,6 +13,8 @@ from tfsd.arguments import INT64, whole
 INITIAL_STREAM = 0  # of the initial noise; step i of a sampler draws from stream i + 1
 SEED_PERIOD = 2**31 - 2
 
+LAST_VALUE = 4 * 2**32  # of a seed's noise: four to a group, and groups are counted in 32 bits
+
 _ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -28,6 +30,12 @@ def effective_seed(seed: int) -> int:
     Raises: `TypeError` for anything but a whole number, `ValueError` outside int64.
     """
     return whole("seed", seed, *INT64) % SEED_PERIOD
+
+
+def require_counters(indices, shape: tuple[int, ...]):
+    """Raises `ValueError` for an index whose noise, values of `shape`, would begin again at that of another index."""
+    if (max(indices) + 1) * math.prod(shape) > LAST_VALUE:
+        raise ValueError(f"index must be below {LAST_VALUE // math.prod(shape)} at this size; got {max(indices)}.")
 
 
 def normal_noise(seeds, indices, stream, shape: tuple[int, ...]) -> tf.Tensor:

@@ -61,7 +61,10 @@ def export_tflite(
             if recipe.apply is None or name == "sampling":  # plans and noise are exact, whatever the weights are
                 made.rename(new / made.name)
             else:
-                quantize_file(made, new / made.name, recipe)
+                try:
+                    quantize_file(made, new / made.name, recipe)
+                except (ValueError, RuntimeError) as error:
+                    raise ExportError(f"{name} cannot be quantized with {quantize!r}: {_first_line(error)}") from error
                 made.unlink()
         if found := [line for name in parts for line in lint(new / f"{name}.tflite", name)]:
             raise ExportError(" ".join(found))
@@ -89,8 +92,12 @@ def convert(part: Part, target: Path) -> Path:
         try:
             target.write_bytes(converter.convert())
         except Exception as error:  # the converter raises a class of its own for each stage
-            raise ExportError(f"{target.stem} cannot be converted to TFLite: {str(error).strip().splitlines()[0]}") from error
+            raise ExportError(f"{target.stem} cannot be converted to TFLite: {_first_line(error)}") from error
     return target
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _require_small(spec, quantize: str):
@@ -156,8 +163,9 @@ def _write(folder: Path, manifest: dict):
 
 def _compare(model: StableDiffusion, folder: Path, size: tuple[int, int]) -> dict:
     """Returns how far the bundle's pictures are from those that Python draws in float32 for the same prompts and seed."""
-    options = {"seed": SEED, "num_steps": min(10, DeviceBundle(folder).manifest["max_steps"])}
-    ours = DeviceBundle(folder).text_to_image(list(PROMPTS), **options)
+    bundle = DeviceBundle(folder)
+    options = {"seed": SEED, "num_steps": min(10, bundle.manifest["max_steps"])}
+    ours = bundle.text_to_image(list(PROMPTS), **options)
     theirs = model.text_to_image(list(PROMPTS), height=size[0], width=size[1], **options)
     differences = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
     pictures = [

@@ -143,6 +143,9 @@ def test_damaged_files_are_named(damaged):
         ({"kind": "other"}, "not that of a device bundle"),
         ({"files": {"../secret": {"sha256": "", "bytes": 1}}}, "outside of the folder"),
         ({"parts": None}, "lacks parts"),
+        ({"parts": {}}, "does not say in which of its files sampling is"),
+        ({"files": ["denoiser.tflite"]}, "lists no files"),
+        ({"identity": None}, "lacks identity"),
     ],
 )
 def test_manifest_that_is_none_is_refused(change, words, damaged):

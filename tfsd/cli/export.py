@@ -50,8 +50,10 @@ def add_export(commands):
         "VAE (default: float32)")  # fmt: skip
     add("--no-xla", action="store_true", help="do not compile; TensorFlow Serving compiles only when started with "
         "--xla_cpu_compilation_enabled (or --xla_gpu_compilation_enabled), and refuses compiled exports otherwise")  # fmt: skip
-    add("--quantize", choices=("none", "float16", "dynamic", "int8-weights"), default="none", help="of tflite: how weights are "
-        "stored and multiplied; the bundle's report says what it costs (default: none, float32)")  # fmt: skip
+    from converters.device.recipes import RECIPES
+
+    kinds = "; ".join(f"{name}: {recipe.summary}" for name, recipe in RECIPES.items())
+    add("--quantize", choices=tuple(RECIPES), default="none", help=f"of tflite. {kinds} (default: none)")
     add("--overwrite", action="store_true", help="of tflite: replace a bundle")
     add("--quiet", action="store_true", help="no progress bar and no plan")
     return parser
