@@ -4,6 +4,7 @@ import math
 import os
 import random
 import re
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -190,6 +191,8 @@ class Tracker:
         self.wanted = show.bar or show.callback is not None
         self._callback = show.callback
         self._parts = [(0, one) for one in steps]
+        self._answered: set[int] = set()
+        self._lock = threading.Lock()  # what the server tells comes in threads of its own
         self._told, self._told_at = (0, sum(steps)), time.monotonic()
         self._bar = tqdm(total=sum(steps), desc="waiting", unit="step", disable=not show.bar)
 
@@ -200,26 +203,30 @@ class Tracker:
         self._bar.close()
 
     def heard(self, call: int, data: bytes):
-        """Takes what the server told of a call, a Struct {state, done, steps}; passes over what is none."""
+        """Takes what the server told of a call, a Struct {state, done, steps}; passes over what is none, or comes late."""
         try:
             message = parsed(Struct, data)
             done, steps = (int(message[name]) for name in ("done", "steps"))
         except (ServerError, ValueError, TypeError, OverflowError):
             return
-        if 0 <= done <= steps and steps:
-            self._parts[call] = (done, steps)
+        with self._lock:
+            if 0 <= done <= steps and steps and call not in self._answered:
+                self._parts[call] = (done, steps)
 
     def finished(self, call: int):
         """Takes it that a call was answered."""
-        steps = self._parts[call][1]
-        self._parts[call] = (steps, steps)
+        with self._lock:
+            steps = self._parts[call][1]
+            self._parts[call] = (steps, steps)
+            self._answered.add(call)
 
     def tell(self):
         """Moves the bar and asks the callback if there is news or nothing was heard for a while.
 
         Raises: `Cancelled` when the callback returns False.
         """
-        done, steps = (sum(part[i] for part in self._parts) for i in (0, 1))
+        with self._lock:
+            done, steps = (sum(part[i] for part in self._parts) for i in (0, 1))
         now = time.monotonic()
         if (done, steps) == self._told and now - self._told_at < HEARTBEAT_SECONDS:
             return

@@ -5,15 +5,18 @@ import time
 
 import numpy as np
 import pytest
+from google.protobuf.struct_pb2 import Struct
 from PIL import Image
 from scripted import draw_async, draw_sync
 from stand_in import TLS, Engine, held, picture, served
 
+from serving.calls import Tracker
 from serving.client import Client
 from serving.errors import ServerError
 from serving.models import Models
 from serving.server import Options, Server, running
 from tfsd import Cancelled
+from tfsd.progress import Progress
 
 TOY = {"model": "toy"}
 
@@ -43,6 +46,17 @@ def test_progress_comes_while_the_server_draws(draw):
         draw(address(server), "a", 2, num_steps=100, callback=lambda *told: heard.append(told), settings=TOY)
     assert heard[-1] == (200, 200)
     assert heard == sorted(heard) and len(heard) >= 2
+
+
+def test_what_is_told_after_the_answer_changes_nothing():
+    heard, late = [], Struct()
+    late.update({"state": "running", "done": 1, "steps": 100})
+    with Tracker(Progress(False, lambda *told: heard.append(told)), [100, 100]) as tracker:
+        for call in range(2):
+            tracker.finished(call)
+        tracker.heard(1, late.SerializeToString())
+        tracker.tell()
+    assert heard == [(200, 200)]
 
 
 def test_callback_stops_the_engine_half_way(draw):
