@@ -26,7 +26,7 @@ SERVING = [
     "aiohttp>=3.10",
     "prometheus-client>=0.20",
 ]
-DEVICE = ["ai-edge-litert>=2", "ai-edge-quantizer>=0.10"]
+DEVICE = ["ai-edge-litert>=2", "ai-edge-quantizer>=0.10", "psutil>=5.9"]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "kubernetes-validate>=1.27", "PyYAML"]
 
 setup(

@@ -234,7 +234,7 @@ def test_tokens_that_the_model_has_no_row_for_are_refused(toy_folder):
 def test_an_index_at_which_noise_would_repeat_is_refused(model):
     side = 2048 // 8
     last = LAST_VALUE // (side * side * 4)
-    with pytest.raises(ValueError, match=f"index must be below {last} at this size"):
+    with pytest.raises(ValueError, match=f"index must be from 0 to {last - 1} at this size"):
         model.text_to_image("a", index=last, height=2048, width=2048)
 
 

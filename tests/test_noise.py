@@ -34,10 +34,9 @@ def in_tflite(function):
 
 
 def interpreter(content: bytes):
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    from ai_edge_litert.interpreter import Interpreter
 
-    # XNNPACK's logarithm is off by 1e-7 near 1, which a root makes 2e-5.
-    return Interpreter(model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+    return Interpreter(model_content=content)
 
 
 MODES = {

@@ -4,6 +4,7 @@ It is the reference for the apps, which have these same three things. `tfsd expo
 """
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,20 +14,20 @@ from tfsd.arguments import choice, one_each, per_prompt, scales, seeds_of, side_
 from tfsd.files import check_files, read_json
 from tfsd.h5 import CheckpointError
 from tfsd.images import Images
-from tfsd.noise import effective_seed, require_counters
+from tfsd.noise import effective_seed
 from tfsd.progress import Progress
 from tfsd.recipes import recipes_of
-from tfsd.samplers.plans import find_sampler
+from tfsd.samplers.plans import ALIASES
 from tfsd.specs import CLIPSpec
 from tfsd.text import Tokenizer
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 HISTORY = 4  # earlier values that the signature `step` takes, newest first
 MAX_BATCH = 64
 PARTS = ("sampling", "text_encoder", "denoiser", "decoder")
 _NEEDED = {"format", "name", "identity", "quantize", "size", "latents", "tokenizer", "samplers", "max_steps", "defaults"}
-_NEEDED |= {"parts", "files"}
+_NEEDED |= {"max_index", "seed_period", "parts", "files"}
 
 
 def is_bundle(folder: str | Path) -> bool:
@@ -63,21 +64,23 @@ def load_bundle_manifest(folder: str | Path) -> dict:
     return manifest
 
 
-class DeviceBundle:
-    """A bundle, checked and ready to draw; `threads` of the CPU.
+class StepLoop(ABC):
+    """What an app does with a bundle: tokens, then plan, noise and step again and again, then the picture's colours.
 
-    Only one part is in memory at a time, beside the small one that holds plans and noise: first the text encoder, then the
-    denoiser, then the decoder.
-    Raises: `CheckpointError` for a folder that is no bundle or is damaged; `OSError` if LiteRT is not installed.
+    `manifest` is the bundle's; `part` opens one of its files. Only one is open at a time, beside the small one that holds
+    plans and noise: first the text encoder, then the denoiser, then the decoder.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int = 2):
-        self.folder, self.threads = Path(folder), whole("threads", threads, 1, 256)
-        self.manifest = load_bundle_manifest(self.folder)
-        text = self.manifest["tokenizer"]
+    def __init__(self, manifest: dict):
+        self.manifest = manifest
+        text = manifest["tokenizer"]
         self.text = CLIPSpec(**{name: text[name] for name in ("length", "start_token", "end_token", "pad_token", "ftfy")})
         self.tokenizer = Tokenizer(self.text)
         self._pace: dict = {}
+
+    @abstractmethod
+    def part(self, name: str) -> contextlib.AbstractContextManager[Callable[..., dict[str, np.ndarray]]]:
+        """Opens a part for `run(signature, **inputs)`, which returns its outputs; inputs fit once they are broadcast."""
 
     def text_to_image(
         self,
@@ -99,7 +102,7 @@ class DeviceBundle:
         """Returns pictures of a prompt, one after the other; arguments and result as `tfsd.text_to_image`.
 
         Raises: `TypeError`, `ValueError` naming the argument, also for a size that the bundle was not exported for;
-        `CheckpointError` for a model file that LiteRT cannot run; `Cancelled`.
+        `CheckpointError` for a model file that LiteRT cannot run; `MemoryError` if too little is free; `Cancelled`.
         """
         known, show = self.manifest["defaults"], Progress(progress, callback, self._pace)
         prompts = per_prompt(prompt, whole("batch_size", batch_size, 1, MAX_BATCH))
@@ -108,10 +111,11 @@ class DeviceBundle:
             if side_of(name, value, own, 1) != own:
                 raise ValueError(f"{name} must be {own}, for which this bundle was exported; got {value}. Export another one.")
         steps = whole("num_steps", known["num_steps"] if num_steps is None else num_steps, 1, self.manifest["max_steps"])
-        name = choice("sampler", find_sampler(known["sampler"] if sampler is None else sampler), self.manifest["samplers"])
+        sampler = known["sampler"] if sampler is None else sampler
+        name = choice("sampler", ALIASES.get(sampler, sampler), self.manifest["samplers"])
         guidance = scales(known["guidance_scale"] if guidance_scale is None else guidance_scale, batch)
         seeds, indices = seeds_of(seed, index, batch)
-        require_counters(indices, self.manifest["latents"])
+        whole("index", max(indices), 0, self.manifest["max_index"])
         negatives = one_each("negative_prompt", "" if negative_prompt is None else negative_prompt, str, batch)
         tokens = self.tokenizer(prompts, on_long=on_long), self.tokenizer(negatives, on_long=on_long, name="negative_prompt")
         contexts = self._contexts(np.stack(tokens[::-1], axis=1))
@@ -157,18 +161,29 @@ class DeviceBundle:
             colours = np.stack([run("decode", latents=one)["colours"] for one in latents])
         return np.stack([(colours >> shift & 255).astype(np.uint8) for shift in (16, 8, 0)], axis=-1)
 
+
+class DeviceBundle(StepLoop):
+    """A bundle in a folder, checked and ready to draw through LiteRT; `threads` of the CPU.
+
+    Raises: `CheckpointError` for a folder that is no bundle or is damaged; `OSError` if LiteRT is not installed.
+    """
+
+    def __init__(self, folder: str | Path, *, threads: int = 2):
+        self.folder, self.threads = Path(folder), whole("threads", threads, 1, 256)
+        super().__init__(load_bundle_manifest(self.folder))
+
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[Callable[..., dict[str, np.ndarray]]]:
         """Opens a part and yields `run(signature, **inputs)`, which returns its outputs; closes it at the end.
 
-        Numbers become arrays of the input's shape and type.
+        Raises: `MemoryError` if too little is free for it; `CheckpointError` for a file that LiteRT cannot run.
         """
-        interpreter = _interpreter(self.folder / self.manifest["parts"][name]["file"], self.threads, plain=name == "sampling")
-        signatures = self.manifest["parts"][name]["signatures"]
+        own = self.manifest["parts"][name]
+        _require_memory(name, own["memory"])
+        interpreter = _interpreter(self.folder / own["file"], self.threads)
 
         def run(signature: str, **given):
-            wanted = signatures[signature]["inputs"]
-            arrays = {key: _array(given[key], wanted[key]) for key in wanted}
+            arrays = fitted(given, own["signatures"][signature]["inputs"])
             # Copied: what LiteRT returns is its own memory, and the next call writes there.
             try:
                 return {key: np.array(value) for key, value in interpreter.get_signature_runner(signature)(**arrays).items()}
@@ -178,19 +193,38 @@ class DeviceBundle:
         yield run
 
 
-def _array(value, wanted: dict) -> np.ndarray:
-    return np.broadcast_to(np.asarray(value, wanted["dtype"]), wanted["shape"])
+def fitted(given: dict, wanted: dict[str, dict]) -> dict[str, np.ndarray]:
+    """Returns the values that a signature takes, as arrays of the shapes and types that a manifest has for them."""
+    return {name: np.broadcast_to(np.asarray(given[name], one["dtype"]), one["shape"]) for name, one in wanted.items()}
 
 
-def _interpreter(path: Path, threads: int, *, plain: bool):
-    """Returns a loaded file; `plain` without XNNPACK, whose logarithm is off by 1e-7 near 1: noise would be by 2e-5."""
+def available_memory() -> int:
+    """Returns how many bytes of memory a program may take before the system has to end one. Raises: `OSError` without psutil."""
     try:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+        import psutil
+    except ImportError as error:
+        raise OSError('Device bundles need psutil, which is not installed: pip install "tfsd[device]"') from error
+    return psutil.virtual_memory().available
+
+
+def _require_memory(part: str, needed: int):
+    """Raises `MemoryError` if a part needs more bytes than this machine has free, before the system ends the program."""
+    free = available_memory()
+    if needed > free:
+        raise MemoryError(
+            f"{part} needs {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. "
+            "Close other programs, or export the bundle with another quantize."
+        )
+
+
+def _interpreter(path: Path, threads: int):
+    """Returns a loaded file."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
         raise OSError('Device bundles need LiteRT, which is not installed: pip install "tfsd[device]"') from error
     try:
-        kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if plain else OpResolverType.AUTO
-        return Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kernels)
+        return Interpreter(str(path), num_threads=threads)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be loaded by LiteRT: {_last_line(error)}") from error
 

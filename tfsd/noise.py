@@ -1,6 +1,9 @@
 """Seeded noise that is the same on every target, and the same that KerasCV draws for a seed.
 
-Philox4x32-10 and Box-Muller, in int32 operations that eager TensorFlow, graphs, XLA and TFLite's builtins share.
+Philox4x32-10 and Box-Muller, in int32 operations that eager TensorFlow, graphs, XLA and TFLite's builtins share, and in
+float32 operations that all of them round alike: each has a logarithm, a sine and a cosine of its own, XNNPACK's logarithm is
+off by 1e-7 near 1, which a root makes 2e-5. So these three are polynomials here, and targets differ only where a compiler
+fuses a product with a sum.
 `tf.random` is no substitute: its numbers for one seed differ between XLA and the rest.
 """
 
@@ -32,10 +35,15 @@ def effective_seed(seed: int) -> int:
     return whole("seed", seed, *INT64) % SEED_PERIOD
 
 
+def highest_index(shape: tuple[int, ...]) -> int:
+    """Returns the highest index whose noise, values of `shape`, does not begin again at that of another index."""
+    return LAST_VALUE // math.prod(shape) - 1
+
+
 def require_counters(indices, shape: tuple[int, ...]):
-    """Raises `ValueError` for an index whose noise, values of `shape`, would begin again at that of another index."""
-    if (max(indices) + 1) * math.prod(shape) > LAST_VALUE:
-        raise ValueError(f"index must be below {LAST_VALUE // math.prod(shape)} at this size; got {max(indices)}.")
+    """Raises `ValueError` for an index above the highest one."""
+    if max(indices) > highest_index(shape):
+        raise ValueError(f"index must be from 0 to {highest_index(shape)} at this size; got {max(indices)}.")
 
 
 def normal_noise(seeds, indices, stream, shape: tuple[int, ...]) -> tf.Tensor:
@@ -55,10 +63,44 @@ def normal_noise(seeds, indices, stream, shape: tuple[int, ...]) -> tf.Tensor:
     u = [tf.cast(_low_bits(word, 23), tf.float32) * 2.0**-23 for word in words]
     values = []
     for radius, angle in (u[0:2], u[2:4]):
-        radius = tf.sqrt(-2.0 * tf.math.log(tf.maximum(radius, 1e-7)))
-        angle = angle * (2 * math.pi)
-        values += [radius * tf.sin(angle), radius * tf.cos(angle)]
+        radius = tf.sqrt(-2.0 * _log(tf.maximum(radius, 1e-7)))
+        sine, cosine = _sine_and_cosine(angle * (2 * math.pi))
+        values += [radius * sine, radius * cosine]
     return tf.reshape(tf.stack(values, axis=-1), (-1, *shape))
+
+
+def _log(x: tf.Tensor) -> tf.Tensor:
+    """Returns the natural logarithm of numbers in [2**-31, 1), within two roundings also near 1."""
+    exponent = tf.zeros_like(x)
+    for shift in (16.0, 8.0, 4.0, 2.0, 1.0):  # to [0.5, 1), exactly
+        small = x < 2.0**-shift
+        x, exponent = tf.where(small, x * 2.0**shift, x), tf.where(small, exponent + shift, exponent)
+    low = x < math.sqrt(0.5)
+    x, exponent = tf.where(low, x + x, x), tf.where(low, exponent + 1.0, exponent)
+    ratio = (x - 1.0) / (x + 1.0)  # log x = 2 artanh(ratio)
+    return 2.0 * ratio * _polynomial(ratio * ratio, [1 / n for n in (1, 3, 5, 7, 9)]) - exponent * math.log(2)
+
+
+def _sine_and_cosine(angle: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns sine and cosine of angles in [0, 2 pi], within 1e-7."""
+    quarter = tf.floor(angle * (2 / math.pi) + 0.5)
+    # Cody and Waite 1980: the first two parts of pi / 2 are so short that their products are exact.
+    rest = angle - quarter * 1.5703125 - quarter * 4.837512969970703e-4 - quarter * 7.549789954891882e-8
+    square = rest * rest
+    sine = rest * _polynomial(square, [1.0, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880])
+    cosine = _polynomial(square, [1.0, -1 / 2, 1 / 24, -1 / 720, 1 / 40320, -1 / 3628800])
+    odd = tf.equal(quarter, 1.0) | tf.equal(quarter, 3.0)
+    sine, cosine = tf.where(odd, cosine, sine), tf.where(odd, sine, cosine)
+    below, left = (quarter > 1.5) & (quarter < 3.5), (quarter > 0.5) & (quarter < 2.5)
+    return tf.where(below, -sine, sine), tf.where(left, -cosine, cosine)
+
+
+def _polynomial(x: tf.Tensor, coefficients: list[float]) -> tf.Tensor:
+    """Returns the sum of coefficient i times the i-th power of x."""
+    total = tf.zeros_like(x) + coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):
+        total = total * x + coefficient
+    return total
 
 
 def noise_words(seeds, indices, stream, groups: int) -> tuple[tf.Tensor, ...]:

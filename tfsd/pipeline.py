@@ -108,10 +108,14 @@ class Pipeline(tf.Module):
         """Returns images [B, H, W, 3] float32, about [-1, 1], of latents [B, h, w, c] as the U-Net knows them."""
         return tf.cast(self.parts.decoder(latents / self.spec.vae.scale + self.spec.vae.shift), tf.float32)
 
+    def decode_levels(self, latents):
+        """Returns images [B, H, W, 3] of latents [B, h, w, c]: float32, whole numbers in [0, 255]."""
+        levels = tf.clip_by_value((self.decode_float(latents) + 1.0) * 0.5 * 255.0, 0.0, 255.0)
+        return tf.floor(levels) if self.spec.rounding == "truncate" else tf.round(levels)
+
     def decode(self, latents):
         """Returns images [B, H, W, 3] uint8 of latents [B, h, w, c]."""
-        levels = tf.clip_by_value((self.decode_float(latents) + 1.0) * 0.5 * 255.0, 0.0, 255.0)
-        return tf.cast(tf.floor(levels) if self.spec.rounding == "truncate" else tf.round(levels), tf.uint8)
+        return tf.cast(self.decode_levels(latents), tf.uint8)
 
     # -- the graph -------------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ def build_parts(pipeline: Pipeline, size: tuple[int, int], max_steps: int) -> di
         "sampling": _sampling(pipeline, shape, max_steps),
         "text_encoder": _text_encoder(pipeline),
         "denoiser": _denoiser(pipeline, shape),
-        "decoder": _decoder(pipeline, shape),
+        "decoder": _decoder(pipeline, shape, size),
     }
 
 
@@ -109,10 +109,11 @@ def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> Part:
     return Part([v.value for v in unet.variables], {"step": Signature(denoise_and_step, inputs)})
 
 
-def _decoder(pipeline: Pipeline, shape: tuple[int, int, int]) -> Part:
+def _decoder(pipeline: Pipeline, shape: tuple[int, int, int], size: tuple[int, int]) -> Part:
     def decode(latents):
         """The picture as int32 ARGB colours, [H, W]: Kotlin's tensors hold no uint8."""
-        red, green, blue = tf.unstack(tf.cast(pipeline.decode(latents)[0], tf.int32), axis=-1)
+        levels = tf.reshape(pipeline.decode_levels(latents), (*size, 3))
+        red, green, blue = tf.unstack(tf.cast(levels, tf.int32), axis=-1)
         return {"colours": (red * 256 + green) * 256 + blue + OPAQUE}
 
     variables = [v.value for v in pipeline.parts.decoder.variables]

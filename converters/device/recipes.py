@@ -1,68 +1,145 @@
-"""How the weights of a bundle are stored, and how its parts compute with them."""
+"""How the weights of a bundle are stored, and how its parts compute with them.
 
-from collections.abc import Callable
+The quantizing itself is ai_edge_quantizer's; here is which layers get what. Rules later in a recipe win over earlier ones.
+"""
+
+import contextlib
+import io
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from tfsd.specs import ModelSpec
+
+BLOCK = 32  # weights that share a scale in four bits
+CALIBRATION_CALLS = 40  # of a part, spread over the trajectories: twice as many move no range by more than a few percent
+# Layers that read what no norm bounds, by the names of their outputs: a few of their inputs are many times the others, so one
+# range for all calls, which "int8" needs, costs most there. They keep a range of each call's own.
+UNBOUNDED = r"(dense[01]_\d+/MatMul|embed_|conv_in_|conv_out_|skip_|downsample|upsample|proj_out_|feed_forward|/out_|key_|value_)"
+_CHUNK_BYTES = 2**25
+_PART_CONVERSION = 4.3  # times a part's weights in float32: TensorFlow's peak while it converts them
+_MODEL_PARTS = {"text_encoder": "text_encoder", "denoiser": "unet", "decoder": "decoder"}
 
 
 class PartSize(NamedTuple):
-    """What a part will need: bytes of its file, and of memory while it runs, with LiteRT's packed copy of the weights."""
+    """What a part will need, in bytes: its file, and memory while it runs, with LiteRT's packed copy, and is converted."""
 
     file_bytes: int
     memory_bytes: int
+    conversion_bytes: int
 
 
 class Recipe(NamedTuple):
     """A way to quantize.
 
-    `file_bytes` and `packed_bytes` per weight, in the file and in LiteRT's own copy; `gate`: the least PSNR in dB that a
-    picture may have against the same one in float32; `apply`: sets up a Quantizer of ai_edge_quantizer.
+    `dense_bytes` and `conv_bytes`: of a weight in the file; `packed_bytes`: of it in LiteRT's own copy; `gate`: the least PSNR
+    in dB that a picture may have against the same one in float32; `points`: the most of a hundred prompts of the embedded model
+    that may be followed less often; `rules`: part -> what sets up its Quantizer, given that and
+    the part's file; `calibrated`: whether the ranges of activations are measured first.
     """
 
     summary: str
-    file_bytes: int
-    packed_bytes: int
+    dense_bytes: float
+    conv_bytes: float
+    packed_bytes: float
     gate: float
-    apply: Callable | None
+    points: int
+    rules: dict[str, Callable] | None
+    calibrated: bool = False
 
-    def size(self, weights: int) -> PartSize:
-        """Returns what a part of so many weights will need."""
-        return PartSize(weights * self.file_bytes, weights * (self.file_bytes + self.packed_bytes))
+    def size(self, dense: int, others: int) -> PartSize:
+        """Returns what a part with so many weights in dense layers, and others, will need."""
+        file = int(dense * self.dense_bytes + others * self.conv_bytes)
+        return PartSize(file, int(file + self.packed_bytes * (dense + others)), int(_PART_CONVERSION * 4 * (dense + others)))
 
 
-def _float16(quantizer):
+def _weights(bits: int, granularity: str, dtype: str = "INT"):
+    from ai_edge_quantizer import qtyping
+
+    return qtyping.TensorQuantizationConfig(
+        num_bits=bits, granularity=qtyping.QuantGranularity[granularity], dtype=qtyping.TensorDataType[dtype]
+    )
+
+
+def _update(quantizer, pattern: str, operation: str, weights, activations=None, *, products: str = "INTEGER", by: str = ""):
+    """Adds a rule: layers whose output's name has `pattern`, an operation, and what their numbers become."""
     from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
-    half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
     config = qtyping.OpQuantizationConfig(
-        weight_tensor_config=half, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
+        activation_tensor_config=activations,
+        weight_tensor_config=weights,
+        compute_precision=qtyping.ComputePrecision[products],
+        explicit_dequantize=products == "FLOAT",
     )
-    every = qtyping.TFLOperationName.ALL_SUPPORTED
-    quantizer.update_quantization_recipe(".*", every, config, AlgorithmName.FLOAT_CASTING)
+    operation = qtyping.TFLOperationName[operation]
+    quantizer.update_quantization_recipe(pattern, operation, config, AlgorithmName[by or "MIN_MAX_UNIFORM_QUANT"])
 
 
-def _dynamic(quantizer):
+def _float16(quantizer, file: Path):
+    _update(quantizer, ".*", "ALL_SUPPORTED", _weights(16, "TENSORWISE", "FLOAT"), products="FLOAT", by="FLOAT_CASTING")
+
+
+def _dynamic(quantizer, file: Path):
     from ai_edge_quantizer import recipe
 
     quantizer.load_quantization_recipe(recipe.dynamic_wi8_afp32())
 
 
-def _int8_weights(quantizer):
+def _int8_weights(quantizer, file: Path):
     from ai_edge_quantizer import recipe
 
     quantizer.load_quantization_recipe(recipe.weight_only_wi8_afp32())
 
 
+def _int4(quantizer, file: Path):
+    from converters.device.lint import dense_layers
+
+    _dynamic(quantizer, file)
+    _update(quantizer, ".*", "FULLY_CONNECTED", _weights(4, f"BLOCKWISE_{BLOCK}"))
+    for name, (_, inputs) in dense_layers(file).items():
+        if inputs % BLOCK:
+            _update(quantizer, re.escape(name), "FULLY_CONNECTED", _weights(8, "CHANNELWISE"))
+
+
+def _int8(quantizer, file: Path):
+    from ai_edge_quantizer import qtyping
+
+    activations = qtyping.TensorQuantizationConfig(num_bits=8, symmetric=False, granularity=qtyping.QuantGranularity.TENSORWISE)
+    _dynamic(quantizer, file)
+    for operation in ("FULLY_CONNECTED", "CONV_2D"):
+        _update(quantizer, ".*", operation, _weights(8, "CHANNELWISE"), activations)
+        _update(quantizer, f".*{UNBOUNDED}.*", operation, _weights(8, "CHANNELWISE"))
+
+
+def _all_parts(rule: Callable, **others: Callable) -> dict[str, Callable]:
+    return dict.fromkeys(_MODEL_PARTS, rule) | others
+
+
 RECIPES = {
-    "none": Recipe("float32 throughout: the same picture as in Python", 4, 4, 45.0, None),
-    "float16": Recipe("weights in half precision, products in what the delegate has", 2, 4, 30.0, _float16),
-    "dynamic": Recipe("weights int8, activations rounded to int8 at every product: fastest on CPUs", 1, 1, 15.0, _dynamic),
-    "int8-weights": Recipe("weights int8, products in float32: smallest at little loss, slow on CPUs", 1, 4, 20.0, _int8_weights),
-}
-_MODEL_PARTS = {"text_encoder": "text_encoder", "denoiser": "unet", "decoder": "decoder"}
+    "none": Recipe("float32 throughout: the same picture as in Python", 4, 4, 4, 45.0, 0, None),
+    "float16": Recipe("weights in half precision, products in what the delegate has", 2, 2, 4, 30.0, 2, _all_parts(_float16)),
+    "dynamic": Recipe(
+        "weights int8, activations rounded to int8 at every product: fastest on CPUs", 1, 1, 1, 15.0, 5, _all_parts(_dynamic)
+    ),
+    "int8-weights": Recipe(
+        "weights int8, products in float32: smallest at little loss, slow on CPUs", 1, 1, 4, 20.0, 2, _all_parts(_int8_weights)
+    ),
+    # The text encoder runs once and is small beside the denoiser, and of its activations single ones are hundreds of times
+    # the others: neither one range for all nor four bits are worth it there.
+    "int8": Recipe(
+        "weights int8, activations int8 in ranges measured before, for accelerators without float",
+        1, 1, 1, 15.0, 5, _all_parts(_int8, text_encoder=_dynamic), True,
+    ),
+    "int4": Recipe(
+        "the denoiser's dense layers in 4 bits, all else as dynamic: smallest", 0.5625, 1, 0.5625, 12.0, 10,
+        _all_parts(_dynamic, denoiser=_int4),
+    ),
+}  # fmt: skip
 
 
 def plan_sizes(spec: ModelSpec) -> dict[str, dict[str, PartSize]]:
@@ -70,18 +147,58 @@ def plan_sizes(spec: ModelSpec) -> dict[str, dict[str, PartSize]]:
     from tfsd.models import parameter_count, variable_shapes
 
     shapes = variable_shapes(spec, tuple(_MODEL_PARTS.values()))
-    counts = {name: parameter_count(shapes[part]) for name, part in _MODEL_PARTS.items()}
-    return {key: {name: recipe.size(count) for name, count in counts.items()} for key, recipe in RECIPES.items()}
+    plans = {}
+    for key, recipe in RECIPES.items():
+        plans[key] = {}
+        for name, part in _MODEL_PARTS.items():
+            own, total = recipe, parameter_count(shapes[part])
+            dense = parameter_count({path: shape for path, shape in shapes[part].items() if len(shape) == 2})
+            if recipe.rules is not None and recipe.rules[name] is _dynamic:
+                own = RECIPES["dynamic"]
+            plans[key][name] = own.size(dense, total - dense)
+    return plans
 
 
-def quantize_file(source: Path, target: Path, recipe: Recipe):
-    """Writes `source`, a float32 TFLite file, with its weights as the recipe has them."""
-    import contextlib
-    import io
+def quantize_file(source: Path, target: Path, part: str, recipe: Recipe, calls: list[dict]):
+    """Writes `source`, a part's float32 TFLite file, as the recipe has it; `calls`: inputs of the part, to measure ranges with.
 
+    Raises: `ValueError`, `RuntimeError` of the quantizer.
+    """
     from ai_edge_quantizer import quantizer
 
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    from converters.device.lint import look
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _large_kernels():
         made = quantizer.Quantizer(str(source))
-        recipe.apply(made)
-        target.write_bytes(made.quantize().quantized_model)
+        recipe.rules[part](made, source)
+        ranges = None
+        if made.need_calibration:
+            (signature,) = look(source).signatures
+            ranges = made.calibrate({signature: calls}, num_threads=2)
+        target.write_bytes(made.quantize(ranges).quantized_model)
+
+
+@contextlib.contextmanager
+def _large_kernels() -> Iterator[None]:
+    """Lets the quantizer take kernels of more than 32 MiB.
+
+    It works on those in chunks, after it has made the kernel [outputs, h, w, inputs] a matrix, but not the scales
+    [outputs, 1, 1, 1]: in ai_edge_quantizer 0.10 that raises. Here it gets them a few outputs at a time.
+    """
+    from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as library
+
+    quantize = library.uniform_quantize
+
+    def in_slices(tensor, parameters, is_blockwise_quant=False):
+        if tensor.ndim < 3 or tensor.nbytes <= _CHUNK_BYTES or len(parameters.scale) != len(tensor) or is_blockwise_quant:
+            return quantize(tensor, parameters, is_blockwise_quant)
+        rows = max(1, _CHUNK_BYTES // tensor[0].nbytes)
+        cuts = [slice(i, i + rows) for i in range(0, len(tensor), rows)]
+        own = [replace(parameters, scale=parameters.scale[cut], zero_point=parameters.zero_point[cut]) for cut in cuts]
+        return np.concatenate([quantize(tensor[cut], part) for cut, part in zip(cuts, own)])
+
+    library.uniform_quantize = in_slices
+    try:
+        yield
+    finally:
+        library.uniform_quantize = quantize

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from tfsd.models.layers import MASKED, Block, Part, activation, attend, split_heads
+from tfsd.models.layers import MASKED, Block, LayerNorm, Part, activation, attend, split_heads
 from tfsd.specs import CLIPSpec
 
 
@@ -30,9 +30,9 @@ class TextBlock(Block):
     def __init__(self, spec: CLIPSpec, **kwargs):
         super().__init__(**kwargs)
         self.activation = activation(spec.activation)
-        self.norm1 = layers.LayerNormalization(epsilon=spec.epsilon, name="norm1")
+        self.norm1 = LayerNorm(spec.epsilon, name="norm1")
         self.attention = TextAttention(spec.width, spec.heads, name="attention")
-        self.norm2 = layers.LayerNormalization(epsilon=spec.epsilon, name="norm2")
+        self.norm2 = LayerNorm(spec.epsilon, name="norm2")
         self.dense1 = layers.Dense(spec.mlp_width, name="dense1")
         self.dense2 = layers.Dense(spec.width, name="dense2")
 
@@ -78,7 +78,7 @@ class TextEncoder(Part):
         self.embeddings = Embeddings(spec, name="embeddings")
         for i in range(spec.layers):
             self.attach(TextBlock(spec, name=f"block{i}"))
-        self.norm = layers.LayerNormalization(epsilon=spec.epsilon, name="norm")
+        self.norm = LayerNorm(spec.epsilon, name="norm")
         self.mask = np.triu(np.full((spec.length, spec.length), MASKED, "float32"), 1)
 
     def states(self, tokens) -> list:

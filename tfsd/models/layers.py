@@ -7,6 +7,10 @@ import keras
 from keras import layers, ops
 
 MASKED = -1e4  # added to masked logits: exp() of it is zero, and float16 still holds it
+# Norms divide what they square by 8: float16, in which phones' accelerators compute, then holds squares of up to 2047 instead
+# of 255. An epsilon of 1e-5 it still holds; the VAE's of 1e-6 becomes 0, which only a group of equal values would notice.
+# In float32 a power of two changes no digit.
+_SQUARED = 1 / 8
 
 
 class Block(layers.Layer):
@@ -60,9 +64,9 @@ class GroupNorm(layers.Layer):
     def call(self, x):  # noqa: D102
         # Sums over positions first, over the few channels of a group then: no large tensor is reshaped.
         x = ops.cast(x, "float32")
-        centred = x - self._over_group(ops.mean(x, axis=(1, 2)))
+        centred = (x - self._over_group(ops.mean(x, axis=(1, 2)))) * _SQUARED
         variance = self._over_group(ops.mean(ops.square(centred), axis=(1, 2)))
-        scale = ops.rsqrt(variance + self.epsilon) * ops.cast(self.gamma, "float32")
+        scale = ops.rsqrt(variance + self.epsilon * _SQUARED**2) * ops.cast(self.gamma, "float32")
         return ops.cast(centred * scale + ops.cast(self.beta, "float32"), self.compute_dtype)
 
     def _over_group(self, values):
@@ -71,6 +75,30 @@ class GroupNorm(layers.Layer):
         grouped = ops.reshape(values, (batch, self.groups, channels // self.groups))
         zeros = ops.zeros((1, self.groups, channels // self.groups))  # phones' delegates add, but do not broadcast
         return ops.reshape(ops.mean(grouped, axis=-1, keepdims=True) + zeros, (batch, 1, 1, channels))
+
+
+class LayerNorm(layers.Layer):
+    """Normalises the last axis, in float32.
+
+    Call: x [..., W] -> [..., W].
+    Source: Ba et al. 2016. Keras' own layer first multiplies the scale [..., 1] by gamma [W], two tensors of which neither is
+    the larger one: phones' delegates refuse that.
+    """
+
+    def __init__(self, epsilon: float, **kwargs):
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, shape):  # noqa: D102
+        self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=(shape[-1],), initializer="zeros", name="beta")
+
+    def call(self, x):  # noqa: D102
+        x = ops.cast(x, "float32")
+        centred = (x - ops.mean(x, axis=-1, keepdims=True)) * _SQUARED
+        variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
+        scaled = centred * ops.rsqrt(variance + self.epsilon * _SQUARED**2)
+        return ops.cast(scaled * ops.cast(self.gamma, "float32") + ops.cast(self.beta, "float32"), self.compute_dtype)
 
 
 class Sequence(Block):

@@ -8,6 +8,7 @@ from tfsd.models.layers import (
     Block,
     Downsample,
     GroupNorm,
+    LayerNorm,
     Part,
     ResidualBlock,
     Upsample,
@@ -93,11 +94,11 @@ class TransformerBlock(Block):
 
     def __init__(self, width: int, heads: int, gelu: str, **kwargs):
         super().__init__(**kwargs)
-        self.norm1 = layers.LayerNormalization(epsilon=1e-5, name="norm1")
+        self.norm1 = LayerNorm(1e-5, name="norm1")
         self.attention1 = Attention(width, heads, name="attention1")
-        self.norm2 = layers.LayerNormalization(epsilon=1e-5, name="norm2")
+        self.norm2 = LayerNorm(1e-5, name="norm2")
         self.attention2 = Attention(width, heads, name="attention2")
-        self.norm3 = layers.LayerNormalization(epsilon=1e-5, name="norm3")
+        self.norm3 = LayerNorm(1e-5, name="norm3")
         self.feed_forward = FeedForward(width, gelu, name="feed_forward")
 
     def call(self, x, context):  # noqa: D102

@@ -73,10 +73,25 @@ def _matching(pattern: str) -> list[int]:
     return [ord(letter) for part in _characters() for run in runs.finditer(part) for letter in run[0]]
 
 
-def _re2_class(codes: Iterable[int]) -> str:
-    """Returns the inside of a character class of RE2 with just these code points."""
-    bounds = _bounds(codes).reshape(-1, 2)
-    return "".join(rf"\x{{{first:x}}}-\x{{{stop - 1:x}}}" for first, stop in bounds.tolist())
+def _re2_class(bounds: np.ndarray) -> str:
+    """Returns the inside of a character class of RE2 with just the code points within `bounds`."""
+    return "".join(rf"\x{{{first:x}}}-\x{{{stop - 1:x}}}" for first, stop in bounds.reshape(-1, 2).tolist())
+
+
+@lru_cache(maxsize=1)
+def word_bounds() -> tuple[np.ndarray, np.ndarray]:
+    """Returns bounds of what CLIP's pattern takes for letters, and for numbers."""
+    return _bounds(_matching(r"\p{L}+")), _bounds(_matching(r"\p{N}+"))
+
+
+@lru_cache(maxsize=1)
+def space_bounds() -> tuple[np.ndarray, np.ndarray]:
+    """Returns bounds of what `str.strip` takes from both ends, and of what then parts words.
+
+    The second covers U+0345, too: `regex`, when it ignores case, finds it in no word, so that it only parts words.
+    """
+    inside = set(_matching(WORDS))
+    return _bounds(_pick(str.isspace)), _bounds(_pick(lambda letter: ord(letter) not in inside))
 
 
 @lru_cache(maxsize=2)
@@ -85,20 +100,15 @@ def word_pattern(start: str, end: str) -> str:
 
     A long s, which ignoring case makes equal to s, has no lower case and is named for itself.
     """
-    letters, numbers = _re2_class(_matching(r"\p{L}+")), _re2_class(_matching(r"\p{N}+"))
+    letters, numbers = map(_re2_class, word_bounds())
     marks = "|".join(regex.escape(mark).replace("s", "[s\u017f]") for mark in (start, end))
     return rf"({marks}|'(?:[s\x{{17f}}]|t|re|ve|m|ll|d)|[{letters}]+|[{numbers}]|[^ {letters}{numbers}]+)"
 
 
 @lru_cache(maxsize=1)
 def space_patterns() -> tuple[str, str]:
-    """Returns patterns of RE2: what `str.strip` takes from both ends, and what then becomes one space.
-
-    The second covers U+0345, too: `regex`, when it ignores case, finds it in no word, so that it only parts words.
-    """
-    ends = _re2_class(_pick(str.isspace))
-    inside = set(_matching(WORDS))
-    parting = _re2_class(_pick(lambda letter: ord(letter) not in inside))
+    """Returns patterns of RE2: what `str.strip` takes from both ends, and what then becomes one space."""
+    ends, parting = map(_re2_class, space_bounds())
     return rf"^[{ends}]+|[{ends}]+$", rf"[{parting}]+"
 
 
@@ -137,7 +147,17 @@ def repairs() -> Replacements:
 
 def removed_pattern() -> str:
     """Returns a pattern of RE2: the control characters that ftfy removes."""
-    return f"[{_re2_class(sorted(chardata.CONTROL_CHARS))}]+"
+    return f"[{_re2_class(removed_bounds())}]+"
+
+
+def removed_bounds() -> np.ndarray:
+    """Returns bounds of the control characters that ftfy removes."""
+    return _bounds(sorted(chardata.CONTROL_CHARS))
+
+
+def digit_bounds() -> np.ndarray:
+    """Returns bounds of the decimal digits, which terminals' escapes hold."""
+    return _bounds(_matching(r"\p{Nd}+"))
 
 
 @lru_cache(maxsize=1)

@@ -36,24 +36,29 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in visible} | {chr(BYTES + i): byte for i, byte in enumerate(hidden)}
 
 
-@lru_cache(maxsize=1)
-def vocabulary() -> Vocabulary:
-    """Reads the vocabulary that comes with the package; later calls return the same tables.
+def merges() -> list[tuple[str, str]]:
+    """Reads the pairs of pieces that are merged, first the one of lowest rank, from the file that comes with the package.
 
+    Pieces are written in the alphabet of `byte_alphabet`, at the end of a word with `</w>` behind.
     Raises: `RuntimeError` if the file is not the published one.
     """
     packed = resources.files("tfsd").joinpath("assets", VOCABULARY_FILE).read_bytes()
     digest = hashlib.sha256(packed).hexdigest()
     if digest != VOCABULARY_SHA256:
         raise RuntimeError(f"{VOCABULARY_FILE} must have sha256 {VOCABULARY_SHA256}; got {digest}. Install tfsd again.")
+    lines = gzip.decompress(packed).decode("utf-8").split("\n")
+    return [tuple(line.split()) for line in lines[1 : 1 + MERGES]]  # the first line is a heading
+
+
+@lru_cache(maxsize=1)
+def vocabulary() -> Vocabulary:
+    """Returns the tables of the vocabulary; later calls return the same ones. Raises: as `merges`."""
     alphabet = byte_alphabet()
     ids = {letter: i for i, letter in enumerate(alphabet)} | {letter + "</w>": BYTES + i for i, letter in enumerate(alphabet)}
     pieces = [bytes([byte]) for byte in alphabet.values()] * 2
     ends_word = [False] * BYTES + [True] * BYTES
     ranks = {}
-    lines = gzip.decompress(packed).decode("utf-8").split("\n")
-    for rank, line in enumerate(lines[1 : 1 + MERGES]):  # the first line is a heading
-        left, right = line.split()
+    for rank, (left, right) in enumerate(merges()):
         pair = ids[left], ids[right]
         ranks[pair] = rank
         ids[left + right] = FIRST_MERGE + rank

@@ -1,6 +1,7 @@
 """Measures prompt adherence: pictures of prompts that training never saw, judged by the automatic checker."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,17 @@ def evaluate(
     if sheet is not None:
         check_targets([png_path(sheet, "sheet")])
     loaded = model if isinstance(model, StableDiffusion) else load(model)
-    options = {"num_steps": num_steps, "guidance_scale": guidance_scale, "sampler": sampler}
+    options = {"seed": seed, "num_steps": num_steps, "guidance_scale": guidance_scale, "sampler": sampler}
     report = {"model": loaded.identity["model"], "weights": loaded.identity["weights"], "n": n, "seed": seed, "kinds": {}}
     shown = []
+
+    def draw(prompts: list[str], index: int) -> np.ndarray:
+        padded = prompts + prompts[-1:] * (min(BATCH, n) - len(prompts))  # one shape, one compile
+        return loaded.text_to_image(padded, index=index, **options)[: len(prompts)]
+
     with tqdm(total=n * len(kinds), unit="picture", disable=not progress) as bar:
         for kind in kinds:
-            verdicts, first = _judge(loaded, kind, n, seed, options, bar)
+            verdicts, first = judge(draw, kind, n, seed, bar)
             report["kinds"][kind] = _shares(verdicts)
             shown += first
     report["checker"] = checker.accuracy(n=500, seed=seed)
@@ -58,18 +64,23 @@ def evaluate(
     return report
 
 
-def _judge(loaded: StableDiffusion, kind: str, n: int, seed: int, options: dict, bar: tqdm):
-    """Returns the verdicts on `n` pictures of a kind of prompt, and the first sixteen (picture, prompt)."""
+def judge(
+    draw: Callable[[list[str], int], np.ndarray], kind: str, n: int, seed: int, bar: tqdm | None = None
+) -> tuple[list[checker.Verdict], list[tuple[np.ndarray, str]]]:
+    """Returns the verdicts on `n` pictures of a kind of prompt, and the first sixteen (picture, prompt).
+
+    `draw(prompts, index)` makes the pictures of at most `BATCH` prompts; `index` is the first one's, the next follow it.
+    """
     rng = np.random.default_rng([seed, scenes.KINDS.index(kind)])
     prompts = [scenes.evaluation_scene(rng, kind).caption for _ in range(n)]
     verdicts, shown = [], []
     for i in range(0, n, BATCH):
         batch = prompts[i : i + BATCH]
-        padded = batch + batch[-1:] * (min(BATCH, n) - len(batch))  # one shape, one compile
-        images = loaded.text_to_image(padded, seed=seed, index=i, **options)[: len(batch)]
+        images = draw(batch, i)
         shown += list(zip(images, batch))[: 16 if i == 0 else 0]
         verdicts += [checker.check(np.asarray(image), prompt) for image, prompt in zip(images, batch)]
-        bar.update(len(batch))
+        if bar is not None:
+            bar.update(len(batch))
     return verdicts, shown
 
 

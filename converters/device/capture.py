@@ -1,0 +1,57 @@
+"""Records what the parts of a bundle are given while they draw: what quantization is calibrated with and judged by.
+
+The loop is the phones' own, over the parts in TensorFlow, so that no file need be there yet.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from converters.device.parts import Part
+from tfsd.device import StepLoop, fitted
+
+Records = dict[str, list[dict[str, np.ndarray]]]  # part -> inputs of its calls, in their order
+
+
+class Recorder(StepLoop):
+    """A bundle whose parts are graphs of TensorFlow; `records` keeps what the networks among them were given."""
+
+    def __init__(self, manifest: dict, parts: dict[str, Part]):
+        super().__init__(manifest)
+        self.records: Records = {}
+        self._functions = {
+            (name, key): tf.function(signature.call, input_signature=signature.inputs, autograph=False)
+            for name, part in parts.items()
+            for key, signature in part.signatures.items()
+        }
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[Callable[..., dict[str, np.ndarray]]]:
+        """Yields `run(signature, **inputs)`."""
+
+        def run(signature: str, **given):
+            arrays = fitted(given, self.manifest["parts"][name]["signatures"][signature]["inputs"])
+            if name != "sampling":
+                self.records.setdefault(name, []).append({key: np.array(value) for key, value in arrays.items()})
+            found = self._functions[name, signature](**{key: tf.constant(value) for key, value in arrays.items()})
+            return {key: value.numpy() for key, value in found.items()}
+
+        yield run
+
+
+def capture_inputs(manifest: dict, parts: dict[str, Part], prompts: Sequence[str], *, seed: int, num_steps: int) -> Records:
+    """Returns the inputs of the text encoder, the denoiser and the decoder while they draw `prompts`.
+
+    Raises: as `StepLoop.text_to_image`.
+    """
+    recorder = Recorder(manifest, parts)
+    recorder.text_to_image(list(prompts), seed=seed, num_steps=num_steps)
+    return recorder.records
+
+
+def spread(records: Records, count: int) -> Records:
+    """Returns at most `count` records of each part, evenly spread over its calls, the last one among them."""
+    chosen = {part: np.unique(np.linspace(len(calls) - 1, 0, count).round().astype(int)) for part, calls in records.items()}
+    return {part: [calls[i] for i in chosen[part]] for part, calls in records.items()}

@@ -1,0 +1,76 @@
+"""The description of a bundle: what an app reads first, and checks the other files by."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow as tf
+
+from converters.device.parts import Part
+from tfsd import __version__
+from tfsd.api import StableDiffusion
+from tfsd.arguments import MAX_INDEX
+from tfsd.device import FORMAT, MANIFEST
+from tfsd.files import sha256
+from tfsd.hub import PUBLISHED
+from tfsd.noise import SEED_PERIOD, highest_index
+from tfsd.samplers.plans import SAMPLERS
+
+TOKENIZER = "tokenizer.json"
+
+
+def describe(model: StableDiffusion, parts: dict[str, Part], quantize: str, size: tuple[int, int], max_steps: int) -> dict:
+    """Returns the manifest of a bundle, but for the hashes of its files and the memory that its parts need."""
+    spec, text = model.spec, model.spec.text
+    latents = model.pipeline.latent_shape(*size)
+    published = next((one for one in PUBLISHED.values() if one.spec.licence == spec.licence), None)
+    own = dict(model.identity)
+    own["model"] = spec.name if Path(own["model"]).is_dir() else own["model"]  # a path is nobody else's business
+    tokens = {name: getattr(text, name) for name in ("length", "start_token", "end_token", "pad_token", "ftfy")}
+    return {
+        "format": FORMAT,
+        "kind": "device",
+        "name": spec.name,
+        "tfsd": __version__,
+        "tensorflow": tf.__version__,
+        "identity": own,
+        "quantize": quantize,
+        "size": list(size),
+        "latents": list(latents),
+        "tokenizer": {"file": TOKENIZER, **tokens},
+        "samplers": list(SAMPLERS),
+        "max_steps": max_steps,
+        "max_index": min(MAX_INDEX, highest_index(latents)),
+        "seed_period": SEED_PERIOD,
+        "defaults": {
+            "num_steps": min(spec.default_steps, max_steps),
+            "guidance_scale": spec.default_guidance,
+            "sampler": spec.default_sampler,
+        },
+        "parts": {
+            name: {"file": f"{name}.tflite", "memory": 0, "signatures": dict(_signatures(part))} for name, part in parts.items()
+        },
+        "licence": spec.licence,
+        "licence_url": published.licence_url if published else "",
+        "use_restrictions": published.terms if published else "",
+    }
+
+
+def _signatures(part: Part) -> Iterator[tuple[str, dict]]:
+    for name, signature in part.signatures.items():
+        function = tf.function(signature.call, input_signature=signature.inputs, autograph=False).get_concrete_function()
+        outputs = function.structured_outputs
+        yield (
+            name,
+            {
+                "inputs": {spec.name: {"dtype": spec.dtype.name, "shape": list(spec.shape)} for spec in signature.inputs},
+                "outputs": {key: {"dtype": one.dtype.name, "shape": list(one.shape)} for key, one in outputs.items()},
+            },
+        )
+
+
+def write(folder: Path, manifest: dict):
+    """Writes the manifest of a bundle, with the hashes of the files that are there."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    manifest["files"] = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
