@@ -80,7 +80,7 @@ def bench_full_size(
     the picture in `sizes`, `conversions` has a record of the float32 file (`seconds`, `peak_bytes` of that process,
     `file_bytes`) and of its graph in TensorFlow; `signatures` has one per recipe in `quantize`: what quantizing took, what
     `lint` found, and what LiteRT takes, as `bench_bundle` has it. A record of what failed has `error` instead. SD 1.x's U-Net
-    takes 15 GB of memory, 6 GB of the folder for temporary files, and minutes.
+    takes 16 GB of memory, 9 GB of the folder for temporary files, and minutes.
 
     Raises: `TypeError`, `ValueError` for bad arguments; `CheckpointError` for an unknown model.
     """

@@ -1,26 +1,29 @@
-"""Turns a part into a TFLite file."""
+"""Turns a part that was saved as a SavedModel into a TFLite file."""
 
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
 
-from converters.device.parts import Part, save_part
+from converters.device.jobs import convert_saved
 from converters.verify import ExportError
 
+LARGE = 10**8  # weights from which a process of its own converts, whose memory is then free again
 
-def convert(part: Part, target: Path) -> Path:
-    """Writes a part as a float32 TFLite file of builtin operations, and returns its path.
 
-    Raises: `ExportError` for a part that TFLite cannot express.
+def convert(folder: Path, target: Path, signatures: Sequence[str], weights: int) -> Path:
+    """Writes a part in `folder`, with so many weights, as a float32 TFLite file of builtin operations, and returns its path.
+
+    Raises: `ExportError` for a part that TFLite cannot express; `CheckpointError` if there is too little memory for a large one.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        save_part(part, Path(folder))
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(part.signatures))
-        try:
-            target.write_bytes(converter.convert())
-        except Exception as error:  # the converter raises a class of its own for each stage
-            raise ExportError(f"{target.stem} cannot be converted to TFLite: {first_line(error)}") from error
+    if weights >= LARGE:
+        convert_saved(folder, target, signatures, weights)
+        return target
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=list(signatures))
+    try:
+        target.write_bytes(converter.convert())
+    except Exception as error:  # the converter raises a class of its own for each stage
+        raise ExportError(f"{target.stem} cannot be converted to TFLite: {first_line(error)}") from error
     return target
 
 

@@ -1,20 +1,22 @@
 """Writes a device bundle: four TFLite files, what describes them, and what their quantization costs."""
 
+import gc
 import shutil
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from converters.device.capture import Recorder, Records, spread
+from converters.device.capture import Records
 from converters.device.convert import convert, first_line
 from converters.device.lint import MAX_BYTES, lint
 from converters.device.manifest import TOKENIZER, describe, write
 from converters.device.measure import measure_signature
-from converters.device.parts import Part, build_parts
-from converters.device.recipes import CALIBRATION_CALLS, RECIPES, Recipe, plan_sizes, quantize_file
-from converters.device.report import CALIBRATION_PROMPTS, SEED, Check, make_report, write_report
+from converters.device.parts import build_parts, save_part
+from converters.device.recipes import RECIPES, Recipe, plan_sizes, quantize_file
+from converters.device.report import Check, gather, make_report, write_report
 from converters.verify import ExportError
 from tfsd.api import load
 from tfsd.arguments import choice, side_of, whole
@@ -24,6 +26,14 @@ from tfsd.samplers.plans import MAX_STEPS
 from tfsd.specs import ModelSpec
 from tfsd.text.portable import write_tokenizer_data
 from tfsd.weights import load_spec, resolve
+
+
+class Saved(NamedTuple):
+    """A part as a SavedModel: its folder, the names of its signatures, and how many weights it has."""
+
+    folder: Path
+    signatures: list[str]
+    weights: int
 
 
 def export_tflite(
@@ -52,17 +62,16 @@ def export_tflite(
     max_steps = whole("max_steps", max_steps, 1, min(MAX_STEPS, spec.schedule.train_steps))
     check = _checked(check or Check(), spec, max_steps)
     require_room(spec, quantize)
-    loaded = load(model, jit_compile=False)
     with new_folder(out, overwrite=overwrite) as new, tempfile.TemporaryDirectory() as work:
-        parts = build_parts(loaded.pipeline, size, max_steps)
-        manifest = describe(loaded, parts, quantize, size, max_steps)
-        files = _convert(parts, Path(work), progress)
-        _quantize(files, new, quantize, recipe, manifest, parts)
-        if found := [line for name in parts for line in lint(new / f"{name}.tflite", name)]:
+        saved, manifest, evidence = _prepare(model, Path(work), quantize, size, max_steps, check)
+        gc.collect()  # a large model leaves memory before it is converted: Keras' layers are cycles
+        files = _convert(saved, Path(work), progress)
+        _quantize(files, new, quantize, recipe, evidence.calibration)
+        if found := [line for name in files for line in lint(new / f"{name}.tflite", name)]:
             raise ExportError(" ".join(found))
         _complete(new, manifest)
-        report, pictures = make_report(loaded, new, files, parts, check)
-        write_report(new, report, *pictures)
+        report, ours = make_report(new, files, evidence, check)
+        write_report(new, report, ours, evidence.pictures)
         if failed := [f"{gate['what']} {gate['found']}, {gate['limit']}" for gate in report["gates"] if not gate["passed"]]:
             raise ExportError(
                 f"quantize={quantize!r} costs too much: {'; '.join(failed)}. Choose another of {', '.join(RECIPES)}."
@@ -102,19 +111,30 @@ def require_room(spec: ModelSpec, quantize: str):
             )
 
 
-def _convert(parts: dict[str, Part], folder: Path, progress: bool) -> dict[str, Path]:
+def _prepare(model, work: Path, quantize: str, size: tuple[int, int], max_steps: int, check: Check):
+    """Returns the saved parts, the manifest and the evidence: all for which the model must be in memory."""
+    loaded = load(model, jit_compile=False)
+    parts = build_parts(loaded.pipeline, size, max_steps)
+    saved = {}
+    for name, part in parts.items():
+        save_part(part, work / name)
+        weights = sum(int(weight.shape.num_elements()) for weight in part.weights)
+        saved[name] = Saved(work / name, list(part.signatures), weights)
+    manifest = describe(loaded, parts, quantize, size, max_steps)
+    return saved, manifest, gather(loaded, manifest, parts, check)
+
+
+def _convert(saved: dict[str, Saved], work: Path, progress: bool) -> dict[str, Path]:
     """Returns the parts' files in float32."""
-    bar = tqdm(parts.items(), desc="converting", unit="file", disable=None if progress else True)
-    return {name: convert(part, folder / f"{name}.tflite") for name, part in bar}
+    files = {}
+    for name, one in tqdm(saved.items(), desc="converting", unit="file", disable=None if progress else True):
+        files[name] = convert(one.folder, work / f"{name}.tflite", one.signatures, one.weights)
+        shutil.rmtree(one.folder)
+    return files
 
 
-def _quantize(files: dict[str, Path], new: Path, quantize: str, recipe: Recipe, manifest: dict, parts: dict[str, Part]):
+def _quantize(files: dict[str, Path], new: Path, quantize: str, recipe: Recipe, calls: Records):
     """Writes the files of the bundle. Plans and noise are exact, whatever the weights are."""
-    calls: Records = {}
-    if recipe.calibrated:
-        recorder = Recorder(manifest, parts)
-        recorder.text_to_image(list(CALIBRATION_PROMPTS), seed=SEED + 1, num_steps=min(20, manifest["max_steps"]))
-        calls = spread(recorder.records, CALIBRATION_CALLS)
     for name, file in files.items():
         if recipe.rules is None or name == "sampling":
             shutil.copyfile(file, new / file.name)

@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,6 @@ import numpy as np
 
 from converters.device.measure import made_up, memory, plausible, run_module, timed
 from tfsd.specs import ModelSpec, from_json, to_json
-
 
 CONVERSION_BYTES = 18  # of memory for each weight while TFLite converts it
 
@@ -105,12 +104,12 @@ def _parts(job: dict) -> dict:
 
         spec = from_json(job["spec"])
         models = build(spec, parts=("text_encoder", "unet", "decoder"))
-        _fill(models.values())
+        fill_zeros(models.values())
         pipeline = Pipeline(spec, models, jit_compile=False)
     return build_parts(pipeline, tuple(job["size"]), job["max_steps"])
 
 
-def _fill(models):
+def fill_zeros(models: Iterable):
     """Fills kernels that training begins with as zeros: of equal ones a file holds only one."""
     random = np.random.default_rng(0)
     for variable in (variable for model in models for variable in model.variables if len(variable.shape) > 1):
@@ -134,10 +133,10 @@ def _convert(job: dict) -> dict:
     Those load all weights, once for names of signatures that are known here and once for the origins of errors, and keep
     them: of SD 1.x's U-Net 7 GB, beside the 15 GB of the rest.
     """
+    _require_memory(CONVERSION_BYTES * job["weights"])
     from tensorflow.lite.python.lite import TFLiteSavedModelConverterV2
     from tensorflow.python.saved_model.loader_impl import parse_saved_model
 
-    _require_memory(CONVERSION_BYTES * job["weights"])
     started = time.perf_counter()
     converter = TFLiteSavedModelConverterV2(job["folder"], {"serve"}, job["signatures"])
     converter._debug_info = None

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from converters.device.jobs import CONVERSION_BYTES
 from tfsd.specs import ModelSpec
 
 BLOCK = 32  # weights that share a scale in four bits
@@ -21,7 +22,6 @@ CALIBRATION_CALLS = 40  # of a part, spread over the trajectories: twice as many
 # range for all calls, which "int8" needs, costs most there. They keep a range of each call's own.
 UNBOUNDED = r"(dense[01]_\d+/MatMul|embed_|conv_in_|conv_out_|skip_|downsample|upsample|proj_out_|feed_forward|/out_|key_|value_)"
 _CHUNK_BYTES = 2**25
-_PART_CONVERSION = 4.3  # times a part's weights in float32: TensorFlow's peak while it converts them
 _MODEL_PARTS = {"text_encoder": "text_encoder", "denoiser": "unet", "decoder": "decoder"}
 
 
@@ -54,7 +54,7 @@ class Recipe(NamedTuple):
     def size(self, dense: int, others: int) -> PartSize:
         """Returns what a part with so many weights in dense layers, and others, will need."""
         file = int(dense * self.dense_bytes + others * self.conv_bytes)
-        return PartSize(file, int(file + self.packed_bytes * (dense + others)), int(_PART_CONVERSION * 4 * (dense + others)))
+        return PartSize(file, int(file + self.packed_bytes * (dense + others)), CONVERSION_BYTES * (dense + others))
 
 
 def _weights(bits: int, granularity: str, dtype: str = "INT"):
@@ -165,6 +165,7 @@ def quantize_file(source: Path, target: Path, part: str, recipe: Recipe, calls: 
     Raises: `ValueError`, `RuntimeError` of the quantizer.
     """
     from ai_edge_quantizer import quantizer
+    from ai_edge_quantizer.calibrator import CalibrationMode
 
     from converters.device.lint import look
 
@@ -174,7 +175,9 @@ def quantize_file(source: Path, target: Path, part: str, recipe: Recipe, calls: 
         ranges = None
         if made.need_calibration:
             (signature,) = look(source).signatures
-            ranges = made.calibrate({signature: calls}, num_threads=2)
+            # Measured inside of LiteRT: no tensor is kept, of which one layer's may have a gigabyte.
+            mode = CalibrationMode.CALIBRATION_PROFILER_BASED
+            ranges = made.calibrate({signature: calls}, num_threads=2, mode=mode)
         target.write_bytes(made.quantize(ranges).quantized_model)
 
 

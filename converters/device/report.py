@@ -8,21 +8,31 @@ from typing import NamedTuple
 import numpy as np
 
 from converters.device.adherence import measure_adherence
-from converters.device.capture import Recorder, spread
+from converters.device.capture import Records, capture_inputs, spread
 from converters.device.parts import Part
 from converters.device.quality import compare_parts, compare_pictures
-from converters.device.recipes import RECIPES, Recipe
+from converters.device.recipes import CALIBRATION_CALLS, RECIPES, Recipe
 from converters.device.sheet import write_sheet
+from converters.device.verify import REFERENCE
 from tfsd.api import StableDiffusion
 from tfsd.device import DeviceBundle
+from tfsd.png import encode
 
 REPORT, SHEET = "report.json", "report.html"
 SEED = 2026
 EMBEDDED = "tiny"  # the model whose pictures the checker can judge
-PROMPTS = ("a red star above a blue house at night", "a large green fish", "two yellow cars in the desert", "a pink tree at sea")
+PROMPTS = (
+    "a red star above a blue house at night",
+    "a large green fish",
+    "two yellow cars in the desert",
+    "a pink tree in the snow",
+)
 CALIBRATION_PROMPTS = (
-    "a blue circle", "a purple boat at sea and a white cloud", "three orange cats in the grass", "a brown house by a yellow moon",
-)  # fmt: skip
+    "a blue ball",
+    "a purple boat next to a white flower in the sea",
+    "three orange cats on the grass",
+    "a brown house below a yellow moon",
+)
 _PART_CALLS = 6  # of each part, that its files are compared with
 
 
@@ -34,22 +44,49 @@ class Check(NamedTuple):
     adherence: int = 48
 
 
-def make_report(
-    model: StableDiffusion, folder: Path, float32: dict[str, Path], parts: dict[str, Part], check: Check
-) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
-    """Returns the report of a bundle, and the pictures that it and Python drew, uint8 [N, H, W, 3] each.
+class Evidence(NamedTuple):
+    """What a report compares a bundle with, and what its quantization is calibrated with, all from float32.
 
-    `float32`: the parts' files before quantization.
+    `pictures` uint8 [N, H, W, 3] of `prompts`; `calls` and `calibration`: inputs of the parts; `model` where its adherence is
+    wanted, too, else None, so that nothing keeps it in memory.
+    """
+
+    prompts: list[str]
+    pictures: np.ndarray
+    calls: Records
+    calibration: Records
+    model: StableDiffusion | None
+
+
+def gather(model: StableDiffusion, manifest: dict, parts: dict[str, Part], check: Check) -> Evidence:
+    """Returns the evidence that a model's report needs."""
+    recipe, (height, width) = RECIPES[manifest["quantize"]], manifest["size"]
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(check.pictures)]
+    pictures = model.text_to_image(prompts, seed=SEED, num_steps=check.steps, height=height, width=width)
+    calls, calibration = {}, {}
+    if recipe.rules is not None:
+        calls = capture_inputs(manifest, parts, PROMPTS[: check.pictures], seed=SEED, num_steps=check.steps)
+    if recipe.calibrated:
+        steps = min(2 * check.steps, manifest["max_steps"])
+        calibration = capture_inputs(manifest, parts, CALIBRATION_PROMPTS[: check.pictures], seed=SEED + 1, num_steps=steps)
+    judged = check.adherence and model.identity["model"] == EMBEDDED
+    calls, calibration = spread(calls, _PART_CALLS), spread(calibration, CALIBRATION_CALLS)
+    return Evidence(prompts, np.asarray(pictures), calls, calibration, model if judged else None)
+
+
+def make_report(folder: Path, float32: dict[str, Path], evidence: Evidence, check: Check) -> tuple[dict, np.ndarray]:
+    """Returns the report of a bundle, and the pictures that it drew, uint8 [N, H, W, 3].
+
+    The first picture becomes a file of the bundle, its reference. `float32`: the parts' files before quantization.
     """
     bundle = DeviceBundle(folder)
     manifest = bundle.manifest
     recipe = RECIPES[manifest["quantize"]]
-    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(check.pictures)]
     options = {"seed": SEED, "num_steps": check.steps}
-    height, width = manifest["size"]
-    ours = np.asarray(bundle.text_to_image(prompts, **options))
-    theirs = np.asarray(model.text_to_image(prompts, height=height, width=width, **options))
-    pictures = compare_pictures(ours, theirs, prompts)
+    drawn = bundle.text_to_image(evidence.prompts, **options)
+    (folder / REFERENCE).write_bytes(encode(drawn.pil(0), drawn.recipes[0]))
+    ours = np.asarray(drawn)
+    pictures = compare_pictures(ours, evidence.pictures, evidence.prompts)
     report = {
         "model": manifest["name"],
         "quantize": manifest["quantize"],
@@ -67,11 +104,12 @@ def make_report(
         "adherence": None,
     }
     if recipe.rules is not None:
-        report["parts"] = _parts(folder, manifest, float32, parts, check)
-    if check.adherence and model.identity["model"] == EMBEDDED:
-        report["adherence"] = measure_adherence(bundle, model, check.adherence, num_steps=check.steps)
+        files = {name: folder / file.name for name, file in float32.items()}
+        report["parts"] = compare_parts(float32, files, evidence.calls)
+    if evidence.model is not None:
+        report["adherence"] = measure_adherence(bundle, evidence.model, check.adherence, num_steps=check.steps)
     report["gates"] = list(_gates(report, recipe))
-    return report, (ours, theirs)
+    return report, ours
 
 
 def _gates(report: dict, recipe: Recipe) -> Iterator[dict]:
@@ -84,13 +122,6 @@ def _gates(report: dict, recipe: Recipe) -> Iterator[dict]:
         found, limit = f"{both['difference']:+.1f} ± {both['margin']:.1f} points", f"at most {most} fewer"
         certain = both["difference"] + both["margin"]  # a fall that chance explains is none
         yield {"what": "prompts followed", "found": found, "limit": limit, "passed": certain >= -most}
-
-
-def _parts(folder: Path, manifest: dict, float32: dict[str, Path], parts: dict[str, Part], check: Check) -> dict:
-    recorder = Recorder(manifest, parts)
-    recorder.text_to_image(list(PROMPTS[: check.pictures]), seed=SEED, num_steps=check.steps)
-    calls = spread(recorder.records, _PART_CALLS)
-    return compare_parts(float32, {name: folder / file.name for name, file in float32.items()}, calls)
 
 
 def write_report(folder: Path, report: dict, ours: np.ndarray, theirs: np.ndarray):

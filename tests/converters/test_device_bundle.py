@@ -1,21 +1,26 @@
 """Bundles for phones: the same numbers from LiteRT as from Python, signature by signature and picture by picture."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from converters.device.export import export_tflite
 from converters.device.lint import lint, look
+from converters.device.manifest import write
 from converters.device.recipes import RECIPES, plan_sizes
 from converters.device.report import REPORT, SHEET, Check
+from converters.device.verify import REFERENCE, verify_bundle
 from converters.verify import ExportError
 from tfsd.api import load
 from tfsd.device import MANIFEST, DeviceBundle, load_bundle_manifest
 from tfsd.files import sha256
 from tfsd.h5 import CheckpointError
 from tfsd.noise import normal_noise
+from tfsd.png import encode, read_recipe
 from tfsd.progress import Cancelled
 from tfsd.samplers.plans import SAMPLERS, build_plan
 from tfsd.specs import PRESETS, to_json
@@ -238,3 +243,16 @@ def test_lint_finds_what_accelerators_refuse(tmp_path):
     with pytest.raises(ValueError, match="is no TFLite model"):
         (tmp_path / "text").write_text("no model")
         look(tmp_path / "text")
+
+
+def test_verify_finds_a_bundle_that_draws_another_picture(bundle, tmp_path):
+    assert verify_bundle(bundle).equal
+    folder = tmp_path / "other"
+    shutil.copytree(bundle, folder)
+    recipe = read_recipe(folder / REFERENCE) | {"seed": 5}
+    with Image.open(folder / REFERENCE) as picture:
+        content = encode(picture.convert("RGB"), recipe)
+    (folder / REFERENCE).write_bytes(content)
+    write(folder, json.loads((folder / MANIFEST).read_text()))
+    with pytest.raises(ExportError, match="draws another picture than when it was exported: .* dB"):
+        verify_bundle(folder)

@@ -1,7 +1,10 @@
-"""What can be said of the apps' sources without their compilers: texts, permissions, names."""
+"""What can be said of the apps' sources without their compilers: texts, permissions, names. With Swift, its tests run, too."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,24 @@ def test_the_files_that_swift_and_kotlin_share_have_the_same_names():
     kotlin = {path.stem for path in KOTLIN_MESSAGES.parent.glob("*.kt")}
     swift = {path.stem for path in SWIFT.glob("*.swift")}
     assert {"Bundle", "Cleaning", "Messages", "Picture", "Runtime", "StableDiffusion", "Tokenizer"} <= kotlin & swift
+
+
+@pytest.mark.mobile
+def test_swifts_own_tests_pass(tiny_bundle, tmp_path):
+    """On Linux with stand-ins for Apple's frameworks. No Python package brings Swift: without it, nothing can be said."""
+    swift = os.environ.get("TFSD_SWIFT") or shutil.which("swift")
+    if swift is None:
+        pytest.skip("Swift is not installed; Debian 13 has it as swiftlang. TFSD_SWIFT may name its program.")
+    command = [swift, "test", "--scratch-path", tmp_path / "build", "-c", "release", "-Xswiftc", "-enable-testing"]
+    done = subprocess.run(
+        command,
+        cwd=MOBILE / "ios",
+        env=os.environ | {"TFSD_BUNDLE": str(tiny_bundle)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "warning:" not in done.stdout
+    assert re.search(r"Executed (\d+) tests, with 0 failures", done.stdout)

@@ -15,7 +15,7 @@ EXAMPLES = """  tfsd bench                               float32 and bfloat16, w
 """
 DEVICE_EXAMPLES = """  tfsd bench device bundle                            every signature of a bundle, on two threads
   tfsd bench device bundle --threads 4 --runs 50 --json bundle.json
-  tfsd bench device --full-size                       SD 1.x's U-Net at 256 and 512 px, int8 and float16; takes 15 GB and
+  tfsd bench device --full-size                       SD 1.x's U-Net at 256 and 512 px, int8 and float16; takes 16 GB and
                                                       half an hour
   tfsd bench device --full-size --sizes 256 --quantize dynamic
   tfsd bench device --full-size --parts text_encoder denoiser decoder

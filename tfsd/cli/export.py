@@ -19,7 +19,8 @@ VERIFY_EXAMPLES = """  tfsd verify models/tiny/1
   tfsd verify bundle
 """
 _SAVED_MODEL_ONLY = {"version": None, "batch_sizes": [1, 2, 4, 8], "batching": "exact", "dtype": "float32", "no_xla": False}
-_TFLITE_ONLY = {"quantize": "none", "overwrite": False}
+_REPORT = {"report_pictures": "pictures", "report_steps": "steps", "report_prompts": "adherence"}
+_TFLITE_ONLY = {"quantize": "none", "overwrite": False, **dict.fromkeys(_REPORT)}
 
 
 def add_export(commands):
@@ -54,6 +55,11 @@ def add_export(commands):
 
     kinds = "; ".join(f"{name}: {recipe.summary}" for name, recipe in RECIPES.items())
     add("--quantize", choices=tuple(RECIPES), default="none", help=f"of tflite. {kinds} (default: none)")
+    add("--report-pictures", type=whole(1, 64), default=None, metavar="N", help="of tflite: pictures that the report on quality "
+        "compares (default: 4)")  # fmt: skip
+    add("--report-steps", type=whole(1, 1000), default=None, metavar="N", help="of each of them (default: 10)")
+    add("--report-prompts", type=whole(0, 10_000), default=None, metavar="N", help="of one object and as many of two, that the "
+        "report on tiny counts as followed or not (default: 48)")  # fmt: skip
     add("--overwrite", action="store_true", help="of tflite: replace a bundle")
     add("--quiet", action="store_true", help="no progress bar and no plan")
     return parser
@@ -66,8 +72,8 @@ def add_verify(commands):
         "verify",
         verify,
         help="check an export: its files, and that it draws what it drew",
-        description="Checks the files of an export and, of DIR/NAME/VERSION, draws its reference picture again, on this "
-        "machine and with this TensorFlow. Exit status 1 if a file is damaged or the picture is another one.",
+        description="Checks the files of an export and draws its reference picture again, on this machine and with this "
+        "TensorFlow or LiteRT. Exit status 1 if a file is damaged or the picture is another one.",
         examples=VERIFY_EXAMPLES,
     )
     parser.add_argument("folder", help="a version or a bundle that `tfsd export` wrote")
@@ -99,18 +105,20 @@ def _tflite(args) -> int:
     quiet_tensorflow()
     from converters.device.export import export_tflite
     from converters.device.recipes import plan_sizes
+    from converters.device.report import Check
     from tfsd.weights import load_spec, resolve
 
     if not args.quiet:
         sizes = plan_sizes(load_spec(resolve(args.model)))[args.quantize]
-        rows = [(name, *(f"{size / 1e6:.1f} MB" for size in (one.file_bytes, one.memory_bytes))) for name, one in sizes.items()]
-        print_table(rows, ("part", "file, about", "memory, about"))
+        rows = [(name, *(f"{size / 1e6:,.1f} MB" for size in one)) for name, one in sizes.items()]
+        print_table(rows, ("part", "file, about", "memory on the phone", "memory to convert"))
     folder = export_tflite(
         args.model,
         args.out,
         quantize=args.quantize,
         size=None if args.size is None else args.size[0],
         max_steps=50 if args.max_steps is None else args.max_steps,
+        check=Check(**{own: getattr(args, name) for name, own in _REPORT.items() if getattr(args, name) is not None}),
         overwrite=args.overwrite,
         progress=not args.quiet,
     )
@@ -144,11 +152,14 @@ def _saved_model(args) -> int:
 def verify(args) -> int:
     """Runs the command `verify`."""
     quiet_tensorflow()
-    from tfsd.device import is_bundle, load_bundle_manifest
+    from tfsd.device import is_bundle
 
     if is_bundle(args.folder):
-        load_bundle_manifest(args.folder)
-        print(f"{args.folder} is undamaged.")
+        from converters.device.verify import verify_bundle
+
+        verdict = verify_bundle(args.folder)
+        how = "byte for byte" if verdict.equal else f"but for roundings: {verdict.psnr:.1f} dB, as on another processor"
+        print(f"{args.folder} is undamaged and draws its reference picture, {how}.")
         return 0
     from converters.verify import verify as check
 

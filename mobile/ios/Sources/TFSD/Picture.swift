@@ -51,9 +51,8 @@ public struct Picture: Equatable, Sendable {
     /// Returns the picture as a PNG file; nil only if the system has no memory left.
     public func png() -> Data? {
         let file = NSMutableData()
-        guard let image = image(), let target = CGImageDestinationCreateWithData(file, "public.png" as CFString, 1, nil) else {
-            return nil
-        }
+        let target = CGImageDestinationCreateWithData(file as CFMutableData, "public.png" as CFString, 1, nil)
+        guard let image = image(), let target = target else { return nil }
         CGImageDestinationAddImage(target, image, nil)
         return CGImageDestinationFinalize(target) ? file as Data : nil
     }

@@ -17,6 +17,8 @@ public final class StableDiffusion: @unchecked Sendable {
     private let queue = DispatchQueue(label: "dev.tfsd.draw", qos: .userInitiated)
     private var tokenizer: Tokenizer?
 
+    /// Reads nothing yet: the first picture does.
+    ///
     /// - Parameters:
     ///   - runtime: what runs the model files; it must not be used by others.
     ///   - availableMemory: the bytes that are free, asked before each file is opened.

@@ -21,11 +21,13 @@ public final class LiteRTRuntime: Runtime {
     private let threads: Int
     private let onOpen: @Sendable (_ part: String, _ used: Accelerator, _ isWhole: Bool) -> Void
 
+    /// Starts LiteRT.
+    ///
     /// - Parameters:
     ///   - threads: of the CPU.
     ///   - onOpen: told of each part that is opened, what runs it, and whether that runs all of it; called on the thread that
     ///     draws.
-    /// - Throws: LiteRT's error, if it cannot be started.
+    /// - Throws: LiteRT's error, if it cannot be.
     public init(
         accelerator: Accelerator = .gpu,
         threads: Int = 4,

@@ -59,7 +59,7 @@ internal fun Tests.app(folder: File, work: File) {
         expect(null, state.error)
         expect(7L, state.picture?.recipe?.get("seed"))
         check(state.done > 1 && state.done == state.steps) { "$state" }
-        val used = mapOf("text_encoder" to "GPU", "sampling" to "CPU", "denoiser" to "GPU", "decoder" to "GPU")
+        val used = mapOf("text_encoder" to "CPU", "sampling" to "CPU", "denoiser" to "GPU", "decoder" to "GPU")
         expect(used, state.used.mapValues { "${it.value}" })
     }
     test("the app shows errors, and can be asked again") {

@@ -28,7 +28,8 @@ internal fun Tests.liteRt() {
         expect(listOf(Accelerator.CPU), used("denoiser", "denoiser", Environment(setOf(Accelerator.CPU))))
         expect(4, CompiledModel.made.last().options.cpuOptions?.numThreads)
     }
-    test("sampling always runs on the CPU") {
+    test("sampling and the text encoder always run on the CPU") {
+        expect(listOf(Accelerator.CPU), used("text_encoder", "text_encoder", everything))
         expect(listOf(Accelerator.CPU), used("sampling", "sampling", everything))
         expect(listOf(Accelerator.CPU), CompiledModel.made.last().options.accelerators.toList())
     }

@@ -15,8 +15,9 @@ import java.io.File
 /**
  * Runs models with LiteRT, which maps their files.
  *
- * `sampling` always runs on the CPU, so that seeds give the same noise on all phones. The other parts run on [accelerator]; the
- * CPU does what it cannot, and everything if the phone has none or it refuses a file.
+ * `sampling` always runs on the CPU, so that seeds give the same noise on all phones, and so does the text encoder, which looks up
+ * tables and squares numbers that half precision cannot hold. The other parts run on [accelerator]; the CPU does what it cannot, and
+ * everything if the phone has none or it refuses a file.
  *
  * @param environment LiteRT's, made and closed by the caller: `Environment.create(context)`, with a provider of libraries for an
  *   NPU, or that of Google Play services.
@@ -33,7 +34,7 @@ class LiteRtRuntime(
         val (compiled, used) = try {
             // Asked first: LiteRT silently runs on the CPU what it was to run on an accelerator that is not there.
             val isThere = accelerator in environment.getAvailableAccelerators()
-            compile(file, if (part == "sampling" || !isThere) Accelerator.CPU else accelerator)
+            compile(file, if (part in ON_CPU || !isThere) Accelerator.CPU else accelerator)
         } catch (error: LiteRtException) {
             throw ModelException(Messages.text("load", "file" to file, "reason" to reason(error)), error)
         }
@@ -52,6 +53,8 @@ class LiteRtRuntime(
             compile(file, Accelerator.CPU)
         }
 }
+
+private val ON_CPU = setOf("sampling", "text_encoder")
 
 private class LiteRtModel(
     private val compiled: CompiledModel,
