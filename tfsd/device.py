@@ -64,6 +64,10 @@ def load_bundle_manifest(folder: str | Path) -> dict:
     return manifest
 
 
+class TooLittleMemory(CheckpointError, MemoryError):
+    """A part of a bundle needs more memory than is free."""
+
+
 class StepLoop(ABC):
     """What an app does with a bundle: tokens, then plan, noise and step again and again, then the picture's colours.
 
@@ -102,7 +106,7 @@ class StepLoop(ABC):
         """Returns pictures of a prompt, one after the other; arguments and result as `tfsd.text_to_image`.
 
         Raises: `TypeError`, `ValueError` naming the argument, also for a size that the bundle was not exported for;
-        `CheckpointError` for a model file that LiteRT cannot run; `MemoryError` if too little is free; `Cancelled`.
+        `CheckpointError` for a model file that LiteRT cannot run; `TooLittleMemory`; `Cancelled`.
         """
         known, show = self.manifest["defaults"], Progress(progress, callback, self._pace)
         prompts = per_prompt(prompt, whole("batch_size", batch_size, 1, MAX_BATCH))
@@ -176,7 +180,7 @@ class DeviceBundle(StepLoop):
     def part(self, name: str) -> Iterator[Callable[..., dict[str, np.ndarray]]]:
         """Opens a part and yields `run(signature, **inputs)`, which returns its outputs; closes it at the end.
 
-        Raises: `MemoryError` if too little is free for it; `CheckpointError` for a file that LiteRT cannot run.
+        Raises: `TooLittleMemory`; `CheckpointError` for a file that LiteRT cannot run.
         """
         own = self.manifest["parts"][name]
         _require_memory(name, own["memory"])
@@ -208,10 +212,10 @@ def available_memory() -> int:
 
 
 def _require_memory(part: str, needed: int):
-    """Raises `MemoryError` if a part needs more bytes than this machine has free, before the system ends the program."""
+    """Raises `TooLittleMemory` if a part needs more bytes than are free, before the system ends the program."""
     free = available_memory()
     if needed > free:
-        raise MemoryError(
+        raise TooLittleMemory(
             f"{part} needs {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. "
             "Close other programs, or export the bundle with another quantize."
         )

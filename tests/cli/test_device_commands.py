@@ -1,6 +1,8 @@
 """`tfsd export tflite`, `tfsd verify` and `tfsd generate --device-bundle`, as a user types them."""
 
+import json
 import os
+from pathlib import Path
 
 import pytest
 from command_line import one_line
@@ -38,6 +40,11 @@ def test_bundle_is_exported_verified_and_draws(place, run):
     assert run("generate", *argv)[0] == 0
     recipe = read_recipe("1.png")
     assert (recipe["seed"], recipe["index"], recipe["quantize"], recipe["num_steps"]) == (3, 1, "float16", 2)
+    manifest = json.loads(Path("bundle/manifest.json").read_text())
+    manifest["parts"]["denoiser"]["memory"] = 10**15
+    Path("bundle/manifest.json").write_text(json.dumps(manifest))
+    status, _, err = run("generate", *argv)
+    assert status == 1 and one_line(err) and "denoiser needs 1000000.0 GB of memory" in err
     os.truncate("bundle/decoder.tflite", 100)
     status, _, err = run("verify", "bundle")
     assert status == 1 and one_line(err) and "decoder.tflite is damaged" in err

@@ -25,10 +25,10 @@ def describe(error: Exception) -> tuple[int, str]:
     message = message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "..."
     if isinstance(error, (UsageError, ValueError)):  # the functions behind the commands check their arguments with ValueError
         return 2, message
-    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-        return 1, "out of memory. Smaller pictures, fewer at once (--batch) or --dtype bfloat16 take less."
     if isinstance(error, (CheckpointError, OSError)):
         return 1, message
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return 1, "out of memory. Smaller pictures, fewer at once (--batch) or --dtype bfloat16 take less."
     return 1, f"{type(error).__name__}: {message.rstrip('.')} (--debug shows where)"
 
 

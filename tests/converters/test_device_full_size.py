@@ -1,0 +1,29 @@
+"""The parts of Stable Diffusion 1.x at full size, random weights, as files for phones. Needs 16 GB of memory, 10 GB of disk."""
+
+import pytest
+
+from converters.device.jobs import measure_conversion, measure_quantization
+from converters.device.lint import MAX_BYTES, lint, look
+from converters.device.recipes import plan_sizes
+from tfsd.specs import PRESETS
+
+pytestmark = pytest.mark.slow
+SPEC = PRESETS["sd-1.4"]
+MEMORY = 24e9
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "decoder", "denoiser"])
+def test_part_is_converted_and_quantized_within_the_limits_of_phones(part, tmp_path):
+    whole = tmp_path / f"{part}.tflite"
+    made = measure_conversion(whole, SPEC, part, (512, 512))
+    assert made.peak_bytes < MEMORY
+    for quantize in ("float16", "int8"):
+        file = tmp_path / quantize / whole.name
+        file.parent.mkdir()
+        quantized = measure_quantization(whole, file, part, quantize)
+        assert quantized.peak_bytes < MEMORY
+        assert not lint(file, part)
+        assert look(file).signatures == look(whole).signatures
+        planned = plan_sizes(SPEC)[quantize][part].file_bytes
+        assert quantized.file_bytes <= MAX_BYTES and 0.95 < quantized.file_bytes / planned < 1.35  # tables stay in float32
+        file.unlink()
