@@ -118,8 +118,9 @@ class StepLoop(ABC):
         sampler = known["sampler"] if sampler is None else sampler
         name = choice("sampler", ALIASES.get(sampler, sampler), self.manifest["samplers"])
         guidance = scales(known["guidance_scale"] if guidance_scale is None else guidance_scale, batch)
-        seeds, indices = seeds_of(seed, index, batch)
-        whole("index", max(indices), 0, self.manifest["max_index"])
+        last = self.manifest["max_index"]
+        seeds, indices = seeds_of(seed, whole("index", index, 0, last), batch)
+        whole("index", max(indices), 0, last)
         negatives = one_each("negative_prompt", "" if negative_prompt is None else negative_prompt, str, batch)
         tokens = self.tokenizer(prompts, on_long=on_long), self.tokenizer(negatives, on_long=on_long, name="negative_prompt")
         contexts = self._contexts(np.stack(tokens[::-1], axis=1))

@@ -127,7 +127,8 @@ RECIPES = {
         "weights int8, activations rounded to int8 at every product: fastest on CPUs", 1, 1, 1, 15.0, 5, _all_parts(_dynamic)
     ),
     "int8-weights": Recipe(
-        "weights int8, products in float32: smallest at little loss, slow on CPUs", 1, 1, 4, 20.0, 2, _all_parts(_int8_weights)
+        "weights int8, products in float32: least loss in 8 bits, slow on CPUs and large in their memory",
+        1, 1, 8, 20.0, 2, _all_parts(_int8_weights),
     ),
     # The text encoder runs once and is small beside the denoiser, and of its activations single ones are hundreds of times
     # the others: neither one range for all nor four bits are worth it there.
@@ -136,8 +137,8 @@ RECIPES = {
         1, 1, 1, 15.0, 5, _all_parts(_int8, text_encoder=_dynamic), True,
     ),
     "int4": Recipe(
-        "the denoiser's dense layers in 4 bits, all else as dynamic: smallest", 0.5625, 1, 0.5625, 12.0, 10,
-        _all_parts(_dynamic, denoiser=_int4),
+        "the denoiser's dense layers in 4 bits, all else as dynamic: smallest",
+        0.5625, 1, 0.5625, 12.0, 10, _all_parts(_dynamic, denoiser=_int4),
     ),
 }  # fmt: skip
 
