@@ -4,6 +4,7 @@ from tfsd.benchmark import benchmark_unet
 from tfsd.h5 import CheckpointError
 
 
+@pytest.mark.slow
 def test_each_setting_is_timed_in_a_process_of_its_own(toy_folder):
     seen = []
     settings = [("float32", True), ("bfloat16", False)]

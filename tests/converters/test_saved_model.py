@@ -89,6 +89,7 @@ def test_strangers_in_a_batch_change_no_byte(order, session, alone):
     assert session("text_to_png", batch)["png_bytes"].tolist() == [alone[i] for i in order]
 
 
+@pytest.mark.slow
 def test_batches_made_by_tensorflows_own_scheduler_change_no_byte(folder, alone):
     """The scheduler of TF Serving's --enable_batching, as an operation: requests of several threads meet in one call."""
     loaded, sizes = tf.saved_model.load(str(folder)), []

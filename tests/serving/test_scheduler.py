@@ -245,6 +245,7 @@ def engine(toy_export):
 
 
 @on_a_loop
+@pytest.mark.slow
 async def test_pictures_of_an_export_are_those_of_its_signature_whoever_shares_the_queue(engine):
     def inputs(*prompts, seed, num_steps):
         values = {
@@ -264,6 +265,7 @@ async def test_pictures_of_an_export_are_those_of_its_signature_whoever_shares_t
 
 
 @on_a_loop
+@pytest.mark.slow
 async def test_wrong_value_for_an_export_is_the_callers_error(engine):
     async with Bench() as scheduler:
         wrong = {**engine.defaults(), "prompt": np.array([b"a star"], object), "num_steps": np.array([0], "int32")}
