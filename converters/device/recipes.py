@@ -51,10 +51,11 @@ class Recipe(NamedTuple):
     rules: dict[str, Callable] | None
     calibrated: bool = False
 
-    def size(self, dense: int, others: int) -> PartSize:
-        """Returns what a part with so many weights in dense layers, and others, will need."""
-        file = int(dense * self.dense_bytes + others * self.conv_bytes)
-        return PartSize(file, int(file + self.packed_bytes * (dense + others)), CONVERSION_BYTES * (dense + others))
+    def size(self, dense: int, others: int, tables: int) -> PartSize:
+        """Returns what a part with so many weights in dense layers, others, and in tables, which stay float32, will need."""
+        weights = dense + others + tables
+        file = int(dense * self.dense_bytes + others * self.conv_bytes + 4 * tables)
+        return PartSize(file, int(file + self.packed_bytes * (dense + others)), CONVERSION_BYTES * weights)
 
 
 def _weights(bits: int, granularity: str, dtype: str = "INT"):
@@ -153,10 +154,11 @@ def plan_sizes(spec: ModelSpec) -> dict[str, dict[str, PartSize]]:
         plans[key] = {}
         for name, part in _MODEL_PARTS.items():
             own, total = recipe, parameter_count(shapes[part])
-            dense = parameter_count({path: shape for path, shape in shapes[part].items() if len(shape) == 2})
+            tables = parameter_count({path: shape for path, shape in shapes[part].items() if path.startswith("embeddings/")})
+            dense = parameter_count({path: shape for path, shape in shapes[part].items() if len(shape) == 2}) - tables
             if recipe.rules is not None and recipe.rules[name] is _dynamic:
                 own = RECIPES["dynamic"]
-            plans[key][name] = own.size(dense, total - dense)
+            plans[key][name] = own.size(dense, total - dense - tables, tables)
     return plans
 
 

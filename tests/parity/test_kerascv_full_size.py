@@ -28,7 +28,7 @@ CONTEXT = 1e-5  # of the largest value; KerasCV's own versions differ by 4e-6 ab
 OUTPUT = 1e-4  # of the largest value, for one pass of the U-Net; 1e-3 would be asked for
 LEVELS = 2  # of an image's 255: truncation turns a difference in the 6th digit into 1
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full_size
 
 
 def filled(tag: str, index: int, leaf: str, shape: tuple[int, ...]) -> np.ndarray:
