@@ -11,6 +11,7 @@ SEEDS = (0, 1, 1234, 2147483647)
 SHAPE = (16, 16, 4)
 # sin, cos and log of two float32 libraries; values reach 5
 CLOSE = 2e-6
+SAME = 1e-6  # of our own polynomials, of which compilers may fuse a product with a sum
 
 
 def draw(seeds, indices, stream):
@@ -114,7 +115,7 @@ def test_row_of_a_batch_equals_the_row_drawn_alone(drawn):
     np.testing.assert_array_equal(together, swapped[::-1])
     np.testing.assert_allclose(together[1], REFERENCE["seed1234"][1], rtol=0, atol=CLOSE)
     for row, (seed, index) in zip(together, zip(seeds, indices)):
-        np.testing.assert_allclose(row, normal_noise([seed], [index], 0, SHAPE)[0], rtol=0, atol=CLOSE)
+        np.testing.assert_allclose(row, normal_noise([seed], [index], 0, SHAPE)[0], rtol=0, atol=SAME)
 
 
 def test_batch_may_be_unknown_when_traced():

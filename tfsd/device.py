@@ -28,6 +28,9 @@ MAX_BATCH = 64
 PARTS = ("sampling", "text_encoder", "denoiser", "decoder")
 _NEEDED = {"format", "name", "identity", "quantize", "size", "latents", "tokenizer", "samplers", "max_steps", "defaults"}
 _NEEDED |= {"max_index", "seed_period", "parts", "files"}
+_KINDS = {"identity": dict, "quantize": str, "size": list, "latents": list, "tokenizer": dict, "samplers": list}
+_KINDS |= {"max_steps": int, "max_index": int, "defaults": dict}
+_OF_PART = {"memory": int, "signatures": dict}
 
 
 def is_bundle(folder: str | Path) -> bool:
@@ -53,15 +56,21 @@ def load_bundle_manifest(folder: str | Path) -> dict:
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {str(manifest['format'])[:20]}; this tfsd reads {FORMAT}. Export it again.")
     check_files(folder, manifest["files"], path)
-    parts = manifest["parts"]
-    for name in PARTS:
-        if (
-            not isinstance(parts, dict)
-            or not isinstance(parts.get(name), dict)
-            or parts[name].get("file") not in manifest["files"]
-        ):
-            raise CheckpointError(f"{path} is damaged: it does not say in which of its files {name} is.")
+    _require_fields(path, manifest)
     return manifest
+
+
+def _require_fields(path: Path, manifest: dict):
+    """Raises `CheckpointError` for a value of the manifest that the loop could not work with."""
+    parts = manifest["parts"] if isinstance(manifest["parts"], dict) else {}
+    for name in PARTS:
+        if not isinstance(parts.get(name), dict) or parts[name].get("file") not in manifest["files"]:
+            raise CheckpointError(f"{path} is damaged: it does not say in which of its files {name} is.")
+    values = [(name, manifest[name], kind) for name, kind in _KINDS.items()]
+    values += [(f"parts.{name}.{key}", parts[name].get(key), kind) for name in PARTS for key, kind in _OF_PART.items()]
+    for name, value, kind in values:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise CheckpointError(f"{path} is damaged: {name} is missing or not what it should be.")
 
 
 class TooLittleMemory(CheckpointError, MemoryError):

@@ -1,9 +1,8 @@
 """Seeded noise that is the same on every target, and the same that KerasCV draws for a seed.
 
 Philox4x32-10 and Box-Muller, in int32 operations that eager TensorFlow, graphs, XLA and TFLite's builtins share, and in
-float32 operations that all of them round alike: each has a logarithm, a sine and a cosine of its own, XNNPACK's logarithm is
-off by 1e-7 near 1, which a root makes 2e-5. So these three are polynomials here, and targets differ only where a compiler
-fuses a product with a sum.
+float32 operations that all of them round alike. Each has a logarithm, a sine and a cosine of its own: XNNPACK's logarithm is
+off by 1e-7 near 1, which a root makes 2e-5. So these three are polynomials here, and targets differ by less than 1e-6.
 `tf.random` is no substitute: its numbers for one seed differ between XLA and the rest.
 """
 
@@ -70,7 +69,7 @@ def normal_noise(seeds, indices, stream, shape: tuple[int, ...]) -> tf.Tensor:
 
 
 def _log(x: tf.Tensor) -> tf.Tensor:
-    """Returns the natural logarithm of numbers in [2**-31, 1), within two roundings also near 1."""
+    """Returns the natural logarithm of numbers in [2**-31, 1), within 2e-7 of their own size."""
     exponent = tf.zeros_like(x)
     for shift in (16.0, 8.0, 4.0, 2.0, 1.0):  # to [0.5, 1), exactly
         small = x < 2.0**-shift

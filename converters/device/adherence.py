@@ -8,7 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from tfsd.arguments import whole
+from tfsd.specs import ModelSpec
 from tfsd.training.evaluate import judge
+from tfsd.training.recipe import tiny_spec
 
 KINDS = ("one", "two")  # of `tfsd.training.scenes`: objects in a prompt
 _CERTAINTY = 1.96  # standard errors on both sides of a mean within which the truth is in 95 %
@@ -19,6 +21,11 @@ class Drawer(Protocol):
 
     def text_to_image(self, prompt: Sequence[str], *, seed: int, index: int, num_steps: int) -> np.ndarray:
         """Returns pictures uint8 [B, H, W, 3]."""
+
+
+def can_be_judged(spec: ModelSpec, size: Sequence[int]) -> bool:
+    """Tells whether the checker can read a model's pictures of `size`: it knows the words of the scenes, in their own size."""
+    return spec.text.kept_tokens == tiny_spec().text.kept_tokens and tuple(size) == tuple(spec.default_size)
 
 
 def measure_adherence(ours: Drawer, theirs: Drawer, count: int = 96, seed: int = 0, *, num_steps: int = 10) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from converters.device.jobs import convert_saved
+from converters.device.measure import first_line
 from converters.verify import ExportError
 
 LARGE = 10**8  # weights from which a process of its own converts, whose memory is then free again
@@ -25,8 +26,3 @@ def convert(folder: Path, target: Path, signatures: Sequence[str], weights: int)
     except Exception as error:  # the converter raises a class of its own for each stage
         raise ExportError(f"{target.stem} cannot be converted to TFLite: {first_line(error)}") from error
     return target
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of what a library says, which often goes on for pages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

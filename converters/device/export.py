@@ -10,10 +10,11 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from converters.device.capture import Records
-from converters.device.convert import convert, first_line
+from converters.device.convert import convert
+from converters.device.jobs import CONVERSION_BYTES
 from converters.device.lint import MAX_BYTES, lint
 from converters.device.manifest import TOKENIZER, describe, write
-from converters.device.measure import measure_signature
+from converters.device.measure import first_line, measure_signature
 from converters.device.parts import build_parts, save_part
 from converters.device.recipes import RECIPES, Recipe, plan_sizes, quantize_file
 from converters.device.report import Check, gather, make_report, write_report
@@ -21,11 +22,14 @@ from converters.verify import ExportError
 from tfsd.api import load
 from tfsd.arguments import choice, side_of, whole
 from tfsd.device import MAX_BATCH, available_memory
-from tfsd.files import new_folder
+from tfsd.files import new_folder, require_space
 from tfsd.samplers.plans import MAX_STEPS
 from tfsd.specs import ModelSpec
 from tfsd.text.portable import write_tokenizer_data
 from tfsd.weights import load_spec, resolve
+
+_CHECK_STEPS = 10  # of the report's pictures
+_DISK_BYTES = 8  # of the folder for temporary files, for each weight: a SavedModel and a file, both in float32
 
 
 class Saved(NamedTuple):
@@ -60,7 +64,7 @@ def export_tflite(
     spec = load_spec(resolve(model))
     size = _checked_size(spec, size)
     max_steps = whole("max_steps", max_steps, 1, min(MAX_STEPS, spec.schedule.train_steps))
-    check = _checked(check or Check(), spec, max_steps)
+    check = _checked(check or Check(), max_steps)
     require_room(spec, quantize)
     with new_folder(out, overwrite=overwrite) as new, tempfile.TemporaryDirectory() as work:
         saved, manifest, evidence = _prepare(model, Path(work), quantize, size, max_steps, check)
@@ -87,14 +91,15 @@ def _checked_size(spec: ModelSpec, size) -> tuple[int, int]:
     return tuple(side_of("size", side, side, spec.vae.factor) for side in size)
 
 
-def _checked(check: Check, spec: ModelSpec, max_steps: int) -> Check:
+def _checked(check: Check, max_steps: int) -> Check:
     pictures = whole("check.pictures", check.pictures, 1, MAX_BATCH)
     prompts = whole("check.adherence", check.adherence, 0, 10_000)
-    return Check(pictures, min(whole("check.steps", check.steps, 1, MAX_STEPS), max_steps), prompts)
+    steps = min(_CHECK_STEPS, max_steps) if check.steps is None else whole("check.steps", check.steps, 1, max_steps)
+    return Check(pictures, steps, prompts)
 
 
 def require_room(spec: ModelSpec, quantize: str):
-    """Raises `ExportError` for a file too large for phones, and for a conversion too large for this machine's free memory."""
+    """Raises `ExportError` for a file too large for phones, or for the free memory; `CheckpointError` for the disk."""
     sizes = plan_sizes(spec)
     free = available_memory()
     for name, part in sizes[quantize].items():
@@ -109,6 +114,8 @@ def require_room(spec: ModelSpec, quantize: str):
                 f"Converting {name} needs about {part.conversion_bytes / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. "
                 "Close other programs, or convert on a larger machine."
             )
+    weights = sum(part.conversion_bytes for part in sizes[quantize].values()) // CONVERSION_BYTES
+    require_space(tempfile.gettempdir(), _DISK_BYTES * weights)
 
 
 def _prepare(model, work: Path, quantize: str, size: tuple[int, int], max_steps: int, check: Check):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converters.device.measure import made_up, memory, plausible, run_module, timed
+from converters.device.measure import first_line, made_up, memory, plausible, run_module, timed
 from tfsd.specs import ModelSpec, from_json, to_json
 
 CONVERSION_BYTES = 18  # of memory for each weight while TFLite converts it
@@ -148,9 +148,9 @@ def _convert(job: dict) -> dict:
 
 def _require_memory(needed: int):
     """Raises `MemoryError` before the system, short of memory, would end this process or others."""
-    import psutil
+    from tfsd.device import available_memory
 
-    free = psutil.virtual_memory().available
+    free = available_memory()
     if needed > free:
         raise MemoryError(f"that needs about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free")
 
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         found = _JOBS[job["job"]](job)
     except Exception as error:  # all that TensorFlow and the quantizer raise; a caller gets one line
-        sys.stderr.write((str(error).strip().splitlines() or [type(error).__name__])[0] + "\n")
+        sys.stderr.write(first_line(error) + "\n")
         return 1
     sys.stdout.write(json.dumps(found) + "\n")
     return 0

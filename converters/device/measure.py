@@ -64,6 +64,11 @@ def measure_signature(
     return Measured(**found)
 
 
+def first_line(error: Exception) -> str:
+    """Returns the first line of what a library says, which often goes on for pages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def run_module(module: str, arguments: Sequence[str], failed: str) -> dict:
     """Runs a module in a new process and returns the JSON object of its last line.
 

@@ -17,7 +17,7 @@ from converters.device.jobs import CONVERSION_BYTES
 from tfsd.specs import ModelSpec
 
 BLOCK = 32  # weights that share a scale in four bits
-CALIBRATION_CALLS = 40  # of a part, spread over the trajectories: twice as many move no range by more than a few percent
+CALIBRATION_CALLS = 40  # of a part, spread over the trajectories
 # Layers that read what no norm bounds, by the names of their outputs: a few of their inputs are many times the others, so one
 # range for all calls, which "int8" needs, costs most there. They keep a range of each call's own.
 UNBOUNDED = r"(dense[01]_\d+/MatMul|embed_|conv_in_|conv_out_|skip_|downsample|upsample|proj_out_|feed_forward|/out_|key_|value_)"

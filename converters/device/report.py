@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converters.device.adherence import measure_adherence
+from converters.device.adherence import can_be_judged, measure_adherence
 from converters.device.capture import Records, capture_inputs, spread
 from converters.device.parts import Part
 from converters.device.quality import compare_parts, compare_pictures
@@ -18,9 +18,8 @@ from tfsd.api import StableDiffusion
 from tfsd.device import DeviceBundle
 from tfsd.png import encode
 
-REPORT, SHEET = "report.json", "report.html"
+REPORT = "report.json"
 SEED = 2026
-EMBEDDED = "tiny"  # the model whose pictures the checker can judge
 PROMPTS = (
     "a red star above a blue house at night",
     "a large green fish",
@@ -37,10 +36,14 @@ _PART_CALLS = 6  # of each part, that its files are compared with
 
 
 class Check(NamedTuple):
-    """How much is drawn for a report: `pictures` of `steps` each, and `adherence` prompts of each kind for the embedded model."""
+    """How much is drawn for a report.
+
+    `pictures` of `steps` each, None for ten or as many as the bundle allows; `adherence`: prompts of each kind that the embedded
+    model is asked to follow, in its own size.
+    """
 
     pictures: int = len(PROMPTS)
-    steps: int = 10
+    steps: int | None = None
     adherence: int = 48
 
 
@@ -69,7 +72,7 @@ def gather(model: StableDiffusion, manifest: dict, parts: dict[str, Part], check
     if recipe.calibrated:
         steps = min(2 * check.steps, manifest["max_steps"])
         calibration = capture_inputs(manifest, parts, CALIBRATION_PROMPTS[: check.pictures], seed=SEED + 1, num_steps=steps)
-    judged = check.adherence and model.identity["model"] == EMBEDDED
+    judged = check.adherence and can_be_judged(model.spec, manifest["size"])
     calls, calibration = spread(calls, _PART_CALLS), spread(calibration, CALIBRATION_CALLS)
     return Evidence(prompts, np.asarray(pictures), calls, calibration, model if judged else None)
 

@@ -38,7 +38,7 @@ def verify_bundle(folder: str | Path) -> Verdict:
     with Image.open(file) as picture:
         expected = np.asarray(picture.convert("RGB"))[None]
     psnr = compare_pictures(np.asarray(made), expected, [recipe["prompt"]])[0]["psnr"]
-    gate = RECIPES[bundle.manifest["quantize"]].gate if bundle.manifest["quantize"] in RECIPES else 45.0
+    gate = RECIPES[bundle.manifest["quantize"]].gate
     if psnr < gate:
         raise ExportError(
             f"{folder} draws another picture than when it was exported: {psnr:.1f} dB, at least {gate:.0f} expected."

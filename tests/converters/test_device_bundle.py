@@ -12,7 +12,8 @@ from converters.device.export import export_tflite
 from converters.device.lint import lint, look
 from converters.device.manifest import write
 from converters.device.recipes import RECIPES, plan_sizes
-from converters.device.report import REPORT, SHEET, Check
+from converters.device.report import REPORT, Check
+from converters.device.sheet import SHEET
 from converters.device.verify import REFERENCE, verify_bundle
 from converters.verify import ExportError
 from tfsd.api import load
@@ -157,6 +158,8 @@ def test_damaged_files_are_named(damaged):
         ({"parts": {}}, "does not say in which of its files sampling is"),
         ({"files": ["denoiser.tflite"]}, "lists no files"),
         ({"identity": None}, "lacks identity"),
+        ({"samplers": "ddim"}, "samplers is missing or not what it should be"),
+        ({"max_steps": "7"}, "max_steps is missing or not what it should be"),
     ],
 )
 def test_manifest_that_is_none_is_refused(change, words, damaged):
@@ -172,6 +175,14 @@ def test_part_that_needs_more_memory_than_is_free_is_named(damaged):
     (damaged / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(MemoryError, match="denoiser needs 1000000.0 GB of memory; .* GB are free. Close other programs"):
         DeviceBundle(damaged).text_to_image("red", seed=1, num_steps=1)
+
+
+def test_part_without_its_memory_is_named(damaged):
+    manifest = json.loads((damaged / MANIFEST).read_text())
+    del manifest["parts"]["decoder"]["memory"]
+    (damaged / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="parts.decoder.memory is missing or not what it should be"):
+        DeviceBundle(damaged)
 
 
 def test_model_that_litert_cannot_load_is_named(damaged):
@@ -196,6 +207,7 @@ def test_export_below_its_gate_leaves_nothing(toy_folder, tmp_path, monkeypatch)
         ({"size": (32, 20)}, "size must be a multiple of 8; got 20"),
         ({"size": 32}, "size must be a pair"),
         ({"max_steps": 0}, "max_steps must be from 1"),
+        ({"max_steps": 8, "check": Check(steps=9)}, "check.steps must be from 1 to 8; got 9"),
     ],
 )
 def test_arguments_of_an_export_are_named(arguments, words, toy_folder, tmp_path):

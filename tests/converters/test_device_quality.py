@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from converters.device import quality
+from converters.device.adherence import can_be_judged
 from converters.device.quality import compare_parts, compare_pictures, relative_error
 from converters.device.sheet import write_sheet
+from tfsd.specs import PRESETS
+from tfsd.training.recipe import tiny_spec
 
 EXACT = 1e-4  # of PSNR in dB and of SSIM: TensorFlow computes both in float32
 SIDE = 16
@@ -277,3 +280,9 @@ def test_adherence_of_a_bundle_at_float32_is_that_of_python(tmp_path):
     bundle = DeviceBundle(export_tflite("tiny", tmp_path / "bundle"))
     found = measure_adherence(bundle, load("tiny", jit_compile=False), 16)["all"]
     assert found["lost"] == found["gained"] == 0 and found["before"] > 0.7
+
+
+def test_only_pictures_of_the_scenes_in_their_own_size_are_judged():
+    tiny = tiny_spec()
+    assert can_be_judged(tiny, [128, 128])
+    assert not can_be_judged(tiny, [64, 64]) and not can_be_judged(PRESETS["sd-1.4"], [512, 512])
