@@ -12,8 +12,8 @@ import pytest
 from pictures import pictures, recipe
 from PIL import Image
 
+from tfsd.image_files import FileThereError
 from tfsd.images import ImageFileError, Images, file_names, free_names, read_recipe
-from tfsd.png import FileThereError
 
 ROOT = Path(__file__).parents[1]
 
@@ -163,7 +163,7 @@ def test_patterns_name_the_pictures(pattern, expected):
         ("{seed}.png", "a name of its own"),
         ("{steps}.png", r"\{n\}, \{prompt\}, \{seed\}, \{index\}; got \{steps\}"),
         ("{}.png", "got {}"),
-        ("out.jpg", "must end in .png"),
+        ("out.gif", r"must end in .png, .jpg, .jpeg or .webp; got 'out.gif'"),
         ("out", "must end in .png"),
         ("", "must end in .png"),
     ],

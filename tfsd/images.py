@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tfsd.png import ImageFileError, check_targets, encode, png_path, read_recipe, write_files
+from tfsd.image_files import ImageFileError, check_targets, encode, image_path, read_recipe, write_files
 
 __all__ = ["ImageFileError", "Images", "check_targets", "file_names", "free_names", "read_recipe"]
 
@@ -96,29 +96,35 @@ class Images(np.ndarray):
             sheet.paste(Image.fromarray(picture), (i % columns * width, i // columns * height))
         return sheet
 
-    def save(self, path: str | Path, *, overwrite: bool = True) -> list[Path]:
-        """Writes one PNG file per picture, each with its recipe inside, and returns their paths.
+    def save(self, path: str | Path, *, overwrite: bool = True, quality: int | None = None) -> list[Path]:
+        """Writes one file per picture, each with its recipe inside, and returns their paths.
 
+        The name's ending says the format: .png keeps every pixel; .jpg, .jpeg and .webp are smaller and lossy, which
+        changes pixels a little: the less, the higher `quality`, from 1 to 100 (default: 95).
         Several pictures at "out.png" become "out-0.png", "out-1.png", ...; a name may also say where the numbers go:
         {n} counts the pictures, {seed}, {index} and {prompt} are those of the recipe. Files of these names are
         replaced unless `overwrite` is false. All files are complete or none is there.
 
-        Raises: `ValueError` for a name that is not a PNG's or gives two pictures one name; `ImageFileError` if writing fails.
+        Raises: `ValueError` for a name that ends otherwise or gives two pictures one name, and for a `quality` out of range
+        or of a .png; `ImageFileError` if writing fails.
         """
         names = file_names(path, self.recipes)
-        write_files({name: encode(*pair) for name, pair in zip(names, zip(self.pil(), self.recipes))}, overwrite=overwrite)
+        pairs = zip(self.pil(), self.recipes)
+        write_files({name: encode(*pair, name.suffix, quality=quality) for name, pair in zip(names, pairs)}, overwrite=overwrite)
         return names
 
-    def save_grid(self, path: str | Path, columns: int | None = None, *, overwrite: bool = True) -> Path:
-        """Writes all pictures as one PNG file, with all their recipes inside, and returns its path.
+    def save_grid(
+        self, path: str | Path, columns: int | None = None, *, overwrite: bool = True, quality: int | None = None
+    ) -> Path:
+        """Writes all pictures as one file, with all their recipes inside, and returns its path; formats are as in `save`.
 
         Raises: as `save` and `grid`.
         """
-        name = png_path(path)
+        name = image_path(path)
         sheet = self.grid(columns)
         columns = sheet.width // self.shape[2]
         recipe = {"columns": columns, "pictures": self.recipes, "tfsd": self.recipes[0].get("tfsd", "")}
-        write_files({name: encode(sheet, recipe)}, overwrite=overwrite)
+        write_files({name: encode(sheet, recipe, name.suffix, quality=quality)}, overwrite=overwrite)
         return name
 
     def _repr_png_(self) -> bytes | None:
@@ -149,9 +155,9 @@ def _plain(value):
 def file_names(path: str | Path, recipes: Sequence[Mapping]) -> list[Path]:
     """Returns the file name of each picture, as `Images.save` documents it.
 
-    Raises: `ValueError` if the name does not end in .png, has an unknown field, or gives two pictures one name.
+    Raises: `ValueError` if the name has no picture format's ending, has an unknown field, or gives two pictures one name.
     """
-    path = png_path(path)
+    path = image_path(path)
     if len(recipes) > 1 and not re.search(r"\{[^{}]*\}", path.name):
         path = path.with_name(f"{path.stem}-{{n}}{path.suffix}")
     digits = len(str(len(recipes) - 1))

@@ -16,7 +16,7 @@ from converters.device.sheet import write_sheet
 from converters.device.verify import REFERENCE
 from tfsd.api import StableDiffusion
 from tfsd.device import DeviceBundle
-from tfsd.png import encode
+from tfsd.image_files import encode
 
 REPORT = "report.json"
 SEED = 2026

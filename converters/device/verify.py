@@ -10,7 +10,7 @@ from converters.device.quality import compare_pictures
 from converters.device.recipes import RECIPES
 from converters.verify import ExportError
 from tfsd.device import DeviceBundle
-from tfsd.png import read_recipe
+from tfsd.image_files import read_recipe
 
 REFERENCE = "reference.png"  # its recipe says how it was drawn
 

@@ -20,8 +20,8 @@ from tfsd.api import load
 from tfsd.device import MANIFEST, DeviceBundle, load_bundle_manifest
 from tfsd.files import sha256
 from tfsd.h5 import CheckpointError
+from tfsd.image_files import encode, read_recipe
 from tfsd.noise import normal_noise
-from tfsd.png import encode, read_recipe
 from tfsd.progress import Cancelled
 from tfsd.samplers.plans import SAMPLERS, build_plan
 from tfsd.specs import PRESETS, to_json

@@ -13,7 +13,7 @@ from tfsd.api import load
 from tfsd.device import MANIFEST, DeviceBundle
 from tfsd.files import sha256
 from tfsd.h5 import CheckpointError
-from tfsd.png import read_recipe
+from tfsd.image_files import read_recipe
 
 pytestmark = pytest.mark.mobile
 JVM, NATIVE = toolchain.MOBILE / "jvm", toolchain.MOBILE / "native"

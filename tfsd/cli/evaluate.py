@@ -35,7 +35,7 @@ def add_eval(commands):
 
 def evaluate(args) -> int:
     """Runs the command."""
-    from tfsd.png import ImageFileError, check_targets, png_path
+    from tfsd.image_files import ImageFileError, check_targets, image_path
     from tfsd.samplers.plans import find_sampler
     from tfsd.weights import load_spec, resolve
 
@@ -43,7 +43,7 @@ def evaluate(args) -> int:
     if args.sampler is not None:
         find_sampler(args.sampler)
     if args.sheet is not None:
-        check_targets([png_path(args.sheet, "--sheet")])
+        check_targets([image_path(args.sheet, "--sheet", (".png",))])
     quiet_tensorflow()
     from tfsd.training import evaluate as measure
 

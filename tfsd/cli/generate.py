@@ -280,8 +280,8 @@ def _save(images, name: Path, args):
     """Writes pictures, and their name to standard output."""
     from tqdm import tqdm
 
+    from tfsd.image_files import FileThereError
     from tfsd.images import free_names
-    from tfsd.png import FileThereError
 
     while True:
         try:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from tfsd.api import StableDiffusion, load
 from tfsd.arguments import whole
-from tfsd.png import ImageFileError, check_targets, png_path
+from tfsd.image_files import ImageFileError, check_targets, image_path
 from tfsd.training import checker, scenes
 from tfsd.training.sheet import contact_sheet
 
@@ -40,7 +40,7 @@ def evaluate(
     """
     n = whole("n", n, 1, 100_000)
     if sheet is not None:
-        check_targets([png_path(sheet, "sheet")])
+        check_targets([image_path(sheet, "sheet", (".png",))])
     loaded = model if isinstance(model, StableDiffusion) else load(model)
     options = {"seed": seed, "num_steps": num_steps, "guidance_scale": guidance_scale, "sampler": sampler}
     report = {"model": loaded.identity["model"], "weights": loaded.identity["weights"], "n": n, "seed": seed, "kinds": {}}
