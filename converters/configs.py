@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from tfsd.errors import TfsdWarning
 from tfsd.files import read_json
 from tfsd.h5 import CheckpointError
 from tfsd.specs import CLIPSpec, ModelSpec, ScheduleSpec, SpecError, UNetSpec, VAESpec
@@ -231,7 +232,7 @@ def _special_tokens(config: Config, tokenizer: Path, vocabulary: int) -> tuple[i
 def _schedule(config: Config) -> tuple[ScheduleSpec, str]:
     kind = config.get("_class_name", str)
     if kind not in SAMPLERS:
-        warnings.warn(f"{config.path}: there is no sampler like {kind}; the default is pndm.", stacklevel=2)
+        warnings.warn(f"{config.path}: there is no sampler like {kind}; the default is pndm.", TfsdWarning, stacklevel=2)
     sampler, spacing = SAMPLERS.get(kind, ("pndm", "leading"))
     ddim = kind == "DDIMScheduler"  # its defaults differ from the others'
     config.one_of("clip_sample", (False,), ddim or kind == "DDPMScheduler")

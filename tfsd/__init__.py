@@ -5,6 +5,8 @@ The names below load what they need when they are first used: importing this pac
 
 import importlib
 
+from tfsd.startup import quiet_imports
+
 __version__ = "0.1.0"  # the one place; setup.py reads it here
 
 _HOMES = {
@@ -15,6 +17,9 @@ _HOMES = {
     "text_to_image": "tfsd.api",
 }
 __all__ = ["Cancelled", "Images", "StableDiffusion", "__version__", "load", "text_to_image"]
+
+
+quiet_imports()
 
 
 def __getattr__(name: str):

@@ -11,14 +11,12 @@ import h5py
 import ml_dtypes
 import numpy as np
 
+from tfsd.errors import CheckpointError
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 MAX_OBJECTS = 100_000  # the full-size U-Net has 2000; a crafted file can hold cycles of links
 MAX_DEPTH = 24
 OVERHEAD = 4096  # bytes of groups and headers per tensor, generously
-
-
-class CheckpointError(Exception):
-    """Weights that are damaged, do not fit the model, cannot be found or cannot be written."""
 
 
 @dataclass(frozen=True)

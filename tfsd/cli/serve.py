@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tfsd.cli.parsing import UsageError, add_command, real, whole
 from tfsd.cli.terminal import printable, quiet_tensorflow
-from tfsd.h5 import CheckpointError
+from tfsd.errors import CheckpointError
 
 NEEDED = ("grpc", "grpc_health", "grpc_reflection", "aiohttp", "prometheus_client", "tensorflow_serving")
 EXAMPLES = """  tfsd export saved_model --model tiny --out models && tfsd serve models

@@ -1,13 +1,10 @@
 """What commands say, and keeping TensorFlow from saying more."""
 
-import contextlib
 import json
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from tfsd.cli.parsing import UsageError
-from tfsd.h5 import CheckpointError
+from tfsd.errors import CheckpointError
 
 _MAX_MESSAGE = 1000  # letters of an error; a prompt in it may have many more
 
@@ -33,33 +30,10 @@ def describe(error: Exception) -> tuple[int, str]:
 
 
 def quiet_tensorflow():
-    """Imports TensorFlow without the lines that it writes while it starts; its errors are still shown later.
-
-    Some are written past its own settings, so standard error leads nowhere for that moment.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # at 2 it complains where there is no GPU
-    with _no_stderr():
-        import tensorflow as tf
+    """Imports TensorFlow and hides what its Python part logs below errors; `tfsd.startup` hides the rest."""
+    import tensorflow as tf
 
     tf.get_logger().setLevel("ERROR")
-
-
-@contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
-    sys.stderr.flush()
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed: nothing to silence
-        yield
-        return
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def print_json(value):

@@ -10,6 +10,7 @@ import ftfy
 import numpy as np
 import regex
 
+from tfsd.errors import TfsdWarning
 from tfsd.specs import CLIPSpec
 from tfsd.text.vocabulary import FIRST_MARK, vocabulary, word_ids
 
@@ -21,7 +22,7 @@ _LONG_REFERENCE = regex.compile(r"&#([0-9]{8,})")
 _SHOWN_LETTERS = 300  # of cut-off text in messages
 
 
-class PromptTruncationWarning(UserWarning):
+class PromptTruncationWarning(TfsdWarning):
     """A prompt has more tokens than the text encoder reads; the message shows what was cut off."""
 
 
