@@ -4,22 +4,22 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tfsd.samplers.plans import ALIASES, MAX_ROWS, SAMPLERS, build_plan
+from tfsd.samplers.plans import MAX_ROWS, SAMPLERS, build_plan, sampler_names
 from tfsd.specs import ScheduleSpec
 
 
 class PlanBank(tf.Module):
     """Looks up what `build_plan` gives, for every sampler and up to `max_steps` steps.
 
-    Call: sampler string [B], num_steps int32 [B], both known to be valid -> plan [B, MAX_ROWS, ROW_SIZE] float32,
-    count int32 [B], init_scale float32 [B].
+    Call: sampler string [B] (keys or aliases, case ignored), num_steps int32 [B], both known to be valid ->
+    plan [B, MAX_ROWS, ROW_SIZE] float32, count int32 [B], init_scale float32 [B].
     """
 
     def __init__(self, schedule: ScheduleSpec, max_steps: int, *, progress: bool = False):
         super().__init__(name="plans")
         names = {name: i for i, name in enumerate(SAMPLERS)}
-        self.names = [*SAMPLERS, *ALIASES]
-        self._which = [names[ALIASES.get(name, name)] for name in self.names]
+        self.names, keys = zip(*sampler_names().items())
+        self._which = [names[key] for key in keys]
         rest = build_plan(schedule, "ddim", 1).rows[-1:]
         rows, counts, scales = [rest], np.zeros((len(SAMPLERS), max_steps), np.int32), np.zeros((len(SAMPLERS), max_steps))
         for name in tqdm(SAMPLERS, desc="plans", disable=not progress, leave=False):
@@ -35,11 +35,14 @@ class PlanBank(tf.Module):
 
     def known(self, sampler):
         """Tells of each sampler [B] whether it has a name that is known."""
-        return tf.reduce_any(sampler[:, None] == tf.constant(self.names), axis=1)
+        return tf.reduce_any(self._matches(sampler), axis=1)
+
+    def _matches(self, sampler):
+        return tf.strings.lower(sampler)[:, None] == tf.constant(self.names)
 
     def __call__(self, sampler, num_steps):
         """Returns plans, their counts and their first scales."""
-        which = tf.gather(tf.constant(self._which), tf.argmax(sampler[:, None] == tf.constant(self.names), axis=1))
+        which = tf.gather(tf.constant(self._which), tf.argmax(self._matches(sampler), axis=1))
         return self.look_up(which, num_steps, tf.range(MAX_ROWS))
 
     def look_up(self, which, num_steps, steps):

@@ -17,7 +17,7 @@ from tfsd.images import Images
 from tfsd.noise import effective_seed
 from tfsd.progress import Progress
 from tfsd.recipes import recipes_of
-from tfsd.samplers.plans import ALIASES
+from tfsd.samplers.plans import find_sampler
 from tfsd.specs import CLIPSpec
 from tfsd.text import Tokenizer
 
@@ -125,7 +125,7 @@ class StepLoop(ABC):
                 raise ValueError(f"{name} must be {own}, for which this bundle was exported; got {value}. Export another one.")
         steps = whole("num_steps", known["num_steps"] if num_steps is None else num_steps, 1, self.manifest["max_steps"])
         sampler = known["sampler"] if sampler is None else sampler
-        name = choice("sampler", ALIASES.get(sampler, sampler), self.manifest["samplers"])
+        name = choice("sampler", find_sampler(sampler), self.manifest["samplers"])
         guidance = scales(known["guidance_scale"] if guidance_scale is None else guidance_scale, batch)
         last = self.manifest["max_index"]
         seeds, indices = seeds_of(seed, whole("index", index, 0, last), batch)

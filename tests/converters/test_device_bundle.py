@@ -62,7 +62,7 @@ def test_noise_is_that_of_python(seed, index, stream, device):
     np.testing.assert_allclose(made, normal_noise([seed], [index], stream, made.shape[1:]), atol=NOISE, rtol=0)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "plms", "euler_ancestral", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["ddim", "PLMS", "Euler a", "dpmpp_2m"])
 def test_pictures_are_those_of_python_within_a_level(sampler, device, python):
     options = {"seed": [3, 2**40, -1], "num_steps": 5, "sampler": sampler, "guidance_scale": [1.0, 2.5, 9.0], "index": 2}
     options["negative_prompt"] = ["", "red", "a star"]

@@ -39,7 +39,7 @@ def drawn(model, prompt, **options) -> bytes:
 
 CASES = [
     {"prompt": "a red star", "seed": 7},
-    {"prompt": "red", "negative_prompt": "a star", "seed": -1, "num_steps": 5, "sampler": "euler_ancestral"},
+    {"prompt": "red", "negative_prompt": "a star", "seed": -1, "num_steps": 5, "sampler": "Euler a"},
     {"prompt": "", "seed": 2**62, "index": 3, "num_steps": 1, "sampler": "lms_karras", "guidance_scale": 0.0},
     {"prompt": "a star " * 60, "seed": 1, "num_steps": 8, "sampler": "pndm", "height": 16, "width": 48},
 ]
@@ -70,7 +70,7 @@ def test_pictures_are_those_of_the_files(session):
 
 
 STRANGERS = [
-    {"prompt": "a red star", "seed": 7, "num_steps": 3, "sampler": "dpmpp_2m", "height": 32, "width": 32},
+    {"prompt": "a red star", "seed": 7, "num_steps": 3, "sampler": "dpm++ 2M", "height": 32, "width": 32},
     {"prompt": "red", "seed": 1, "num_steps": 8, "sampler": "ddpm", "height": 16, "width": 48},
     {"prompt": "a", "seed": 7, "num_steps": 1, "sampler": "euler", "height": 32, "width": 32},
     {"prompt": "a red star", "seed": 7, "num_steps": 6, "sampler": "lms", "height": 32, "width": 32},
@@ -147,7 +147,7 @@ REFUSED = [
     ({"num_steps": [3, -2], "prompt": ["a", "b"]}, "num_steps must be from 1 to 8; got"),
     ({"guidance_scale": float("nan")}, "guidance_scale must be from 0 to 100; got"),
     ({"guidance_scale": -0.5}, "guidance_scale must be from 0 to 100; got"),
-    ({"sampler": "DDIM"}, "sampler must be one of ddim"),
+    ({"sampler": "DDIN"}, "sampler must be one of ddim"),
     ({"height": 16}, "height and width must be one of 32 x 32, 16 x 48; got"),
     ({"width": 2**31 - 1}, "height and width must be one of"),
     ({"index": -1}, "index must be from 0 to"),

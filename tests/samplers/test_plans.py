@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfsd.samplers.plans import ALIASES, MAX_ROWS, SAMPLERS, build_plan, find_sampler
+from tfsd.samplers.plans import ALIASES, COMMUNITY_NAMES, MAX_ROWS, SAMPLERS, build_plan, find_sampler
 from tfsd.samplers.rows import ROW_SIZE
 from tfsd.samplers.schedule import NoiseSchedule
 from tfsd.samplers.step import empty_history, step, unpack
@@ -117,10 +117,39 @@ def test_alias_is_its_sampler(alias, sampler):
 
 
 @pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        ("DPM++ 2M Karras", "dpmpp_2m_karras"),
+        ("DPM++ 2M", "dpmpp_2m"),
+        ("dpm++ 2m karras", "dpmpp_2m_karras"),
+        ("Euler a", "euler_ancestral"),
+        ("EULER A", "euler_ancestral"),
+        ("Euler", "euler"),
+        ("Euler Karras", "euler_karras"),
+        ("DDIM", "ddim"),
+        ("DDPM", "ddpm"),
+        ("LMS", "lms"),
+        ("LMS Karras", "lms_karras"),
+        ("PLMS", "pndm"),
+        ("k_LMS", "lms"),
+        ("ddimscheduler", "ddim"),
+        ("EulerAncestralDiscreteScheduler", "euler_ancestral"),
+    ],
+)
+def test_names_of_other_programs_are_known_in_any_case(name, sampler):
+    assert find_sampler(name) == sampler
+
+
+def test_every_sampler_has_one_name_in_the_community():
+    assert COMMUNITY_NAMES.keys() == SAMPLERS.keys()
+    assert {name: find_sampler(name) for name in COMMUNITY_NAMES.values()} == {name: key for key, name in COMMUNITY_NAMES.items()}
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         (("eulr", 10), ValueError, r"sampler must be one of ddim, .*got 'eulr'\. Did you mean 'euler'\?"),
-        (("DDIM", 10), ValueError, r"Did you mean 'ddim'\?"),
+        (("DPM++ 2M Karas", 10), ValueError, r"Did you mean 'DPM\+\+ 2M Karras'\?"),
         (("qqq", 10), ValueError, r"got 'qqq'\.$"),
         ((None, 10), ValueError, r"sampler must be one of"),
         (("ddim", 0), ValueError, r"num_steps must be from 1 to 1000; got 0"),

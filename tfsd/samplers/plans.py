@@ -216,15 +216,33 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m_karras": Sampler(dpmpp_2m, karras=True),
 }
 
-# Names under which users of CompVis' scripts, k-diffusion and diffusers know the same samplers.
+# The names that AUTOMATIC1111's web UI, which most other tools follow, gives to our samplers.
+COMMUNITY_NAMES: dict[str, str] = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "pndm": "PLMS",
+    "lms": "LMS",
+    "lms_karras": "LMS Karras",
+    "euler": "Euler",
+    "euler_karras": "Euler Karras",
+    "euler_ancestral": "Euler a",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_karras": "DPM++ 2M Karras",
+}
+
+# Names that users of other programs know: CompVis' scripts, k-diffusion, web UIs, diffusers. `find_sampler` ignores case.
 ALIASES: dict[str, str] = {
-    "plms": "pndm",
+    **{name: key for key, name in COMMUNITY_NAMES.items() if name.lower() != key},
     "k_lms": "lms",
+    "k_lms_karras": "lms_karras",
     "k_euler": "euler",
+    "k_euler_karras": "euler_karras",
     "k_euler_a": "euler_ancestral",
     "k_euler_ancestral": "euler_ancestral",
     "k_dpmpp_2m": "dpmpp_2m",
+    "k_dpmpp_2m_karras": "dpmpp_2m_karras",
     "euler_a": "euler_ancestral",
+    "euler ancestral": "euler_ancestral",
     "dpm++_2m": "dpmpp_2m",
     "dpm++_2m_karras": "dpmpp_2m_karras",
     "DDIMScheduler": "ddim",
@@ -237,18 +255,23 @@ ALIASES: dict[str, str] = {
 }
 
 
+def sampler_names() -> dict[str, str]:
+    """Returns every name in lower case, keys and aliases, with the key of `SAMPLERS` that it stands for."""
+    return {name: name for name in SAMPLERS} | {alias.lower(): key for alias, key in ALIASES.items()}
+
+
 def find_sampler(name: str) -> str:
-    """Returns the key of `SAMPLERS` that `name`, a key or an alias, stands for.
+    """Returns the key of `SAMPLERS` that `name`, a key or an alias in upper or lower case, stands for.
 
     Raises: `ValueError` listing the samplers, and the closest name if there is one.
     """
-    key = ALIASES.get(name, name) if isinstance(name, str) else name
-    if isinstance(key, str) and key in SAMPLERS:
-        return key
+    names = sampler_names()
+    if isinstance(name, str) and name.lower() in names:
+        return names[name.lower()]
     known = {known.lower(): known for known in (*SAMPLERS, *ALIASES)}
     close = difflib.get_close_matches(str(name).lower(), known, n=1)
     hint = f" Did you mean {known[close[0]]!r}?" if close else ""
-    raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {name!r}.{hint}")
+    raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {repr(name)[:80]}.{hint}")
 
 
 def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0, eta: float = 0.0) -> Plan:
