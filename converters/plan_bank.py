@@ -4,12 +4,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tfsd.samplers.plans import MAX_ROWS, SAMPLERS, build_plan, sampler_names
+from tfsd.samplers.plans import MAX_ROWS, build_plan, fitting_samplers, sampler_names
 from tfsd.specs import ScheduleSpec
 
 
 class PlanBank(tf.Module):
-    """Looks up what `build_plan` gives, for every sampler and up to `max_steps` steps.
+    """Looks up what `build_plan` gives, for every sampler that fits the schedule and up to `max_steps` steps.
 
     Call: sampler string [B] (keys or aliases, case ignored), num_steps int32 [B], both known to be valid ->
     plan [B, MAX_ROWS, ROW_SIZE] float32, count int32 [B], init_scale float32 [B].
@@ -17,16 +17,20 @@ class PlanBank(tf.Module):
 
     def __init__(self, schedule: ScheduleSpec, max_steps: int, *, progress: bool = False):
         super().__init__(name="plans")
-        names = {name: i for i, name in enumerate(SAMPLERS)}
-        self.names, keys = zip(*sampler_names().items())
-        self._which = [names[key] for key in keys]
+        self.samplers = fitting_samplers(schedule)
+        aliases = {name: self.samplers.index(key) for name, key in sampler_names().items() if key in self.samplers}
+        self._names, self._which = list(aliases), list(aliases.values())
         rest = build_plan(schedule, "ddim", 1).rows[-1:]
-        rows, counts, scales = [rest], np.zeros((len(SAMPLERS), max_steps), np.int32), np.zeros((len(SAMPLERS), max_steps))
-        for name in tqdm(SAMPLERS, desc="plans", disable=not progress, leave=False):
+        rows, counts, scales = (
+            [rest],
+            np.zeros((len(self.samplers), max_steps), np.int32),
+            np.zeros((len(self.samplers), max_steps)),
+        )
+        for which, name in enumerate(tqdm(self.samplers, desc="plans", disable=not progress, leave=False)):
             for steps in range(1, max_steps + 1):
                 plan = build_plan(schedule, name, steps)
                 rows.append(plan.rows[: plan.count])
-                counts[names[name], steps - 1], scales[names[name], steps - 1] = plan.count, plan.init_scale
+                counts[which, steps - 1], scales[which, steps - 1] = plan.count, plan.init_scale
         starts = 1 + np.cumsum(counts).reshape(counts.shape) - counts
         self.rows = tf.Variable(np.concatenate(rows), trainable=False, name="rows")  # row 0 is where finished pictures rest
         self.starts = tf.Variable(starts.astype(np.int32), trainable=False, name="starts")
@@ -38,7 +42,7 @@ class PlanBank(tf.Module):
         return tf.reduce_any(self._matches(sampler), axis=1)
 
     def _matches(self, sampler):
-        return tf.strings.lower(sampler)[:, None] == tf.constant(self.names)
+        return tf.strings.lower(sampler)[:, None] == tf.constant(self._names)
 
     def __call__(self, sampler, num_steps):
         """Returns plans, their counts and their first scales."""
@@ -46,7 +50,7 @@ class PlanBank(tf.Module):
         return self.look_up(which, num_steps, tf.range(MAX_ROWS))
 
     def look_up(self, which, num_steps, steps):
-        """Returns rows `steps` [S] of the plans of samplers numbered as in `SAMPLERS`: [B, S, ROW_SIZE], counts, scales."""
+        """Returns rows `steps` [S] of the plans of samplers numbered as in `self.samplers`: [B, S, ROW_SIZE], counts, scales."""
         place = tf.stack([which, num_steps - 1], axis=1)
         # Of their values: TFLite has no gather_nd of a variable.
         start, count, scale = (tf.gather_nd(table.value(), place) for table in (self.starts, self.counts, self.scales))

@@ -12,7 +12,6 @@ import tensorflow as tf
 from converters.plan_bank import PlanBank
 from tfsd.arguments import MAX_INDEX, MAX_SCALE
 from tfsd.noise import LAST_VALUE, SEED_PERIOD
-from tfsd.samplers.plans import SAMPLERS
 from tfsd.specs import ModelSpec
 from tfsd.text.graph import MAX_GRAPH_PROMPT_BYTES, GraphTokenizer
 
@@ -91,7 +90,7 @@ class Requests(tf.Module):
         shown = ", ".join(f"{height} x {width}" for height, width in self.limits.sizes)
         scale = (guidance_scale >= 0.0) & (guidance_scale <= MAX_SCALE)  # false for NaN too
         steps = (num_steps >= 1) & (num_steps <= self.limits.max_steps)
-        names = ", ".join(SAMPLERS)
+        names = ", ".join(self.plans.samplers)
         checks = [
             _check(tf.reduce_all(tf.reduce_any(fits, axis=1)), f"height and width must be one of {shown}; got", pairs),
             _check(tf.reduce_all(steps), f"num_steps must be from 1 to {self.limits.max_steps}; got", num_steps),

@@ -22,7 +22,7 @@ from tfsd.encoding import encode_png
 from tfsd.files import new_folder, sha256
 from tfsd.h5 import CheckpointError
 from tfsd.hub import PUBLISHED
-from tfsd.samplers.plans import MAX_STEPS, SAMPLERS
+from tfsd.samplers.plans import MAX_STEPS, fitting_samplers
 
 REFERENCE_PROMPT = "a red star above a blue house at night"
 REFERENCE_STEPS = 8
@@ -126,7 +126,7 @@ def _manifest(model: StableDiffusion, limits: Limits, name: str, version: int) -
         "batch_sizes": list(limits.batch_sizes),
         "sizes": [list(size) for size in limits.sizes],
         "max_steps": limits.max_steps,
-        "samplers": list(SAMPLERS),
+        "samplers": fitting_samplers(spec.schedule),
         "defaults": {
             "num_steps": min(spec.default_steps, limits.max_steps),
             "guidance_scale": spec.default_guidance,

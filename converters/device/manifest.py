@@ -14,7 +14,7 @@ from tfsd.device import FORMAT, MANIFEST
 from tfsd.files import sha256
 from tfsd.hub import PUBLISHED
 from tfsd.noise import SEED_PERIOD, highest_index
-from tfsd.samplers.plans import SAMPLERS
+from tfsd.samplers.plans import fitting_samplers
 
 TOKENIZER = "tokenizer.json"
 
@@ -38,7 +38,7 @@ def describe(model: StableDiffusion, parts: dict[str, Part], quantize: str, size
         "size": list(size),
         "latents": list(latents),
         "tokenizer": {"file": TOKENIZER, **tokens},
-        "samplers": list(SAMPLERS),
+        "samplers": fitting_samplers(spec.schedule),
         "max_steps": max_steps,
         "max_index": min(MAX_INDEX, highest_index(latents)),
         "seed_period": SEED_PERIOD,

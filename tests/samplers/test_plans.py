@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfsd.samplers.plans import ALIASES, COMMUNITY_NAMES, MAX_ROWS, SAMPLERS, build_plan, find_sampler
+from tfsd.samplers.plans import ALIASES, COMMUNITY_NAMES, MAX_ROWS, SAMPLERS, build_plan, find_sampler, fitting_samplers
 from tfsd.samplers.rows import ROW_SIZE
-from tfsd.samplers.schedule import NoiseSchedule
+from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise
 from tfsd.samplers.step import empty_history, step, unpack
 from tfsd.specs import ScheduleSpec
 
@@ -37,8 +37,8 @@ def run_exact_model(spec: ScheduleSpec, plan):
 @pytest.mark.parametrize("spacing", ["leading", "kerascv"])
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in FRESH_NOISE])
 def test_exact_model_keeps_latents_at_the_level_of_every_row(sampler, spacing, prediction, num_steps, start):
-    if sampler == "pndm" and prediction == "v":
-        prediction = "sample"  # it mixes outputs of several levels, as diffusers does; v differs between them
+    if sampler == "pndm":
+        prediction = "epsilon"  # it mixes outputs of several levels, as diffusers does; v differs between them
     start = min(start, num_steps - 1)
     spec = ScheduleSpec(prediction=prediction, spacing=spacing, steps_offset=0, final_alpha_one=True)
     plan = build_plan(spec, sampler, num_steps, start)
@@ -164,12 +164,30 @@ def test_every_sampler_has_one_name_in_the_community():
         (("ddim", 10, 0, "1"), TypeError, r"eta must be a number; got '1'"),
         (("pndm", 10, 0, 0.5), ValueError, r"eta must be 0 for the sampler 'pndm'; got 0\.5\. Use ddim"),
         (("ddim", 1000), ValueError, r"num_steps must be smaller: 1000 steps with 'leading' spacing and steps_offset 1"),
+        ((["ddim"] * 10**6, 10), ValueError, r"got \['ddim', .{,80}\.$"),
         (("dpmpp_2m", 1000), ValueError, r"num_steps must be smaller: 1000 steps"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         build_plan(SPEC, *arguments)
+
+
+def test_samplers_that_do_not_serve_a_prediction_are_refused_and_those_that_do_are_listed():
+    """PNDM has no prediction "sample" in diffusers."""
+    spec = ScheduleSpec(prediction="sample")
+    with pytest.raises(ValueError) as error:
+        build_plan(spec, "PLMS", 10)
+    others = ", ".join(name for name in SAMPLERS if name != "pndm")
+    assert str(error.value) == f"sampler must be one of {others} for models whose prediction is 'sample'; got 'pndm'."
+    assert fitting_samplers(spec) == others.split(", ") and fitting_samplers(SPEC) == list(SAMPLERS)
+
+
+@pytest.mark.parametrize("of", [as_image, as_noise])
+@pytest.mark.parametrize("prediction", ["flow", "v_prediction", None])
+def test_unknown_predictions_are_refused(of, prediction):
+    with pytest.raises(ValueError, match="prediction must be 'epsilon', 'v' or 'sample'; got"):
+        of(prediction, 0.8, 0.6)
 
 
 def test_numpy_integers_are_whole_numbers():

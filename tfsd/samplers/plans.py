@@ -41,11 +41,11 @@ class Plan:
         return self.rows[: self.count, 0]
 
 
-def ddim(schedule: NoiseSchedule, num_steps: int, start: int, *, eta: float = 0.0) -> list[Row]:
+def ddim(schedule: NoiseSchedule, num_steps: int, start: int, *, eta: float = 0.0, on_grid: bool = False) -> list[Row]:
     """DDIM: Song et al. 2021, equations 12 and 16; `eta` 0 draws no noise, 1 draws as much as DDPM."""
     timesteps = schedule.spaced_timesteps(num_steps)
     before = schedule.marginals(timesteps)
-    after = schedule.marginals(schedule.predecessors(timesteps, num_steps))
+    after = schedule.marginals(schedule.predecessors(timesteps, num_steps, on_grid=on_grid))
     rows = []
     for i in range(start, num_steps):
         (alpha, sigma), (alpha_next, sigma_next) = (before[0][i], before[1][i]), (after[0][i], after[1][i])
@@ -64,7 +64,7 @@ def ddpm(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
     Its last step is always noise-free: what `final_alpha_one` says does not matter here, as in diffusers.
     """
     spec = dataclasses.replace(schedule.spec, final_alpha_one=True)
-    return ddim(NoiseSchedule(spec), num_steps, start, eta=1.0)
+    return ddim(NoiseSchedule(spec), num_steps, start, eta=1.0, on_grid=True)
 
 
 def pndm(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
@@ -133,12 +133,8 @@ def dpmpp_2m(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: boo
 
 def euler(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
     """Euler's method: Karras et al. 2022, algorithm 2 without added noise."""
-    timesteps, ratios = _ratio_grid(schedule, num_steps, karras)
-    rows = []
-    for i in range(start, num_steps):
-        here, there = ratios[i : i + 2]
-        rows.append(_derivative_row(schedule, timesteps[i], here, there, (there - here,)))
-    return rows
+    timesteps, ratios = _ratio_grid(schedule, num_steps, start, karras)
+    return _derivative_rows(schedule, timesteps, ratios, np.diff(ratios)[:, None])
 
 
 def euler_ancestral(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
@@ -146,52 +142,56 @@ def euler_ancestral(schedule: NoiseSchedule, num_steps: int, start: int) -> list
 
     Source: `sample_euler_ancestral` of k-diffusion, with its eta at 1.
     """
-    timesteps, ratios = _ratio_grid(schedule, num_steps, False)
-    rows = []
-    for i in range(start, num_steps):
-        here, there = ratios[i : i + 2]
-        up = there * math.sqrt(max(0.0, 1 - (there / here) ** 2))
-        down = there**2 / here  # sqrt(there^2 - up^2)
-        rows.append(_derivative_row(schedule, timesteps[i], here, there, (down - here,), up))
-    return rows
+    timesteps, ratios = _ratio_grid(schedule, num_steps, start, False)
+    here, there = ratios[:-1], ratios[1:]
+    up = there * np.sqrt(np.maximum(0.0, 1 - (there / here) ** 2))
+    down = there**2 / here  # sqrt(there^2 - up^2)
+    return _derivative_rows(schedule, timesteps, ratios, (down - here)[:, None], up)
 
 
 def lms(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
     """Linear multistep of order four: Adams-Bashforth for uneven steps, as `sample_lms` of k-diffusion."""
-    timesteps, ratios = _ratio_grid(schedule, num_steps, karras)
-    rows = []
-    for i in range(start, num_steps):
-        past = ratios[max(start, i - 3) : i + 1][::-1]
-        weights = [_lagrange_integral(past, k, ratios[i], ratios[i + 1]) for k in range(len(past))]
-        rows.append(_derivative_row(schedule, timesteps[i], *ratios[i : i + 2], weights))
-    return rows
+    timesteps, ratios = _ratio_grid(schedule, num_steps, start, karras)
+    return _derivative_rows(schedule, timesteps, ratios, _adams_bashforth(ratios))
 
 
-def _lagrange_integral(nodes: np.ndarray, which: int, low: float, high: float) -> float:
-    """Integrates from `low` to `high` the polynomial that is 1 at one of `nodes` and 0 at the others."""
-    points, weights = np.polynomial.legendre.leggauss(2)  # exact up to degree 3, the highest here
-    at = low + (high - low) * (points + 1) / 2
-    others = np.delete(nodes, which)
-    value = np.prod((at[:, None] - others) / (nodes[which] - others), axis=1)
-    return float((high - low) / 2 * np.sum(weights * value))
+def _adams_bashforth(points: np.ndarray) -> np.ndarray:
+    """Returns the weights [N, 4] of the derivatives at points i, i - 1, i - 2 and i - 3 for the move from i to i + 1.
+
+    They integrate the polynomial through the derivatives that there are: row i has i + 1 weights, then zeros.
+    """
+    length = np.diff(points)
+    at = points[:-1, None] + length[:, None] * (1 + np.array([-1, 1]) / math.sqrt(3)) / 2  # Gauss: exact up to degree 3
+    weights = np.zeros((len(length), 4))
+    for order in range(1, min(4, len(length)) + 1):
+        rows = slice(order - 1, order if order < 4 else None)  # the last order serves all remaining rows
+        count = len(length[rows])
+        nodes = [points[order - 1 - k :][:count, None] for k in range(order)]
+        for k in range(order):
+            basis = np.ones((count, 2))  # the polynomial that is 1 at node k and 0 at the others
+            for other in nodes[:k] + nodes[k + 1 :]:
+                basis *= (at[rows] - other) / (nodes[k] - other)
+            weights[rows, k] = length[rows] * basis.mean(axis=1)
+    return weights
 
 
-def _ratio_grid(schedule: NoiseSchedule, num_steps: int, karras: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `num_steps` timesteps and num_steps + 1 values of sigma / alpha, of which the last is 0."""
+def _ratio_grid(schedule: NoiseSchedule, num_steps: int, start: int, karras: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the timesteps from `start` on and the values of sigma / alpha there, with the 0 after the last one."""
     timesteps = schedule.spaced_timesteps(num_steps, whole=False)
     ratios = schedule.ratios(timesteps)
     if karras:
         ratios = karras_ratios(ratios[0], ratios[-1], num_steps)
         timesteps = schedule.timesteps_of(ratios)
-    return timesteps, np.append(ratios, 0.0)
+    return timesteps[start:], np.append(ratios, 0.0)[start:]
 
 
-def _derivative_row(schedule, timestep, here: float, there: float, weights, noise: float = 0.0) -> Row:
-    """Returns the row that adds `weights` times the predicted noises to latents / alpha."""
-    (alpha, alpha_next), (sigma, _) = levels(np.array([here, there]))
-    mix = tuple(alpha_next * weight for weight in weights)
-    estimate = as_noise(schedule.spec.prediction, alpha, sigma)
-    return Row(timestep, alpha, sigma, *estimate, alpha_next / alpha, mix, alpha_next * noise)
+def _derivative_rows(schedule: NoiseSchedule, timesteps, ratios, weights, noise=None) -> list[Row]:
+    """Returns the rows that add `weights` [N, k] times the predicted noises to latents / alpha, and then `noise` [N]."""
+    alpha, sigma = levels(ratios)
+    keep, mix = alpha[1:] / alpha[:-1], alpha[1:, None] * weights
+    fresh = np.zeros_like(keep) if noise is None else alpha[1:] * noise
+    estimates = (as_noise(schedule.spec.prediction, *level) for level in zip(alpha[:-1], sigma))
+    return [Row(*row) for row in zip(timesteps, alpha, sigma, *zip(*estimates), keep, map(tuple, mix), fresh)]
 
 
 class Sampler(NamedTuple):
@@ -201,12 +201,13 @@ class Sampler(NamedTuple):
     karras: bool = False  # the noise levels of Karras et al. instead of the schedule's own
     has_eta: bool = False
     starts_at_sigma: bool = False  # see `_init_scale`
+    predictions: tuple[str, ...] = ("epsilon", "v", "sample")  # those of models that it can sample from
 
 
 SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler(ddim, has_eta=True),
     "ddpm": Sampler(ddpm),
-    "pndm": Sampler(pndm),
+    "pndm": Sampler(pndm, predictions=("epsilon", "v")),  # the two that PNDM has in diffusers
     "lms": Sampler(lms, starts_at_sigma=True),
     "lms_karras": Sampler(lms, karras=True, starts_at_sigma=True),
     "euler": Sampler(euler, starts_at_sigma=True),
@@ -274,14 +275,30 @@ def find_sampler(name: str) -> str:
     raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {repr(name)[:80]}.{hint}")
 
 
+def fitting_samplers(spec: ScheduleSpec) -> list[str]:
+    """Returns the keys of the samplers that serve models of this schedule and prediction."""
+    return [name for name, sampler in SAMPLERS.items() if spec.prediction in sampler.predictions]
+
+
+def check_fits(sampler: str, spec: ScheduleSpec):
+    """Raises `ValueError` listing the samplers that fit, unless `sampler`, a key of `SAMPLERS`, serves such models."""
+    fitting = fitting_samplers(spec)
+    if sampler not in fitting:
+        raise ValueError(
+            f"sampler must be one of {', '.join(fitting)} for models whose prediction is {spec.prediction!r}; got {sampler!r}."
+        )
+
+
 def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0, eta: float = 0.0) -> Plan:
     """Returns the plan of `sampler` for `num_steps` steps, of which the first `start` are left out.
 
     A plan with a `start` begins anew there: multistep methods build up their history from that step.
 
-    Raises: `ValueError` or `TypeError` for an unknown sampler, and for steps, start or eta out of range.
+    Raises: `ValueError` or `TypeError` for a sampler that is unknown or does not serve such models, and for steps, start
+    or eta out of range.
     """
     key = find_sampler(sampler)
+    check_fits(key, spec)
     chosen, schedule = SAMPLERS[key], NoiseSchedule(spec)
     num_steps = whole("num_steps", num_steps, 1, min(spec.train_steps, MAX_STEPS))
     start = whole("start", start, 0, num_steps - 1)

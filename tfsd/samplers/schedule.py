@@ -27,6 +27,7 @@ class NoiseSchedule:
         else:
             betas = np.linspace(spec.beta_start**0.5, spec.beta_end**0.5, spec.train_steps) ** 2
         self.alphas_cumprod = np.cumprod(1.0 - betas)
+        self._ratios = np.sqrt((1.0 - self.alphas_cumprod) / self.alphas_cumprod)
 
     def marginals(self, timesteps) -> tuple[np.ndarray, np.ndarray]:
         """Returns alpha and sigma at `timesteps`, which may be fractional.
@@ -63,7 +64,9 @@ class NoiseSchedule:
         spec, last = self.spec, self.spec.train_steps - 1
         points = num_steps + end_early
         if spec.spacing == "trailing":
-            return np.round(spec.train_steps - np.arange(num_steps) * (spec.train_steps / num_steps)) - 1
+            # For some numbers of steps, 61 for instance, rounding adds a point at 0, where diffusers calls the model at -1.
+            grid = np.arange(spec.train_steps, 0, -spec.train_steps / num_steps)[:num_steps]
+            return np.round(grid) - 1
         if spec.spacing == "leading":
             grid = np.arange(points) * (spec.train_steps // points) + spec.steps_offset
         elif spec.spacing == "kerascv":
@@ -81,19 +84,15 @@ class NoiseSchedule:
             )
         return grid[::-1][:num_steps].astype(np.float64)
 
-    def predecessors(self, timesteps: np.ndarray, num_steps: int) -> np.ndarray:
+    def predecessors(self, timesteps: np.ndarray, num_steps: int, *, on_grid: bool = False) -> np.ndarray:
         """Returns the timestep that each step of `timesteps` arrives at; negative after the last one.
 
-        The spacing "kerascv" arrives at the next point of its own grid. The others step down by
-        train_steps // num_steps whatever the grid, as diffusers' DDIM, DDPM and PNDM do.
+        `on_grid` (diffusers' DDPM) and the spacing "kerascv" arrive at the next point of the grid. The others step down
+        by train_steps // num_steps whatever the grid, as diffusers' DDIM and PNDM do.
         """
-        if self.spec.spacing == "kerascv":
+        if on_grid or self.spec.spacing == "kerascv":
             return np.append(timesteps[1:], -1.0)
         return timesteps - self.spec.train_steps // num_steps
-
-    @property
-    def _ratios(self) -> np.ndarray:
-        return np.sqrt((1.0 - self.alphas_cumprod) / self.alphas_cumprod)
 
 
 def levels(ratios) -> tuple[np.ndarray, np.ndarray]:
@@ -115,15 +114,28 @@ def karras_ratios(largest: float, smallest: float, num_steps: int) -> np.ndarray
 def as_image(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
     """Returns (p, q) such that the denoised latents are `p * latents + q * output`.
 
+    Raises: `ValueError` for a prediction other than "epsilon", "v" and "sample".
     Source: Salimans and Ho 2022, appendix D, for "v".
     """
     if prediction == "epsilon":
         return 1 / alpha, -sigma / alpha
-    return (alpha, -sigma) if prediction == "v" else (0.0, 1.0)
+    if prediction == "v":
+        return alpha, -sigma
+    if prediction == "sample":
+        return 0.0, 1.0
+    raise _unknown(prediction)
 
 
 def as_noise(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
-    """Returns (p, q) such that the predicted noise is `p * latents + q * output`."""
+    """Returns (p, q) such that the predicted noise is `p * latents + q * output`; raises as `as_image`."""
     if prediction == "epsilon":
         return 0.0, 1.0
-    return (sigma, alpha) if prediction == "v" else (1 / sigma, -alpha / sigma)
+    if prediction == "v":
+        return sigma, alpha
+    if prediction == "sample":
+        return 1 / sigma, -alpha / sigma
+    raise _unknown(prediction)
+
+
+def _unknown(prediction: str) -> ValueError:
+    return ValueError(f"prediction must be 'epsilon', 'v' or 'sample'; got {repr(prediction)[:80]}.")
