@@ -18,8 +18,9 @@ from converters.warmup import write_warmup
 from tfsd import __version__
 from tfsd.api import MAX_BATCH, StableDiffusion, load
 from tfsd.arguments import side_of, whole
+from tfsd.atomic import new_folder
 from tfsd.encoding import encode_png
-from tfsd.files import new_folder, sha256
+from tfsd.files import sha256
 from tfsd.h5 import CheckpointError
 from tfsd.hub import PUBLISHED
 from tfsd.samplers.plans import MAX_STEPS, fitting_samplers
@@ -63,7 +64,7 @@ def export_saved_model(
     )
     name = served_name(loaded)
     folder = Path(out) / name / str(_version(Path(out) / name, version))
-    with new_folder(folder) as new, tempfile.TemporaryDirectory() as assets:
+    with new_folder(folder, kind="saved_model") as new, tempfile.TemporaryDirectory() as assets:
         signatures = Signatures(loaded.pipeline, limits, assets=Path(assets), progress=progress)
         tf.saved_model.save(signatures, str(new), signatures=signatures.functions())
         manifest = _manifest(loaded, limits, name, int(folder.name))
@@ -112,6 +113,7 @@ def _manifest(model: StableDiffusion, limits: Limits, name: str, version: int) -
     published = next((one for one in PUBLISHED.values() if one.spec.licence == spec.licence), None)
     return {
         "format": 1,
+        "kind": "saved_model",
         "name": name,
         "version": version,
         "tfsd": __version__,

@@ -1,15 +1,13 @@
-"""Files and folders that are whole or not there: hashes, JSON of bounded size, folders written in one stroke."""
+"""What is known of files before they are used: their hashes, JSON of bounded size, room on the disk."""
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterator
+import stat
 from pathlib import Path
 
-from tfsd.h5 import CheckpointError
+from tfsd.errors import CheckpointError
 
 MAX_JSON = 64 * 2**20  # bytes; the largest one read, a tokenizer's vocabulary, has 1 MB
 
@@ -35,7 +33,7 @@ def check_files(folder: Path, files, where: Path):
     if not isinstance(files, dict) or not files:
         raise CheckpointError(f"{where} is damaged: it lists no files.")
     for name, entry in files.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise CheckpointError(f"{where} names {name}, which is outside of the folder.")
         if not isinstance(entry, dict) or not {"sha256", "bytes"} <= set(entry):
             raise CheckpointError(f"{where} is damaged: it does not say what {name} is.")
@@ -57,7 +55,10 @@ def read_json(path: Path) -> dict:
     Raises: `CheckpointError` if it is missing, larger than any real one, or no JSON object.
     """
     try:
-        if path.stat().st_size > MAX_JSON:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for its writer
+            raise CheckpointError(f"{path} is no file.")
+        if found.st_size > MAX_JSON:
             raise CheckpointError(f"{path} is larger than {MAX_JSON} bytes.")
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except OSError as error:
@@ -71,44 +72,6 @@ def read_json(path: Path) -> dict:
 
 def _no_constant(name: str):
     raise ValueError(f"{name} is no number in JSON")
-
-
-@contextlib.contextmanager
-def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields an empty folder beside `folder` that takes its place if the body succeeds and vanishes if it fails.
-
-    Raises: `CheckpointError` if `folder` has contents that may not be replaced, or the disk refuses.
-    """
-    folder = Path(os.path.abspath(folder))
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; give the folder to write.")
-    old = folder.is_dir() and any(folder.iterdir())
-    if old and not overwrite:
-        raise CheckpointError(f"{folder} exists and is not empty. Remove it, or give another folder.")
-    if old and not (folder / "manifest.json").is_file():
-        raise CheckpointError(f"{folder} is not empty and no model folder, so it is not replaced. Give another folder.")
-    mark = uuid.uuid4().hex[:8]
-    made = [parent for parent in folder.parents if not parent.exists()]
-    new, aside = (folder.with_name(f".{folder.name}.{mark}.{end}") for end in ("partial", "old"))
-    try:
-        new.mkdir(parents=True)
-        yield new
-        if folder.is_dir():
-            folder.rename(aside)
-        try:
-            new.rename(folder)
-        except BaseException:
-            if aside.is_dir():
-                aside.rename(folder)
-            raise
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the first that is not empty ends it
-            for parent in made:
-                parent.rmdir()
 
 
 def require_space(path: str | Path, size: int):

@@ -16,7 +16,8 @@ import ml_dtypes  # noqa: F401  (gives numpy its bfloat16)
 import numpy as np
 
 from tfsd import __version__
-from tfsd.files import check_file, new_folder, read_json, sha256
+from tfsd.atomic import new_folder, set_aside
+from tfsd.files import check_file, read_json, sha256
 from tfsd.h5 import CheckpointError, open_h5, stored_tensors, write_tensors
 from tfsd.specs import PRESETS, ModelSpec, SpecError, from_json, to_json
 
@@ -95,13 +96,13 @@ def write_model(
     """Writes a model folder from streams of tensors {part: (path, values), ...}; complete or not at all.
 
     `dtype` None keeps the tensors' own (float64 becomes float32). `notes` is any JSON for the manifest, such as training metrics.
-    `overwrite` replaces a model folder, never a folder of other things.
+    `overwrite` replaces a model folder that holds nothing else.
     `progress(part, path, bytes)` is called after each tensor.
     Raises: `CheckpointError` if the tensors are not those of `spec`, do not fit the dtype, or cannot be written.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for the tensors' own; got {dtype!r}.")
-    with new_folder(folder, overwrite=overwrite) as new:
+    with new_folder(folder, kind="model", overwrite=overwrite) as new:
         shapes, stored = part_shapes(spec, tuple(tensors)), set()
         for part, stream in tensors.items():
             pairs = _checked(part, stream, shapes[part], dtype, stored, progress)
@@ -110,6 +111,7 @@ def write_model(
         (new / "spec.json").write_text(json.dumps(to_json(spec), indent=1) + "\n", encoding="utf-8")
         manifest = {
             "format": 1,
+            "kind": "model",
             "tfsd": __version__,
             "dtype": "/".join(sorted(stored)),
             "licence": spec.licence,
@@ -286,5 +288,7 @@ def resolve(model: str | Path, cache: str | Path | None = None) -> Path:
         return Path(model)
     if Path(model).exists():
         raise CheckpointError(f"{model} is no model folder: it has no spec.json. `tfsd convert` makes one.")
+    if left := set_aside(model):
+        raise CheckpointError(f"{model} is missing: an interrupted run moved it to {left}. Rename that to {Path(model).name}.")
     names = ", ".join(entry.name for entry in list_models(cache))
     raise CheckpointError(f"There is no model {str(model)!r}. There are {names}, and folders made by `tfsd convert`.")

@@ -21,8 +21,9 @@ from converters.device.report import Check, gather, make_report, write_report
 from converters.verify import ExportError
 from tfsd.api import load
 from tfsd.arguments import choice, side_of, whole
+from tfsd.atomic import new_folder
 from tfsd.device import MAX_BATCH, available_memory
-from tfsd.files import new_folder, require_space
+from tfsd.files import require_space
 from tfsd.samplers.plans import MAX_STEPS
 from tfsd.specs import ModelSpec
 from tfsd.text.portable import write_tokenizer_data
@@ -66,7 +67,7 @@ def export_tflite(
     max_steps = whole("max_steps", max_steps, 1, min(MAX_STEPS, spec.schedule.train_steps))
     check = _checked(check or Check(), max_steps)
     require_room(spec, quantize)
-    with new_folder(out, overwrite=overwrite) as new, tempfile.TemporaryDirectory() as work:
+    with new_folder(out, kind="device", overwrite=overwrite) as new, tempfile.TemporaryDirectory() as work:
         saved, manifest, evidence = _prepare(model, Path(work), quantize, size, max_steps, check)
         gc.collect()  # a large model leaves memory before it is converted: Keras' layers are cycles
         files = _convert(saved, Path(work), progress)

@@ -55,7 +55,7 @@ def test_an_existing_model_is_kept_unless_overwritten(folder, parts):
 
 def test_a_folder_of_other_things_is_never_overwritten(tmp_path, parts):
     (tmp_path / "diary.txt").write_text("dear diary")
-    with pytest.raises(CheckpointError, match="no model folder, so it is not replaced"):
+    with pytest.raises(CheckpointError, match="is not replaced: it is not empty and no model folder"):
         save_model(tmp_path, SPEC, parts, overwrite=True)
     assert (tmp_path / "diary.txt").read_text() == "dear diary"
 

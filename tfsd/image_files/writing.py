@@ -1,10 +1,12 @@
 """Writing files so that each appears complete or not at all, and the errors of picture files."""
 
+import contextlib
 import os
 import stat
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from tfsd.atomic import scratch_folder
 
 
 class ImageFileError(OSError):
@@ -36,15 +38,12 @@ def check_targets(paths: Sequence[Path]):
         except (OSError, ValueError) as error:  # a name too long, or with a zero byte
             raise ImageFileError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
     for folder in dict.fromkeys(path.parent for path in paths):
-        probe = folder / _partial_name()
-        _write(probe, b"\0")
-        probe.unlink()
+        with _scratch(folder) as scratch:
+            _write(scratch / "probe", b"\0", folder)
 
 
 def write_files(files: Mapping[Path, bytes], *, overwrite: bool = True):
     """Writes all files or, as far as a file system allows, none: each appears complete, under its name at last.
-
-    Without `overwrite` an empty file keeps a name for the moment before its own takes its place.
 
     Raises: `FileThereError` if one exists and `overwrite` is false; `ImageFileError` if one cannot be written.
     """
@@ -53,27 +52,52 @@ def write_files(files: Mapping[Path, bytes], *, overwrite: bool = True):
             if os.path.lexists(path):
                 raise FileThereError(path)
     check_targets(list(files))
-    partial = {path: path.with_name(_partial_name()) for path in files}
     new = []
+    with contextlib.ExitStack() as stack:
+        scratch = {folder: stack.enter_context(_scratch(folder)) for folder in dict.fromkeys(path.parent for path in files)}
+        written = {path: scratch[path.parent] / path.name for path in files}
+        try:
+            for path, data in files.items():
+                _write(written[path], data, path)
+            for path in files:
+                if overwrite:
+                    _replace(written[path], path)
+                else:
+                    _add(written[path], path)
+                    new.append(path)
+        except BaseException:
+            for path in new:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    with contextlib.ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(scratch_folder(folder))
+        except OSError as error:
+            raise ImageFileError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        yield scratch
+
+
+def _add(written: Path, path: Path):
+    """Gives a file its name, unless another file has it: of two programs that do so at once, one fails."""
     try:
-        for path, data in files.items():
-            _write(partial[path], data, path)
-        for path in [] if overwrite else files:
-            _reserve(path)
-            new.append(path)
-        for path, written in partial.items():
+        os.link(written, path)
+    except FileExistsError as error:
+        raise FileThereError(path) from error
+    except OSError:  # not all file systems have links: there an empty file keeps the name for a moment
+        _reserve(path)
+        try:
             _replace(written, path)
-    except BaseException:
-        for path in new:
+        except BaseException:
             path.unlink(missing_ok=True)
-        raise
-    finally:
-        for written in partial.values():
-            written.unlink(missing_ok=True)
+            raise
 
 
 def _reserve(path: Path):
-    """Makes an empty file that keeps its name from others: of two programs that do so at once, one fails."""
     try:
         with open(path, "xb"):
             pass
@@ -90,16 +114,11 @@ def _replace(written: Path, path: Path):
         raise ImageFileError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
-def _partial_name() -> str:
-    return f".tfsd-{uuid.uuid4().hex[:12]}.partial"
-
-
-def _write(path: Path, data: bytes, shown: Path | None = None):
+def _write(path: Path, data: bytes, shown: Path):
     try:
         with open(path, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # some file systems only find out here that the disk is full
     except OSError as error:
-        path.unlink(missing_ok=True)
-        raise ImageFileError(f"{shown or path.parent} cannot be written: {error.strerror or error}.") from error
+        raise ImageFileError(f"{shown} cannot be written: {error.strerror or error}.") from error

@@ -1,11 +1,11 @@
 """Stage two: text encoder and U-Net learn to denoise the latents of captioned scenes."""
 
-import os
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from tfsd.atomic import new_file
 from tfsd.models import build
 from tfsd.samplers.schedule import NoiseSchedule
 from tfsd.specs import ModelSpec
@@ -88,8 +88,8 @@ class LatentPool:
             if not path.exists():
                 latents, near, tokens = self._draw(number)
                 self.folder.mkdir(parents=True, exist_ok=True)
-                np.savez(path.with_suffix(".part.npz"), latents=latents, near=near, tokens=tokens.astype("uint16"))
-                os.replace(path.with_suffix(".part.npz"), path)
+                with new_file(path) as file:
+                    np.savez(file, latents=latents, near=near, tokens=tokens.astype("uint16"))
             with np.load(path, allow_pickle=False) as saved:
                 self.chunks[number] = saved["latents"], saved["near"], saved["tokens"]
         return self.chunks[number]

@@ -1,7 +1,6 @@
 """The training loop both stages share: seeded, resumable, with checkpoints and a progress bar. Keras alone."""
 
 import json
-import os
 import time
 import zipfile
 import zlib
@@ -12,6 +11,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from tfsd.atomic import new_file
 from tfsd.training.recipe import Recipe
 
 # What reading a damaged archive raises, from numpy and beneath it.
@@ -83,12 +83,8 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         values = {f"v{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(self._variables())}
         values |= {f"a{i}": mean for i, mean in enumerate(self.average)}
-        part = self.folder / "checkpoint.part.npz"
-        try:
-            np.savez(part, step=self.step, **values)
-            os.replace(part, self.folder / "checkpoint.npz")
-        finally:
-            part.unlink(missing_ok=True)
+        with new_file(self.folder / "checkpoint.npz") as file:
+            np.savez(file, step=self.step, **values)
 
     def begin_with(self, other: "Trainer"):
         """Takes over the averaged weights of a trainer of the same network."""

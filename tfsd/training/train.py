@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from tfsd.arguments import whole
+from tfsd.atomic import new_file
+from tfsd.folders import require_replaceable
 from tfsd.models import build
 from tfsd.specs import ModelSpec
 from tfsd.training import autoencoder, denoiser, drawing, scenes
@@ -38,12 +40,14 @@ def train(
     the next call goes on from there. The model folder is written every `every` steps of the denoiser and at the end.
     `begin`, a model's name or folder, gives the weights that stages without a checkpoint begin with.
 
-    Raises: `TypeError`, `ValueError` for an unknown stage or bad numbers; `CheckpointError` for a `begin` that does not fit.
+    Raises: `TypeError`, `ValueError` for an unknown stage or bad numbers; `CheckpointError` for a `begin` that does not fit, or
+    contents of `folder`/model that are not its own.
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
     steps = None if steps is None else whole("steps", steps, 1, 10**9)
     folder, spec = Path(folder), spec or tiny_spec()
+    require_replaceable(folder / "model", "model")  # before hours are spent on what could not be written
     options = {"steps": steps, "every": every, "progress": progress}
     first = None if begin is None else load_parts(resolve(begin), spec)
     compressing = autoencoder.trainer(spec, folder / "autoencoder", replace(AUTOENCODER, seed=seed))
@@ -109,4 +113,5 @@ def show_reconstructions(trainer: Trainer, count: int = 8):
         moments = vae.encoder.predict_on_batch(images.astype("float32") / 127.5 - 1.0)
         decoded = vae.decoder.predict_on_batch(moments[..., : moments.shape[-1] // 2])
     decoded = np.clip((decoded + 1.0) * 127.5 + 0.5, 0, 255).astype("uint8")
-    Image.fromarray(np.concatenate([np.hstack(images), np.hstack(decoded)])).save(trainer.folder / "reconstructions.png")
+    with new_file(trainer.folder / "reconstructions.png") as file:
+        Image.fromarray(np.concatenate([np.hstack(images), np.hstack(decoded)])).save(file, format="PNG")
