@@ -14,6 +14,7 @@ from tfsd.pipeline import Pipeline, Request
 from tfsd.specs import ModelSpec
 
 CHUNK = 5  # steps between two places where a request can be stopped; 0.1 ms each
+DEFAULT = "serving_default"  # TensorFlow Serving's key of what a request means that names no signature
 PARALLEL = 64  # pictures of an exact batch that may be computed side by side; the machine's cores are the real limit
 
 
@@ -85,10 +86,11 @@ class Signatures(tf.Module):
             self.denoise: contexts + self._drawing_inputs(),
             self.decode: [latents],
         }
-        return {
+        functions = {
             call.__name__: tf.function(self._with_defaults(call), input_signature=specs, autograph=False)
             for call, specs in inputs.items()
         }
+        return functions | {DEFAULT: functions["text_to_png"]}  # the same function: nothing is compiled for it
 
     def _with_defaults(self, method: Callable) -> Callable:
         """Returns the method with default arguments, which is where TensorFlow looks for the defaults of a signature."""

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from converters.requests import Limits
-from converters.signatures import Signatures
+from converters.signatures import DEFAULT, Signatures
 
 WARMUP = "assets.extra/tf_serving_warmup_requests"
 
@@ -43,6 +43,8 @@ def warmup_requests(signatures: Signatures, limits: Limits):
             context = np.zeros((batch, spec.text.length, spec.denoiser.context_width), "float32")
             sides = height // spec.vae.factor, width // spec.vae.factor
             yield "text_to_png", prompts | rows
+            if (height, width, batch) == (*limits.sizes[0], limits.batch_sizes[0]):
+                yield DEFAULT, prompts | rows  # the program of text_to_png; one request sets up what belongs to the key
             yield "text_to_image", prompts | rows
             yield "encode", prompts
             numbers = {name: value for name, value in rows.items() if name != "negative_prompt"}

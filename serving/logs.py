@@ -1,8 +1,18 @@
-"""Log lines of the server, as text or as JSON. Prompts are never in them."""
+"""Log lines of the server, as text or as JSON. Prompts are never in them.
+
+What clients send, such as the name of a model, can neither begin a line of its own, nor steer a terminal, nor pass for another
+field: all that is not printable is escaped, and values with spaces or quotes are quoted.
+"""
 
 import json
 import logging
+import re
 import time
+
+from tfsd.errors import printable
+
+_PLAIN = re.compile(r"""[^\s"'=\\]+""")
+_TRACE = "\n    "  # before each line of a trace, which thereby is no line of the log
 
 LOGGER = logging.getLogger("tfsd.serving")
 
@@ -20,13 +30,20 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line of text: time, level, message, fields as name=value."""
+    """One line of text: time, level, message, fields as name=value; a trace follows in lines that are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line."""
-        fields = "".join(f" {name}={value}" for name, value in getattr(record, "fields", {}).items())
-        line = f"{_time(record)} {record.levelname:7} {record.getMessage()}{fields}"
-        return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
+        fields = "".join(f" {name}={_value(value)}" for name, value in getattr(record, "fields", {}).items())
+        line = f"{_time(record)} {record.levelname:7} {printable(record.getMessage())}{fields}"
+        trace = self.formatException(record.exc_info).split("\n") if record.exc_info else []
+        return line + "".join(_TRACE + printable(one) for one in trace)
+
+
+def _value(value) -> str:
+    """Returns a field's value; in JSON's quotes where it could be taken for more than one value."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) and text.isprintable() else json.dumps(text)
 
 
 class _WithoutNonsense(logging.Filter):

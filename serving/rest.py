@@ -17,10 +17,11 @@ from aiohttp import web
 from google.protobuf.json_format import MessageToDict
 
 from serving import wire_json
+from serving.access import Access, require_json
 from serving.errors import CODES, ServerError
 from serving.logs import LOGGER
-from serving.rpc import DEFAULT_SIGNATURE, metadata_of
-from serving.service import Call, Service, Target, request_id_of
+from serving.rpc import metadata_of
+from serving.service import Call, Service, Target, request_id_of, signature_asked
 from serving.wire import invalid, output_names
 
 PAGE = Path(__file__).parent / "page"
@@ -49,8 +50,18 @@ _STATUS = re.compile(rf"/v1/models(?:/([^/:]+))?{_PLACE}(?:/(metadata))?", re.I 
 class Rest:
     """The routes over a service. `ready()` tells whether requests are welcome."""
 
-    def __init__(self, service: Service, *, body_mb: float, timeout: float, ready: Callable[[], bool], token: str | None = None):
+    def __init__(
+        self,
+        service: Service,
+        *,
+        body_mb: float,
+        timeout: float,
+        ready: Callable[[], bool],
+        token: str | None = None,
+        access: Access | None = None,
+    ):
         self.service, self.timeout, self.ready = service, timeout, ready
+        self.access = access or Access()
         self.limit = int(body_mb * 2**20)
         self._expected = f"Bearer {token}".encode() if token else None
 
@@ -73,12 +84,23 @@ class Rest:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler) -> web.StreamResponse:
-        """Checks the token, and makes a JSON object of every error."""
+        """Checks who asks, makes a JSON object of every error, and tells browsers who may read the answer."""
+        response = await self._answer(request, handler)
+        self.access.mark(request, response)
+        return response
+
+    async def _answer(self, request: web.Request, handler) -> web.StreamResponse:
         try:
+            if handler != self.healthz:  # it tells nothing, and load balancers ask under any name
+                self.access.check(request)
+            if preflight := self.access.preflight(request):
+                return preflight
             self._require_token(request, handler)
             return await handler(request)
         except ServerError as error:
             return _error(error.http_status, error.message)
+        except web.HTTPUnsupportedMediaType as error:
+            return _error(error.status, error.text)
         except web.HTTPRequestEntityTooLarge:
             return _error(413, f"The body has more than the {self.limit} bytes that this server accepts.")
         except web.HTTPException as error:
@@ -132,6 +154,7 @@ class Rest:
             raise invalid(f"Failed to convert version: {version[:100]} to numeric.")
         target = Target(unquote(name or ""), int(version) if version else None, unquote(label) if label else None)
         if request.method == "POST":
+            require_json(request)
             if verb.lower() != "predict":
                 raise ServerError("UNIMPLEMENTED", f"This server has no {verb.lower()}; use predict.")
             return await self.predict(request, target)
@@ -147,9 +170,9 @@ class Rest:
         async def read(engine) -> Call:
             nonlocal rows
             document = await _off_loop(len(body), wire_json.read_body, body)
-            name = document.signature_name or DEFAULT_SIGNATURE
-            if name not in engine.signatures:
-                raise invalid(f'Serving signature name: "{name[:100]}" not found in signature def')
+            name = signature_asked(engine, document.signature_name)
+            if name is None:
+                raise invalid(f'Serving signature name: "{document.signature_name[:100]}" not found in signature def')
             signature = engine.signatures[name]
             arrays, rows = await _off_loop(len(body), wire_json.arrays_of, document, signature)
             return Call(name, arrays, output_names(signature, ()))
@@ -221,7 +244,7 @@ def _fields(message) -> dict:
 
 
 def _json(value, status: int = 200) -> web.Response:
-    return web.Response(body=json.dumps(value).encode(), status=status, content_type="application/json")
+    return web.Response(body=json.dumps(value, allow_nan=False).encode(), status=status, content_type="application/json")
 
 
 def _error(status: int, message: str) -> web.Response:

@@ -21,7 +21,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.errors import ServerError
-from serving.service import Call, Service, Target, request_id_of
+from serving.service import Call, Service, Target, request_id_of, signature_asked
 from serving.wire import inputs_of, invalid, output_names, proto_of
 
 PREDICTION = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
@@ -29,7 +29,6 @@ MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 PROGRESS = "tfsd.Progress"
 # TF Serving's health service knows its services by their short names.
 HEALTH_NAMES = ("", PREDICTION, MODELS, PROGRESS, "PredictionService", "ModelService")
-DEFAULT_SIGNATURE = "serving_default"
 MAX_MESSAGE = 1024  # letters of an error, as TF Serving cuts them
 SEND_MB = 256  # of an answer; eight float32 latents or pictures of 1024 pixels are 25
 MAX_RPCS = 512  # under way at once; each may hold a message of the size limit
@@ -89,9 +88,10 @@ class Calls:
         remaining = context.time_remaining()
 
         async def read(engine) -> Call:
-            name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-            if name not in engine.signatures:
-                raise ServerError("FAILED_PRECONDITION", f'Serving signature key "{name[:100]}" not found.')
+            name = signature_asked(engine, request.model_spec.signature_name)
+            if name is None:
+                asked = request.model_spec.signature_name[:100]
+                raise ServerError("FAILED_PRECONDITION", f'Serving signature key "{asked}" not found.')
             signature = engine.signatures[name]
             return Call(name, inputs_of(signature, request.inputs), output_names(signature, request.output_filter))
 

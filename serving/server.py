@@ -14,6 +14,7 @@ import grpc
 from aiohttp import web
 
 from serving import rpc
+from serving.access import Access
 from serving.logs import LOGGER
 from serving.metrics import Metrics
 from serving.models import Models
@@ -38,6 +39,7 @@ class Options:
         rest_timeout: seconds for an HTTP request; gRPC clients send a deadline of their own.
         tls_cert, tls_key: PEM files, for both ports.
         token: what clients must send as `authorization: Bearer TOKEN`.
+        allowed_hosts, cors_origins: as `serving.access.Access` takes them.
         grace: seconds that requests under way get when the server is stopped.
     """
 
@@ -50,6 +52,8 @@ class Options:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     token: str | None = field(default=None, repr=False)
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     grace: float = 30.0
 
     @property
@@ -69,6 +73,7 @@ class Server:
         self.models, self.options = models, options
         self.metrics = metrics or Metrics()
         self.limits = limits or Limits()
+        self._access = Access(host=options.host, allowed_hosts=options.allowed_hosts, cors_origins=options.cors_origins)
         self.grpc_port, self.rest_port = options.grpc_port, options.rest_port
         self.ready = False
 
@@ -89,6 +94,7 @@ class Server:
             timeout=self.options.rest_timeout,
             ready=lambda: self.ready,
             token=self.options.token,
+            access=self._access,
         )
         # handler_cancellation: a client that is gone needs no picture
         self._runner = web.AppRunner(

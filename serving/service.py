@@ -14,6 +14,8 @@ from serving.logs import LOGGER
 from serving.scheduler import Trace
 from serving.wire import invalid
 
+DEFAULT_SIGNATURE = "serving_default"  # TF Serving's name for what a request means that names none
+PICTURE_SIGNATURE = "text_to_png"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:=/+-]{1,128}")  # also those that load balancers give
 
 
@@ -39,6 +41,14 @@ class Answer(NamedTuple):
     version: int
     signature: str
     outputs: dict[str, np.ndarray]
+
+
+def signature_asked(engine, name: str) -> str | None:
+    """Returns the signature that a request names, by default the one that makes pictures; None if the model lacks it."""
+    name = name or DEFAULT_SIGNATURE
+    if name == DEFAULT_SIGNATURE and name not in engine.signatures:  # exports of older versions have it under one name
+        name = PICTURE_SIGNATURE
+    return name if name in engine.signatures else None
 
 
 def request_id_of(sent: str | None) -> str:

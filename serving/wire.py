@@ -44,12 +44,20 @@ def inputs_of(signature, protos: Mapping[str, TensorProto]) -> dict[str, np.ndar
     _require_names(signature, protos)
     arrays = {}
     for name, info in signature.inputs.items():
-        proto = protos[name] if name in protos else signature.defaults[name]
+        if name not in protos:
+            arrays[name] = default_of(signature, name)
+            continue
+        proto = protos[name]
         if proto.dtype != info.dtype:
             raise invalid(f"Expects {name} to be {type_name(info.dtype)} but {type_name(proto.dtype)} is provided.")
         arrays[name] = array_of(name, proto)
     require_shapes(signature, arrays)
     return arrays
+
+
+def default_of(signature, name: str) -> np.ndarray:
+    """Returns the value of an input that a request leaves out, one row."""
+    return array_of(name, signature.defaults[name])
 
 
 def _require_names(signature, protos: Mapping[str, TensorProto]):
@@ -59,11 +67,11 @@ def _require_names(signature, protos: Mapping[str, TensorProto]):
             f"input size does not match signature: {len(sent)}!={len(wanted)} len({_set(sent)}) != len({_set(wanted)}). "
             f"Sent extra: {_set(sent - wanted)}. Missing but required: {_set(wanted - sent)}."
         )
-    for name in sorted(wanted - sent - set(signature.defaults)):
+    if missing := sorted(wanted - sent - set(signature.defaults)):
+        feeds = ", ".join(f"{name}(feed name: {signature.inputs[name].name})" for name in missing)
         raise invalid(
-            f"Signature input alias: {name}(feed name: {signature.inputs[name].name}) not found in request and no default "
-            f"value provided. Inputs expected to be in the request {_set(sent)}, or default input alias set: "
-            f"{_list(signature.defaults)}"
+            f"Signature input alias: {feeds} not found in request and no default value provided. Inputs expected to be in the "
+            f"request {_set(sent)}, or default input alias set: {_list(signature.defaults)}"
         )
     if sent - wanted:
         raise invalid(f"Inputs contains invalid name. Used request inputs: {_list(sent & wanted)}, request input: {_list(sent)}")

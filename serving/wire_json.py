@@ -1,6 +1,7 @@
 """TF Serving's JSON: the rows or columns of a request become numpy arrays, those of an answer become text.
 
-Source: tensorflow/serving, util/json_tensor.cc, for rules and messages. Stricter in one thing: NaN and Infinity are refused.
+Source: tensorflow/serving, util/json_tensor.cc, for rules and messages. Two differences: NaN and Infinity are refused, and
+inputs for which the signature has defaults may be left out, as over gRPC, where TF Serving's REST API demands them all.
 """
 
 import base64
@@ -14,12 +15,13 @@ import numpy as np
 from tensorflow.core.framework import types_pb2
 
 from serving.errors import ServerError
-from serving.wire import FIELDS, MAX_ROWS, MAX_VALUES, invalid, require_shapes, type_name
+from serving.wire import FIELDS, MAX_ROWS, MAX_VALUES, default_of, invalid, require_shapes, type_name
 
 MAX_NESTING = 8  # lists in lists of one tensor
 _KINDS = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
 _INTEGERS = (types_pb2.DT_INT32, types_pb2.DT_INT64, types_pb2.DT_UINT8)
 _FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE)
+_LEFT_OUT = object()  # a row's value that is the signature's default
 
 
 class Body(NamedTuple):
@@ -94,19 +96,34 @@ def _rows(instances, signature) -> dict[str, np.ndarray]:
     for i, item in enumerate(instances):
         if not _is_object(item):
             raise invalid(f"Expecting object but got list at item {i} of input list")
-        if sorted(item) != names:
+        if set(item) - set(names):
             raise invalid(
                 f"Failed to process element: {i} of 'instances' list. JSON object: {_shown(item)} must only have keys: "
                 f"{','.join(names)}"
             )
-    return {name: _stacked([item[name] for item in instances], name, signature, f" key: {name}") for name in names}
+        if missing := _missing(item, signature):
+            raise invalid(f"Failed to process element: {i} of 'instances' list. It lacks {missing}.")
+    arrays = {}
+    for name in names:
+        given = [item[name] for item in instances if name in item]
+        if given:
+            arrays[name] = _stacked([item.get(name, _LEFT_OUT) for item in instances], name, signature, f" key: {name}")
+        else:
+            arrays[name] = default_of(signature, name)
+    return arrays
+
+
+def _missing(given: Mapping, signature) -> str:
+    """Returns the names of all inputs that have neither a value nor a default."""
+    return ", ".join(name for name in sorted(signature.inputs) if name not in given and name not in signature.defaults)
 
 
 def _stacked(values: list, name: str, signature, key: str) -> np.ndarray:
     arrays = []
     for i, value in enumerate(values):
         try:
-            arrays.append(_array(value, signature.inputs[name].dtype))
+            left_out = value is _LEFT_OUT
+            arrays.append(default_of(signature, name)[0] if left_out else _array(value, signature.inputs[name].dtype))
             if arrays[i].shape != arrays[0].shape:
                 raise invalid(f"Expecting shape {_shape(arrays[0])} but got: {_shape(arrays[i])}")
         except ServerError as error:
@@ -124,10 +141,14 @@ def _columns(inputs, signature) -> dict[str, np.ndarray]:
                 "inputs is a plain value/list, but expecting an object as multiple input tensors required as per tensorinfo_map"
             )
         return {names[0]: _array(inputs, signature.inputs[names[0]].dtype)}
-    for name in names:
-        if name not in inputs:
-            raise invalid(f"Missing named input: {name} in 'inputs' object.")
-    return {name: _array(inputs[name], signature.inputs[name].dtype) for name in names}
+    if missing := _missing(inputs, signature):
+        raise invalid(f"Missing named input: {missing} in 'inputs' object.")
+    if unknown := ", ".join(_shown(name) for name in sorted(set(inputs) - set(names))):
+        raise invalid(f"'inputs' has {unknown}, but must only have keys: {','.join(names)}")
+    return {
+        name: _array(inputs[name], signature.inputs[name].dtype) if name in inputs else default_of(signature, name)
+        for name in names
+    }
 
 
 def _is_object(value) -> bool:
@@ -226,8 +247,12 @@ def answer(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
     """Returns the JSON of an answer, in the form in which the request came.
 
     One output goes without its name; strings of outputs named `*_bytes` as {"b64": ...}.
-    Raises: `ServerError` INVALID_ARGUMENT for outputs of different batches, which rows cannot show.
+    Raises: `ServerError` INVALID_ARGUMENT for outputs of different batches, which rows cannot show; INTERNAL for NaN and
+    infinity, which JSON does not have (TF Serving writes them all the same, so that few clients can read its answer).
     """
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ServerError("INTERNAL", f"{name} holds numbers that are not finite, for which JSON has no form.")
     values = {name: _values(name, outputs[name]) for name in sorted(outputs)}
     if not rows:
         return _dumps({"outputs": values if len(values) > 1 else next(iter(values.values()))})
@@ -241,7 +266,7 @@ def answer(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
 
 
 def _dumps(value) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _values(name: str, array: np.ndarray) -> list:

@@ -23,3 +23,8 @@ def shown(value) -> str:
         return f"a whole number of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= _LETTERS + 2 else text[: _LETTERS - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """Returns a text on one line in which nothing can steer a terminal or begin a line: other characters become escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

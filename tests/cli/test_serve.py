@@ -26,6 +26,8 @@ def loggers():
         ((".", "--tls-cert", "x"), 2, "--tls-cert and --tls-key belong together"),
         ((".", "--token-file", "empty"), 2, "must hold one token"),
         ((".", "--token-file", "missing"), 1, "No such file"),
+        ((".", "--allowed-hosts", "http://x"), 2, "--allowed-hosts must be a name"),
+        ((".", "--cors-origin", "https://x,example.com"), 2, "--cors-origin must be an origin"),
         (("missing",), 1, "missing does not exist"),
         (("--model-config-file", "missing"), 1, "missing does not exist"),
         (("--model-config-file", "empty"), 1, "ModelConfigList"),

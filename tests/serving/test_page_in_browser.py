@@ -259,6 +259,29 @@ def test_progress_moves_and_cancel_stops_the_model(visit, engine):
     assert page.locator("#figure").is_visible() and page.locator("#notice").inner_text() == ""
 
 
+def test_pages_of_other_sites_reach_the_model_only_where_they_are_allowed(browser, engine, folder):
+    ask = """async ([address, type]) => {
+        const body = JSON.stringify({ signature_name: "text_to_png", inputs: { prompt: ["x"] } });
+        try {
+            const options = { method: "POST", body, headers: { "Content-Type": type } };
+            return (await fetch(`${address}/v1/models/toy:predict`, options)).status;
+        } catch (error) { return String(error); }
+    }"""
+    blind = "at => fetch(`${at}/v1/models/toy:predict`, {method: 'POST', mode: 'no-cors', body: '{}'}).catch(String)"
+    with page_files() as site, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"{site}/icon.svg")
+        with serve(folder, lambda path: engine) as address:
+            before = engine.jobs
+            for kind in ("application/json", "text/plain"):
+                assert "Failed to fetch" in page.evaluate(ask, [address, kind])
+            assert "Failed to fetch" in page.evaluate(blind, address)  # sent, and not even its failure can be seen
+            assert engine.jobs == before
+        with serve(folder, lambda path: engine, cors_origins=(site,)) as address:
+            assert page.evaluate(ask, [address, "application/json"]) == 200 and engine.jobs == before + 1
+            assert page.evaluate(ask, [address, "text/plain"]) == 415 and engine.jobs == before + 1
+
+
 def test_message_of_the_server_is_shown(visit):
     page = visit()
     make(page, prompt="a" * 5000)

@@ -3,6 +3,7 @@ import gzip
 import http.client
 import json
 import ssl
+import subprocess
 import time
 
 import pytest
@@ -107,6 +108,31 @@ def test_images_and_context_come_as_numbers(client):
     assert reply.json == {"predictions": [{"context": [[0.2] * 3] * 2, "truncated_tokens": 0}]}
 
 
+def test_a_prompt_alone_makes_a_picture(client):
+    made = {"png_bytes": b64(picture(0)), "truncated_tokens": 0}
+    assert client.predict({"instances": [{"prompt": "x"}]}).json == {"predictions": [made]}
+    assert client.predict({"signature_name": "serving_default", "instances": [{"prompt": "x"}]}).status == 200
+    assert client.predict({"inputs": {"prompt": ["x"]}}).json["outputs"]["png_bytes"] == [b64(picture(0))]
+    some = {"instances": [{"prompt": "x"}, {"prompt": "y", "seed": 3}, {"prompt": "z", "seed": 4, "num_steps": 2}]}
+    pngs = [row["png_bytes"] for row in client.predict(some).json["predictions"]]
+    assert pngs == [b64(picture(seed)) for seed in (0, 3, 4)]
+
+
+LINE = """curl -s localhost:PORT/v1/models/toy:predict -d '{"instances": [{"prompt": "x", "seed": 5}]}' """
+PNGS = (
+    '| grep -o \'"b64": *"[^"]*\' | cut -d \'"\' -f 4 | base64 -d',
+    "| python3 -c 'import base64, json, sys; "
+    'sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["predictions"][0]["png_bytes"]["b64"]))\'',
+)
+
+
+@pytest.mark.parametrize("png", PNGS)
+def test_one_line_of_a_shell_makes_a_file(client, png, tmp_path):
+    line = (LINE + png).replace("PORT", str(client.port)) + " > star.png"
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True)
+    assert (tmp_path / "star.png").read_bytes() == picture(5)
+
+
 @pytest.mark.parametrize(
     "path", ["/v1/models/toy/versions/1:predict", "/V1/MODELS/toy:PREDICT", "/v1/models/t%6Fy:predict", PREDICT + "?x=1"]
 )
@@ -119,10 +145,13 @@ def test_paths_of_tf_serving_reach_the_model(client, path):
     [
         (PREDICT, "", 400, "JSON Parse error: The document is empty"),
         (PREDICT, "{", 400, "JSON Parse error"),
-        (PREDICT, {"instances": [1]}, 400, 'Serving signature name: "serving_default" not found in signature def'),
+        (PREDICT, {"instances": [1]}, 400, "instances is a plain list, but expecting list of objects"),
+        (PREDICT, rows({"steps": 5}), 400, "must only have keys: guidance_scale,height,index,"),
+        (PREDICT, columns(steps=[5]), 400, "'inputs' has \"steps\", but must only have keys: guidance_scale,"),
+        (PREDICT, {"instances": [{"seed": 1}]}, 400, "element: 0 of 'instances' list. It lacks prompt."),
         (PREDICT, rows({}, signature="x"), 400, 'Serving signature name: "x" not found in signature def'),
         (PREDICT, {"signature_name": 100}, 400, "'signature_name' key must be a string value."),
-        (PREDICT, {"signature_name": "text_to_png", "inputs": {"prompt": ["x"]}}, 400, "Missing named input: guidance_scale"),
+        (PREDICT, {"signature_name": "text_to_png", "inputs": {"seed": [1]}}, 400, "Missing named input: prompt in 'inputs'"),
         (PREDICT, columns(seed=[1.5]), 400, "JSON Value: 1.5 Type: Number is not of expected type: int64"),
         (PREDICT, columns(prompt=["x" * 10**6]), 400, "prompt must have at most 4096 bytes; got 1000000."),
         ("/v1/models/missing:predict", rows({}), 404, "Servable not found for request: Latest(missing)"),

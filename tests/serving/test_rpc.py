@@ -132,7 +132,7 @@ def versioned(**spec):
         (versioned(version=7), CODE.NOT_FOUND, "Servable not found for request: Specific(toy, 7)"),
         (versioned(label="gone"), CODE.INVALID_ARGUMENT, "Unrecognized servable version label: gone"),
         (request("x", signature="x"), CODE.FAILED_PRECONDITION, 'Serving signature key "x" not found.'),
-        (request("x", signature=""), CODE.FAILED_PRECONDITION, 'Serving signature key "serving_default" not found.'),
+        (request("x", signature="y"), CODE.FAILED_PRECONDITION, 'Serving signature key "y" not found.'),
         (request(seed=[1]), CODE.INVALID_ARGUMENT, "Signature input alias: prompt(feed name: prompt:0) not found in request"),
         (request("x", num_steps=[[1]]), CODE.INVALID_ARGUMENT, "num_steps must have shape [B]"),
         (request("x" * 10**6), CODE.INVALID_ARGUMENT, "prompt must have at most 4096 bytes; got 1000000."),
@@ -290,6 +290,12 @@ def test_each_request_is_one_line_without_its_prompt(client):
         lines = [form.format(record) for record in records]
         assert "abc" in lines[0] and not any("private" in line or "\n" in line for line in lines)
     assert json.loads(JsonFormatter().format(records[0]))["code"] == "OK"
+
+
+@pytest.mark.parametrize("name", ["", "serving_default"])
+def test_a_request_that_names_no_signature_makes_a_picture(client, name):
+    answer = client.prediction.Predict(request("x", seed=[7], signature=name), timeout=20)
+    assert answer.outputs["png_bytes"].string_val[0] == picture(7) and answer.model_spec.signature_name == "text_to_png"
 
 
 def test_requests_are_counted(client, server):

@@ -7,6 +7,7 @@ import tensorflow as tf
 from test_wire import LATENTS, PLAIN, TEXT, refused, signature
 
 from serving import wire_json
+from serving.errors import ServerError
 
 SMALL = signature({"steps": (tf.int32, [None])})
 
@@ -69,14 +70,16 @@ def columns(**changes):
         ({"instances": {}}, "Excepting 'instances' to be an list/array"),
         ({"instances": []}, "No values in 'instances' array"),
         ({"instances": [1]}, "instances is a plain list, but expecting list of objects as multiple input tensors required"),
-        ({"instances": [{"prompt": "x"}]}, "must only have keys: guidance_scale,prompt,seed"),
+        ({"instances": [{"prompt": "x", "step": 1}]}, "must only have keys: guidance_scale,prompt,seed"),
+        ({"instances": [{"prompt": "x"}, {"seed": 1}]}, "element: 1 of 'instances' list. It lacks prompt."),
         (
             {"instances": [{"prompt": "x", "seed": 1, "guidance_scale": 1}, 5]},
             "Expecting object but got list at item 1 of input list",
         ),
         ({"instances": [{}] * 1025}, "'instances' has 1025 rows"),
         ({"inputs": [1]}, "inputs is a plain value/list, but expecting an object"),
-        ({"inputs": {"prompt": ["x"]}}, "Missing named input: guidance_scale in 'inputs' object."),
+        ({"inputs": {"seed": [1]}}, "Missing named input: prompt in 'inputs' object."),
+        (columns(step=[1]), "'inputs' has \"step\", but must only have keys: guidance_scale,prompt,seed"),
         (columns(seed=[1.0]), "JSON Value: 1.0 Type: Number is not of expected type: int64"),
         (columns(seed=[True]), "JSON Value: true Type: True is not of expected type: int64"),
         (columns(seed=["1"]), 'JSON Value: "1" Type: String is not of expected type: int64'),
@@ -121,6 +124,16 @@ def test_refusals_quote_only_the_beginning_of_a_large_value():
     assert len(message) < 300
 
 
+def test_inputs_that_are_missing_are_named_all_at_once():
+    for document in ({"instances": [{}]}, {"inputs": {}}):
+        assert "prompt, seed" in refused(of_json, document, PLAIN)
+
+
+def test_rows_may_leave_out_what_has_a_default():
+    arrays, _ = of_json({"instances": [{"prompt": "x"}, {"prompt": "y", "guidance_scale": 1}]}, TEXT)
+    assert arrays["guidance_scale"].tolist() == [3.0, 1.0]
+
+
 def test_one_output_goes_without_its_name():
     outputs = {"context": np.array([[1.5, 0.2]], "float32")}
     assert json.loads(wire_json.answer(outputs, rows=True)) == {"predictions": [[1.5, 0.2]]}
@@ -143,7 +156,15 @@ def test_rows_of_different_batches_cannot_be_shown():
 
 
 def test_floats_are_as_short_as_they_can_be_and_read_as_the_same():
-    values = np.array([0.2, 1e-8, 1 / 3, 3.4e38, 16777217.0, np.inf], "float32")
+    values = np.array([0.2, 1e-8, 1 / 3, 3.4e38, 16777217.0, -3e-45], "float32")
     text = wire_json.answer({"x": values}, rows=False).decode()
     assert text.startswith('{"outputs":[0.2,1e-08,0.33333334,')
     np.testing.assert_array_equal(np.array(json.loads(text)["outputs"], "float32"), values)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("rows", [True, False])
+def test_numbers_that_json_lacks_are_an_error_that_names_them(value, rows):
+    with pytest.raises(ServerError, match="context holds numbers that are not finite") as caught:
+        wire_json.answer({"context": np.array([[0.5, value]], "float32")}, rows)
+    assert caught.value.code == "INTERNAL"

@@ -20,6 +20,9 @@ EXAMPLES = """  tfsd export saved_model --model tiny --out models && tfsd serve 
   curl http://127.0.0.1:8501/metrics                    for Prometheus
   tfsd generate "a red star" --server 127.0.0.1:8500
 
+Behind a proxy, or under a name of a Kubernetes service, name it: --allowed-hosts tfsd,tfsd.example.com. Web pages of other
+sites may use the server only with --cors-origin. Neither concerns gRPC, which pages cannot send.
+
 It prints two lines, the gRPC address and the page, once it takes requests; what it logs goes to standard error, without
 prompts. A new version beside the old one (models/tiny/2) is loaded while the old one goes on serving. SIGTERM or Ctrl-C
 lets requests under way end; a second one does not wait for them."""
@@ -59,6 +62,27 @@ def _add_network(group):
     add("--tls-cert", metavar="PEM", help="certificate chain, for both ports")
     add("--tls-key", metavar="PEM", help="its private key")
     add("--token-file", metavar="FILE", help="file with the token that clients must send: authorization: Bearer TOKEN")
+    add(
+        "--allowed-hosts",
+        action="extend",
+        type=_words,
+        default=[],
+        metavar="NAMES",
+        help="more names under which HTTP clients reach this server, such as tfsd.example.com,.example.org; * for any "
+        "(default: localhost, this machine's name and every IP address)",
+    )
+    add(
+        "--cors-origin",
+        action="extend",
+        type=_words,
+        default=[],
+        metavar="ORIGINS",
+        help="other sites whose pages may use this server, such as https://app.example.com; * for any (default: none)",
+    )
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.replace(",", " ").split() if word]
 
 
 def _add_limits(group):
@@ -88,6 +112,14 @@ def serve(args) -> int:
     return _run(args, token)
 
 
+def _checked(flag: str, check, words: list[str]) -> tuple[str, ...]:
+    """Returns checked words of an option. Raises: `UsageError`."""
+    try:
+        return tuple(check(word) for word in words)
+    except ValueError as error:
+        raise UsageError(f"{flag} {error}") from None
+
+
 def _token(path: Path) -> str:
     token = path.read_text(encoding="utf-8").strip()
     if not token or not token.isascii() or any(not letter.isprintable() or letter == " " for letter in token):
@@ -98,6 +130,7 @@ def _token(path: Path) -> str:
 def _run(args, token: str | None) -> int:
     import asyncio
 
+    from serving.access import host_pattern, origin_pattern
     from serving.errors import ServerError
     from serving.logs import LOGGER, log_to
     from serving.metrics import Metrics
@@ -117,6 +150,8 @@ def _run(args, token: str | None) -> int:
         tls_key=args.tls_key,
         token=token,
         grace=args.grace,
+        allowed_hosts=_checked("--allowed-hosts", host_pattern, args.allowed_hosts),
+        cors_origins=_checked("--cors-origin", origin_pattern, args.cors_origin),
     )
     if not options.is_local and (token is None or args.tls_cert is None):
         lacking = " and ".join([*(["--token-file"] if token is None else []), *(["--tls-cert"] if args.tls_cert is None else [])])

@@ -4,14 +4,9 @@ import json
 from collections.abc import Sequence
 
 from tfsd.cli.parsing import UsageError
-from tfsd.errors import CheckpointError
+from tfsd.errors import CheckpointError, printable
 
 _MAX_MESSAGE = 1000  # letters of an error; a prompt in it may have many more
-
-
-def printable(text: str) -> str:
-    """Returns a text on one line in which nothing can steer a terminal: other characters become escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def describe(error: Exception) -> tuple[int, str]:
