@@ -61,6 +61,18 @@ def test_loaded_signature_draws_the_bytes_that_python_draws(folder, model):
     assert answer["png_bytes"].numpy()[0] == drawn(model, "a red star", seed=7)
 
 
+def test_a_request_without_a_signature_means_text_to_png(folder, session):
+    """TensorFlow Serving looks for `serving_default` then; it must bring neither weights nor a program of its own."""
+    given = request(prompt="a red star", seed=7)
+    assert session("serving_default", given)["png_bytes"][0] == session("text_to_png", given)["png_bytes"][0]
+    library = session.meta.graph_def.library.function
+    wrappers = [one for one in library if one.signature.name.startswith("__inference_signature_wrapper_text_to_png")]
+    called = {node.attr["f"].func.name for one in wrappers for node in one.node_def if node.op.endswith("PartitionedCall")}
+    assert len(wrappers) == 2 and len(called) == 1
+    both = [session.meta.signature_def[name] for name in ("serving_default", "text_to_png")]
+    assert both[0].defaults == both[1].defaults and set(both[0].inputs) == set(both[1].inputs)
+
+
 def test_pictures_are_those_of_the_files(session):
     given = request(prompt=["a red star", "red"], seed=[3, 4])
     files, images = session("text_to_png", given)["png_bytes"], session("text_to_image", given)["images"]
@@ -209,7 +221,7 @@ def test_warmup_asks_every_signature_for_every_shape(folder, session):
             session(name, inputs)
     drawing = ("text_to_png", "text_to_image", "denoise", "decode")
     wanted = {(name, batch, size) for name in drawing for batch in (1, 2, 4) for size in SIZES}
-    assert seen == wanted | {("encode", batch, None) for batch in (1, 2, 4)}
+    assert seen == wanted | {("encode", batch, None) for batch in (1, 2, 4)} | {("serving_default", 1, SIZES[0])}
 
 
 # -- the folder --------------------------------------------------------------------------------------------------------
