@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import math
+import ssl
 import statistics
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import aiohttp
 import numpy as np
@@ -50,15 +52,32 @@ class Sample(NamedTuple):
 class LoadTest:
     """Asks one model of one server; use it in `async with`. Each of its measurements returns what goes into JSON."""
 
-    def __init__(self, address: str, load: Load, *, model: str = "tiny", rest: str | None = None, bars: bool = False):
-        """`address` and `rest` are HOST:PORT of gRPC and of HTTP; without the latter the server's own counts are missing."""
+    def __init__(
+        self,
+        address: str,
+        load: Load,
+        *,
+        model: str = "tiny",
+        rest: str | None = None,
+        token: str | None = None,
+        tls: str | Path | None = None,
+        bars: bool = False,
+    ):
+        """`address` and `rest` are HOST:PORT of gRPC and of HTTP; without the latter the server's own counts are missing.
+
+        `token` and `tls`, the file of a certificate authority, are for both.
+        """
         self.load, self.model, self.rest = load, model, rest
-        self._client = AsyncClient(address, model=model, retries=0, timeout=load.seconds)
+        self._client = AsyncClient(address, model=model, retries=0, timeout=load.seconds, token=token, tls=tls)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._tls = None if tls is None else ssl.create_default_context(cafile=tls)
+        self._url = f"{'http' if tls is None else 'https'}://{rest}"
         self._bars = bars
         self._end = math.inf
 
     async def __aenter__(self) -> "LoadTest":
-        self._http = aiohttp.ClientSession()
+        connector = None if self._tls is None else aiohttp.TCPConnector(ssl=self._tls)
+        self._http = aiohttp.ClientSession(connector=connector, headers=self._headers)
         return self
 
     async def __aexit__(self, *_):
@@ -187,7 +206,7 @@ class LoadTest:
         if self.rest is None:
             return None
         try:
-            async with self._http.get(f"http://{self.rest}/metrics", timeout=aiohttp.ClientTimeout(10)) as response:
+            async with self._http.get(f"{self._url}/metrics", timeout=aiohttp.ClientTimeout(10)) as response:
                 return load_metrics.read(await response.text()) if response.status == 200 else None
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
             return None
@@ -216,7 +235,7 @@ class LoadTest:
     async def _by_rest(self, inputs: dict[str, np.ndarray]) -> bytes:
         columns = {name: [_plain(value) for value in array.tolist()] for name, array in inputs.items()}
         body = json.dumps({"signature_name": "text_to_png", "inputs": columns})
-        url = f"http://{self.rest}/v1/models/{self.model}:predict"
+        url = f"{self._url}/v1/models/{quote(self.model, safe='')}:predict"
         timeout = aiohttp.ClientTimeout(max(self._left(), 1e-3))
         try:
             async with self._http.post(url, data=body, timeout=timeout) as response:

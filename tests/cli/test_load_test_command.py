@@ -13,7 +13,7 @@ from command_line import one_line, start
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/serving"))
 
-from stand_in import STEP_SECONDS, Engine, held, served, until  # noqa: E402
+from stand_in import STEP_SECONDS, TLS, Engine, held, served, until  # noqa: E402
 
 
 def there(server, *options) -> tuple[str, ...]:
@@ -31,7 +31,12 @@ def there(server, *options) -> tuple[str, ...]:
         (("two", "--model", "c"), 2, "--model must be one of a, b; got 'c'."),
         (("--server", "127.0.0.1:8500", "--overhead"), 2, "--overhead needs DIR"),
         (("--server", "127.0.0.1:8500", "--max-queue", "3"), 2, "--max-queue is of a server that is started here"),
-        ((".", "--rest", "127.0.0.1:8501"), 2, "--rest is of --server"),
+        ((".", "--rest", "127.0.0.1:8501"), 2, "--rest requires --server"),
+        ((".", "--token-file", "x"), 2, "--token-file requires --server"),
+        ((".", "--tls-ca", "x"), 2, "--tls-ca requires --server"),
+        (("--server", "127.0.0.1:1", "--token-file", "toy/spec.json"), 2, "--token-file must hold one word"),
+        (("--server", "127.0.0.1:1", "--token-file", "missing"), 1, "No such file"),
+        (("--server", "127.0.0.1:1", "--tls-ca", "toy/spec.json"), 2, "holds no certificate"),
         (("--server", "example.com:8500"), 2, "--allow-remote if that server is yours"),
         (("--server", "127.example.com:8500"), 2, "--allow-remote if that server is yours"),
         (("--server", "127.0.0.1:8500", "--rest", "10.0.0.1:8501"), 2, "--rest must be of this machine"),
@@ -49,6 +54,18 @@ def test_wrong_usage_and_failures_are_one_line(place, run, argv, status, message
     got, out, err = run("load-test", *argv)
     assert (got, out) == (status, "")
     assert one_line(err) and message in err
+
+
+def test_a_server_with_token_and_certificate_is_tested_by_both_protocols(run, place):
+    (place / "token").write_text("s3cret\n")
+    with served(Engine(), token="s3cret", tls_cert=TLS / "cert.pem", tls_key=TLS / "key.pem") as server:
+        options = ("--requests", 3, "--steps", 2, "--json", "--tls-ca", TLS / "cert.pem")
+        status, out, err = run(*there(server, *options, "--token-file", "token"))
+        assert (status, err) == (0, "")
+        report = json.loads(out)
+        assert report["load"]["answered"] == 3 and report["load"]["batches"] == {"1": 3}  # counts come over HTTP
+        status, out, err = run(*there(server, *options))
+        assert (status, out) == (1, "") and one_line(err) and "UNAUTHENTICATED" in err
 
 
 def test_report_holds_what_the_server_did(run):

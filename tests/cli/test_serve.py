@@ -24,7 +24,7 @@ def loggers():
         ((".", "--grpc-port", "70000"), 2, "a whole number from 0 to 65535"),
         ((".", "--max-queue", "0"), 2, "a whole number from 1"),
         ((".", "--tls-cert", "x"), 2, "--tls-cert and --tls-key belong together"),
-        ((".", "--token-file", "empty"), 2, "must hold one token"),
+        ((".", "--token-file", "empty"), 2, "--token-file must hold one word of ASCII"),
         ((".", "--token-file", "missing"), 1, "No such file"),
         ((".", "--allowed-hosts", "http://x"), 2, "--allowed-hosts must be a name"),
         ((".", "--cors-origin", "https://x,example.com"), 2, "--cors-origin must be an origin"),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tfsd.cli.parsing import UsageError, add_command, real, whole
+from tfsd.cli.remote import token_in
 from tfsd.cli.serve import NEEDED
 from tfsd.cli.terminal import print_json, print_table, quiet_tensorflow
 
@@ -13,6 +14,7 @@ EXAMPLES = """  tfsd load-test models                                   starts `
   tfsd load-test models --compare --overhead              what batching gains, and what the server adds to the model
   tfsd load-test models --requests 200 --concurrency 100 --max-queue 32     more than it takes: see what is refused
   tfsd load-test --server 127.0.0.1:8500 --rest 127.0.0.1:8501 --json       a server that runs already
+  tfsd load-test --server 127.0.0.1:8500 --token-file token.txt --tls-ca cert.pem    one that asks for a token
 
 Each request asks for --rows pictures of one prompt, with seeds of its own; --concurrency of them are on their way at any
 time. Latency is what a client waits for an answer: with more requests at once than the server has cores it is mostly the
@@ -24,6 +26,7 @@ promises the same bytes alone and in company (exact) has one row per job, and as
 too, from DIR): the rest is what gRPC and REST, queue and chunks of steps add.
 
 It exits with 1 if a request failed for another reason than a full queue."""
+_SERVER_ONLY = ("rest", "token_file", "tls_ca")
 HOSTS = ("localhost", "[::1]")
 
 
@@ -52,6 +55,8 @@ def add_load_test(commands):
     add = parser.add_argument_group("a server that runs already").add_argument
     add("--server", metavar="HOST:PORT", help="its gRPC address")
     add("--rest", metavar="HOST:PORT", help="its HTTP address, for its own counts and for --overhead")
+    add("--token-file", metavar="FILE", help="send the token that FILE holds; readable on the way without --tls-ca")
+    add("--tls-ca", metavar="FILE", help="encrypt, and trust servers with a certificate by this authority")
     add("--allow-remote", action="store_true", help="load servers on other machines, too: only your own")
     return parser
 
@@ -89,8 +94,9 @@ def _check(args):
         raise FileNotFoundError(f"{args.dir} does not exist. tfsd export saved_model makes a folder of models.")
     if args.overhead and args.dir is None:
         raise UsageError("--overhead needs DIR, too: the model's own time is taken with the export in it.")
-    if args.server is None and args.rest is not None:
-        raise UsageError("--rest is of --server. Add --server HOST:PORT")
+    for name in _SERVER_ONLY:
+        if args.server is None and getattr(args, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} requires --server. Add --server HOST:PORT")
     if args.server is not None and args.max_queue is not None:
         raise UsageError("--max-queue is of a server that is started here; with --server it has its own.")
     for name in ("server", "rest"):
@@ -150,7 +156,9 @@ async def _measure(args, folder: Path | None, address: str, rest: str | None) ->
 
     load = Load(requests=args.requests, concurrency=args.concurrency, rows=args.rows, num_steps=args.steps, seconds=args.seconds)
     report = {"model": args.model, "rows": args.rows, "num_steps": args.steps}
-    async with LoadTest(address, load, model=args.model, rest=rest, bars=not args.json) as test:
+    token = None if args.token_file is None else token_in(args.token_file)
+    options = {"rest": rest, "token": token, "tls": args.tls_ca, "bars": not args.json}
+    async with LoadTest(address, load, model=args.model, **options) as test:
         await test.warm_up()
         report["load"] = await test.run()
         if args.compare:

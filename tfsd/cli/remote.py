@@ -54,7 +54,7 @@ def connect(args):
     from tfsd.text import PromptTruncationWarning
 
     warnings.simplefilter("once", PromptTruncationWarning)
-    token = None if args.token_file is None else _token(args.token_file)
+    token = None if args.token_file is None else token_in(args.token_file)
     timeout = {} if args.timeout is None else {"timeout": args.timeout}
     return _Model(Client(args.server, model=args.model, token=token, tls=args.tls_ca, max_batch=min(args.batch, 8), **timeout))
 
@@ -74,7 +74,8 @@ class _Model:
             raise OSError(f"{error.message.rstrip('.')} ({error.code})") from error
 
 
-def _token(name: str) -> str:
+def token_in(name: str) -> str:
+    """Returns the token in the file of --token-file. Raises: `UsageError`, `OSError`."""
     try:
         with open(name, "rb") as file:
             data = file.read(_MAX_TOKEN_FILE + 1)

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from tfsd.cli.parsing import UsageError, add_command, real, whole
+from tfsd.cli.remote import token_in
 from tfsd.cli.terminal import printable, quiet_tensorflow
 from tfsd.errors import CheckpointError
 
@@ -107,7 +108,7 @@ def serve(args) -> int:
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         print(f'tfsd: serving needs {", ".join(missing)}: pip install "tfsd[serving]"', file=sys.stderr)
         return 1
-    token = None if args.token_file is None else _token(Path(args.token_file))
+    token = None if args.token_file is None else token_in(args.token_file)
     quiet_tensorflow()
     return _run(args, token)
 
@@ -118,13 +119,6 @@ def _checked(flag: str, check, words: list[str]) -> tuple[str, ...]:
         return tuple(check(word) for word in words)
     except ValueError as error:
         raise UsageError(f"{flag} {error}") from None
-
-
-def _token(path: Path) -> str:
-    token = path.read_text(encoding="utf-8").strip()
-    if not token or not token.isascii() or any(not letter.isprintable() or letter == " " for letter in token):
-        raise UsageError(f"{path} must hold one token of printable ASCII characters without spaces.")
-    return token
 
 
 def _run(args, token: str | None) -> int:
