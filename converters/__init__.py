@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tfsd.errors import shown
 from tfsd.files import require_space
 from tfsd.h5 import CheckpointError
 from tfsd.specs import ModelSpec
@@ -44,7 +45,7 @@ def _kerascv(src: Path, variant: str | None, spec: ModelSpec | None):
     from converters.kerascv import open_folder
 
     if variant is not None:
-        raise ValueError(f"Only diffusers folders have variants; got variant={variant!r}.")
+        raise ValueError(f"Only diffusers folders have variants; got variant={shown(variant)}.")
     return open_folder(src) if spec is None else open_folder(src, spec=spec)
 
 
@@ -74,13 +75,13 @@ def convert(
     Raises: `CheckpointError` if the source is damaged or of another model, or `dst` cannot be written.
     """
     if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for the source's own; got {dtype!r}.")
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for the source's own; got {shown(dtype)}.")
     src, dst = Path(src), Path(dst)
     if src.suffix == ".h5" and src.is_file():
         src = src.parent
     kind = detect(src) if kind is None else kind
     if kind not in IMPORTERS:
-        raise ValueError(f"kind must be one of {', '.join(IMPORTERS)}; got {kind!r}.")
+        raise ValueError(f"kind must be one of {', '.join(IMPORTERS)}; got {shown(kind)}.")
     with IMPORTERS[kind](src, variant, spec) as (found, parts):
         spec = replace(found, name=name or dst.resolve().name)
         if numerics is not None:

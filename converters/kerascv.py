@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from converters.rules import Layout, Rule, Rules, assign, invert
+from tfsd.errors import shown
 from tfsd.h5 import MAX_OBJECTS, CheckpointError, StoredTensor, member, open_h5, stored_tensor
 from tfsd.specs import SD_1_4, CLIPSpec, ModelSpec, UNetSpec, VAESpec
 from tfsd.weights import part_shapes
@@ -138,10 +139,10 @@ def legacy_tensors(file: h5py.File) -> dict[str, StoredTensor]:
             child = group
             for step in name.split("/"):
                 if not isinstance(child, h5py.Group):
-                    raise CheckpointError(f"{path}: {name!r} leads through a tensor.")
+                    raise CheckpointError(f"{path}: {shown(name, 300)} leads through a tensor.")
                 child = member(child, step, path)
             if not isinstance(child, h5py.Dataset):
-                raise CheckpointError(f"{path}: {name!r} is no tensor.")
+                raise CheckpointError(f"{path}: {shown(name, 300)} is no tensor.")
             tensors[f"{len(tensors)}.{step.partition(':')[0]}"] = stored_tensor(child, path)
     return tensors
 

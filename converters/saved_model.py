@@ -20,6 +20,7 @@ from tfsd.api import MAX_BATCH, StableDiffusion, load
 from tfsd.arguments import side_of, whole
 from tfsd.atomic import new_folder
 from tfsd.encoding import encode_png
+from tfsd.errors import shown
 from tfsd.files import sha256
 from tfsd.h5 import CheckpointError
 from tfsd.hub import PUBLISHED
@@ -54,7 +55,7 @@ def export_saved_model(
     graph does not draw what Python draws.
     """
     if batching not in ("exact", "fused"):
-        raise ValueError(f'batching must be "exact" or "fused"; got {batching!r}.')
+        raise ValueError(f'batching must be "exact" or "fused"; got {shown(batching)}.')
     loaded = model if isinstance(model, StableDiffusion) else load(model, dtype=dtype, jit_compile=xla)
     limits = Limits(
         sizes=_sizes(sizes, loaded.spec),
@@ -88,7 +89,7 @@ def _sizes(sizes, spec) -> tuple[tuple[int, int], ...]:
     if not 1 <= len(sizes) <= 16:
         raise ValueError(f"sizes must be 1 to 16 pairs of height and width; got {len(sizes)}. Each is compiled for itself.")
     if any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in sizes) or len(set(map(tuple, sizes))) < len(sizes):
-        raise ValueError(f"sizes must be different pairs of height and width; got {sizes}.")
+        raise ValueError(f"sizes must be different pairs of height and width; got {shown(sizes)}.")
     pairs = [tuple(side_of("sizes", side, side, spec.vae.factor) for side in pair) for pair in sizes]
     return tuple(pairs)
 
@@ -96,7 +97,7 @@ def _sizes(sizes, spec) -> tuple[tuple[int, int], ...]:
 def _batch_sizes(batch_sizes) -> tuple[int, ...]:
     numbers = tuple(whole("batch_sizes", size, 1, MAX_BATCH) for size in batch_sizes)
     if not numbers or list(numbers) != sorted(set(numbers)):
-        raise ValueError(f"batch_sizes must be rising numbers; got {list(batch_sizes)}.")
+        raise ValueError(f"batch_sizes must be rising numbers; got {shown(list(batch_sizes))}.")
     return numbers
 
 

@@ -18,6 +18,7 @@ from serving import protos
 from serving.errors import ServerError
 from serving.requests import Answer, Columns, defaults_of, model_spec, parsed, predict_requests
 from tfsd.arguments import whole
+from tfsd.errors import shown
 from tfsd.progress import Cancelled, Progress
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
@@ -245,15 +246,15 @@ def new_request_id() -> str:
 def _checked_address(address) -> str:
     found = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
     if found is None or not 0 < int(found[2]) < 2**16:
-        raise ValueError(f"address must be HOST:PORT of a gRPC server, such as localhost:8500; got {address!r}.")
+        raise ValueError(f"address must be HOST:PORT of a gRPC server, such as localhost:8500; got {shown(address)}.")
     return address
 
 
 def _text(name: str, value) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a text; got {value!r}.")
+        raise TypeError(f"{name} must be a text; got {shown(value)}.")
     if not value or not value.isprintable():
-        raise ValueError(f"{name} must be a name; got {value!r}.")
+        raise ValueError(f"{name} must be a name; got {shown(value)}.")
     return value
 
 
@@ -261,9 +262,9 @@ def _seconds(timeout) -> float | None:
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout must be a number of seconds; got {timeout!r}.")
+        raise TypeError(f"timeout must be a number of seconds; got {shown(timeout)}.")
     if not 0 < timeout < math.inf:
-        raise ValueError(f"timeout must be more than 0 seconds; got {timeout!r}. None waits for ever.")
+        raise ValueError(f"timeout must be more than 0 seconds; got {shown(timeout)}. None waits for ever.")
     return float(timeout)
 
 
@@ -281,7 +282,7 @@ def _credentials(tls) -> grpc.ChannelCredentials | None:
     if tls is True:
         return grpc.ssl_channel_credentials()
     if not isinstance(tls, (str, os.PathLike)):
-        raise TypeError(f"tls must be True or the file of a certificate authority; got {tls!r}.")
+        raise TypeError(f"tls must be True or the file of a certificate authority; got {shown(tls)}.")
     data = Path(tls).read_bytes()
     if b"-----BEGIN CERTIFICATE-----" not in data:
         raise ValueError(f"tls must be True or a PEM file of a certificate authority; {tls} holds no certificate.")

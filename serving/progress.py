@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from serving.errors import ServerError
+from tfsd.errors import shown
 
 KEPT_SECONDS = 60.0
 MAX_ENDED = 1000
@@ -137,7 +138,8 @@ class ProgressBoard(Mapping):
             self._sweep()
             entry = self._entries.get(request_id) or self._ended.get(request_id)
         if entry is None:
-            raise ServerError("NOT_FOUND", f"No request with id {request_id!r} is running or ended within {KEPT_SECONDS:.0f} s.")
+            message = f"No request with id {shown(request_id)} is running or ended within {KEPT_SECONDS:.0f} s."
+            raise ServerError("NOT_FOUND", message)
         return entry
 
     def _sweep(self):

@@ -14,7 +14,8 @@ from PIL import Image
 from serving import protos
 from serving.errors import ServerError
 from tfsd import __version__
-from tfsd.arguments import MAX_SIDE, one_each, per_prompt, scales, seeds_of, whole
+from tfsd.arguments import MAX_SIDE, batch_of, one_each, per_prompt, scales, seeds_of, whole
+from tfsd.errors import shown
 from tfsd.images import Images
 from tfsd.samplers.plans import MAX_STEPS, find_sampler
 
@@ -65,7 +66,7 @@ def checked(prompt: str | Sequence[str], batch_size: int, seed: int | Sequence[i
 
     Raises: `TypeError`, `ValueError` naming the argument.
     """
-    prompts = per_prompt(prompt, whole("batch_size", batch_size, 1, MAX_PICTURES))
+    prompts = per_prompt(prompt, batch_of(batch_size, MAX_PICTURES))
     batch = len(prompts)
     if batch > MAX_PICTURES:
         raise ValueError(f"A batch has at most {MAX_PICTURES} pictures; got {batch}. Make several batches.")
@@ -177,8 +178,8 @@ def defaults_of(response, name: str, signature: str) -> dict:
     found = parsed(protos.SignatureDefMap, response.metadata["signature_def"].value).signature_def
     if signature not in found:
         others = ", ".join(sorted(found)) or "none"
-        message = f"The model {name!r} has no signature {signature!r} but {others}. Was it made by `tfsd export saved_model`?"
-        raise ServerError("FAILED_PRECONDITION", message)
+        message = f"The model {shown(name)} has no signature {shown(signature)} but {others}."
+        raise ServerError("FAILED_PRECONDITION", f"{message} Was it made by `tfsd export saved_model`?")
     tensors = found[signature].defaults
     values = {one: values_of(tensor, 1, INPUTS[one])[0] for one, tensor in tensors.items() if one in INPUTS}
     return {one: value.decode("utf-8", "replace") if isinstance(value, bytes) else value for one, value in values.items()}
@@ -239,7 +240,6 @@ def warn_of_truncation(columns: Columns, answers: Iterable[Answer], stacklevel: 
 
     for (prompt, negative), count in dict(zip(zip(columns["prompt"], columns["negative_prompt"]), counts)).items():
         if count:
-            shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
-            of = f"prompt {shown!r}" + (" with its negative_prompt" if negative else "")
+            of = f"prompt {shown(prompt, 60)}" + (" with its negative_prompt" if negative else "")
             message = f"{of} is too long: the model did not read its last {count} tokens. `tfsd tokens` shows which."
             warnings.warn(message, PromptTruncationWarning, stacklevel=stacklevel + 1)

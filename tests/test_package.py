@@ -18,9 +18,10 @@ MODULES = sorted(path for top in ("tfsd", "converters", "serving") for path in (
 # From left to right: a module imports from columns to the left of its own and from its own package, never from neighbours.
 COLUMNS = (
     {"tfsd.errors", "tfsd.startup"},
-    {"tfsd.specs", "tfsd.progress", "tfsd.arguments"},
-    {"tfsd.noise", "tfsd.text", "tfsd.models", "tfsd.samplers", "tfsd.h5", "tfsd.encoding", "tfsd.recipes"},
-    {"tfsd.pipeline", "tfsd.files", "tfsd.image_files"},
+    {"tfsd.specs", "tfsd.progress", "tfsd.arguments", "tfsd.files"},
+    {"tfsd.noise", "tfsd.text", "tfsd.models", "tfsd.samplers", "tfsd.h5", "tfsd.encoding", "tfsd.recipes", "tfsd.folders"},
+    {"tfsd.pipeline", "tfsd.atomic"},
+    {"tfsd.image_files"},
     {"tfsd.weights", "tfsd.images"},
     {"tfsd.api", "tfsd.hub", "tfsd.device"},
     {"tfsd.training", "tfsd.benchmark"},

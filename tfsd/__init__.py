@@ -24,7 +24,7 @@ quiet_imports()
 
 def __getattr__(name: str):
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute '{name}'")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

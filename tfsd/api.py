@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfsd import weights
-from tfsd.arguments import choice, one_each, per_prompt, require_memory, rows_of, scales, seeds_of, side_of, whole
+from tfsd.arguments import batch_of, choice, one_each, per_prompt, require_memory, rows_of, scales, seeds_of, side_of, whole
+from tfsd.errors import shown
 from tfsd.files import sha256
 from tfsd.images import Images
 from tfsd.models import DTYPES
@@ -109,7 +110,7 @@ class StableDiffusion:
 
         Raises: `TypeError`, `ValueError` naming the argument; `Cancelled`.
         """
-        prompts = per_prompt(prompt, whole("batch_size", batch_size, 1, MAX_BATCH))
+        prompts = per_prompt(prompt, batch_of(batch_size, MAX_BATCH))
         tokens = self._tokens(prompts, on_long)
         options = _Options(negative_prompt, seed, num_steps, guidance_scale, sampler, eta, (height, width), index, on_long)
         return self._run(prompts, options, Progress(progress, callback, self._pace), tokens=tokens)
@@ -253,7 +254,7 @@ def load(
 
 def _folder(model: str | Path) -> Path:
     if not isinstance(model, (str, Path)):
-        raise TypeError(f"model must be a name or the path of a model folder; got {model!r}.")
+        raise TypeError(f"model must be a name or the path of a model folder; got {shown(model)}.")
     return weights.resolve(model)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfsd.errors import shown
+
 MAX_SIDE = 2048  # pixels
 MAX_SCALE = 100  # of guidance
 MAX_INDEX = 2**20  # of a picture in its seed's batch
@@ -20,51 +22,70 @@ def whole(name: str, value, low: int, high: int) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number; got {value!r}.")
+        raise TypeError(f"{name} must be a whole number; got {shown(value)}.")
     if not low <= number <= high:
-        shown = number if abs(number) < 2**64 else f"one of {number.bit_length()} bits"
-        raise ValueError(f"{name} must be from {low} to {high}; got {shown}.")
+        raise ValueError(f"{name} must be from {low} to {high}; got {shown(number)}.")
     return number
 
 
 def choice(name: str, value, allowed: Sequence[str]) -> str:
     """Returns `value` if it is one of `allowed`; raises `ValueError` listing them."""
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}.")
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {shown(value)}.")
     return value
 
 
-def _as_list(value) -> list | None:
-    """Returns the items of a list, tuple or array of one dimension, None for a single value."""
+def _unpacked(value):
+    """Returns the list of an array's items, or the one item of an array without dimensions; else `value`."""
     if isinstance(value, np.ndarray):
-        value = value.tolist() if value.ndim else value.item()
-    return list(value) if isinstance(value, (list, tuple)) else None
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def batch_of(value, high: int) -> int:
+    """Returns `batch_size` as an int; raises as `whole`, for a text with a hint: KerasCV's second argument is another."""
+    if value is None or isinstance(_unpacked(value), (str, list)):
+        hint = "It is the second argument here; a negative prompt goes by its name, negative_prompt=..."
+        raise TypeError(f"batch_size must be a whole number; got {shown(value)}. {hint}")
+    return whole("batch_size", value, 1, high)
 
 
 def per_prompt(prompt, batch_size: int) -> list[str]:
-    """Returns each prompt `batch_size` times, in order, from one text or a list; raises `TypeError` or `ValueError`."""
-    prompts = [prompt] if isinstance(prompt, str) else _as_list(prompt)
-    if prompts is None:
-        raise TypeError(f"prompt must be a text or a list of texts; got {type(prompt).__name__}.")
+    """Returns each prompt `batch_size` times, in order, from one text or several; raises `TypeError` or `ValueError`.
+
+    One text may be an array without dimensions, several a list, a tuple or an array of one dimension.
+    """
+    _require_texts("prompt", prompt)
+    prompts = _unpacked(prompt)
+    prompts = prompts if isinstance(prompts, list) else [prompts]
     if not prompts:
         raise ValueError("prompt must hold at least one text; got an empty list.")
     for i, text in enumerate(prompts):
         if not isinstance(text, str):
-            raise TypeError(f"prompt[{i}] must be a text; got {text!r}.")
+            raise TypeError(f"prompt[{i}] must be a text; got {shown(text)}.")
     return [str(text) for text in prompts for _ in range(batch_size)]
+
+
+def _require_texts(name: str, value):
+    """Raises `TypeError` for what can be neither a text nor several, such as arrays of tokens."""
+    is_array = isinstance(value, np.ndarray)
+    if not (value.dtype.kind in "UTO" if is_array else isinstance(value, (str, list, tuple))):
+        hint = " Pass the text itself: it is made into tokens here." if hasattr(value, "dtype") else ""
+        raise TypeError(f"{name} must be a text or a list of texts; got {shown(value)}.{hint}")
 
 
 def one_each(name: str, value, kind: type, batch: int) -> list:
     """Returns one value per picture from one for all, or from a list of as many; raises for another length."""
-    values = _as_list(value)
-    if values is None:
-        values = [value.item() if isinstance(value, np.ndarray) else value] * batch
+    if kind is str:
+        _require_texts(name, value)
+    values = _unpacked(value)
+    values = values if isinstance(values, list) else [values] * batch
     if len(values) != batch:
         raise ValueError(f"{name} must be one for all or one for each of the {batch} pictures; got {len(values)}.")
-    for item in values:
+    for i, item in enumerate(values):
         if kind is str and not isinstance(item, str):
-            raise TypeError(f"{name} must be a text, or a list of texts; got {item!r}.")
-    return values
+            raise TypeError(f"{name}[{i}] must be a text; got {shown(item)}.")
+    return [str(item) for item in values] if kind is str else values
 
 
 def scales(value, batch: int) -> list[float]:
@@ -72,11 +93,9 @@ def scales(value, batch: int) -> list[float]:
     values = one_each("guidance_scale", value, float, batch)
     for scale in values:
         if isinstance(scale, bool) or not isinstance(scale, (int, float, np.integer, np.floating)):
-            raise TypeError(f"guidance_scale must be a number; got {scale!r}.")
+            raise TypeError(f"guidance_scale must be a number; got {shown(scale)}.")
         if not 0 <= scale <= MAX_SCALE:  # false for NaN too
-            raise ValueError(
-                f"guidance_scale must be from 0 to {MAX_SCALE}; got {str(scale)[:30]}. Values from 3 to 10 are usual."
-            )
+            raise ValueError(f"guidance_scale must be from 0 to {MAX_SCALE}; got {shown(scale)}. Values from 3 to 10 are usual.")
     return [float(scale) for scale in values]
 
 
@@ -86,7 +105,7 @@ def seeds_of(seed, index, batch: int) -> tuple[list[int], list[int]]:
     if seed is None:
         seed = secrets.randbelow(2**31 - 2)
     seeds = one_each("seed", seed, int, batch)
-    indices = [index + (0 if _as_list(seed) is not None else i) for i in range(batch)]
+    indices = [index + (0 if isinstance(_unpacked(seed), list) else i) for i in range(batch)]
     return [whole("seed", one, *INT64) for one in seeds], indices
 
 

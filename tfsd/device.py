@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfsd.arguments import choice, one_each, per_prompt, scales, seeds_of, side_of, whole
+from tfsd.arguments import batch_of, choice, one_each, per_prompt, scales, seeds_of, side_of, whole
+from tfsd.errors import shown
 from tfsd.files import check_files, read_json
 from tfsd.h5 import CheckpointError
 from tfsd.images import Images
@@ -54,7 +55,7 @@ def load_bundle_manifest(folder: str | Path) -> dict:
     if missing := sorted(_NEEDED - set(manifest)):
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}.")
     if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {str(manifest['format'])[:20]}; this tfsd reads {FORMAT}. Export it again.")
+        raise CheckpointError(f"{path} has format {shown(manifest['format'])}; this tfsd reads {FORMAT}. Export it again.")
     check_files(folder, manifest["files"], path)
     _require_fields(path, manifest)
     return manifest
@@ -118,7 +119,7 @@ class StepLoop(ABC):
         `CheckpointError` for a model file that LiteRT cannot run; `TooLittleMemory`; `Cancelled`.
         """
         known, show = self.manifest["defaults"], Progress(progress, callback, self._pace)
-        prompts = per_prompt(prompt, whole("batch_size", batch_size, 1, MAX_BATCH))
+        prompts = per_prompt(prompt, batch_of(batch_size, MAX_BATCH))
         batch = len(prompts)
         for name, value, own in zip(("height", "width"), (height, width), self.manifest["size"]):
             if side_of(name, value, own, 1) != own:

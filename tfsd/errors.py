@@ -1,6 +1,10 @@
-"""What all of the package raises and warns of, and how errors show a caller's values. Imports nothing."""
+"""What all of the package raises and warns of, and how errors show a caller's values. Imports nothing of the package."""
 
-_LETTERS = 60  # of a value in a message
+import os
+import reprlib
+
+LIMIT = 60  # characters of a value in a message
+_MAX_BITS = 256  # of a number that is written out
 
 
 class CheckpointError(Exception):
@@ -11,18 +15,45 @@ class TfsdWarning(UserWarning):
     """The base of all warnings of this package, by which the command line tells them from those of its libraries."""
 
 
-def shown(value) -> str:
-    """Returns a value as messages show it: its repr, cut short; of an array the type, dtype and shape alone."""
-    if getattr(value, "shape", ()) and hasattr(value, "dtype"):
-        return f"{type(value).__name__} {value.dtype} {list(value.shape)}"
-    if isinstance(value, (str, bytes)):
-        value = value[: _LETTERS + 1]
-    elif isinstance(value, (list, tuple)) and len(value) > _LETTERS:
-        value = value[:_LETTERS]
-    elif isinstance(value, int) and abs(value) >> 256:
-        return f"a whole number of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= _LETTERS + 2 else text[: _LETTERS - 3] + "..."
+class _Short(reprlib.Repr):
+    def __init__(self, limit: int):
+        super().__init__()
+        self.maxstring = self.maxother = limit
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = self.maxdeque = self.maxarray = 6
+        self.maxlevel = 3
+
+    def repr1(self, x, level: int) -> str:
+        """Returns the text of a value, or of one inside another."""
+        if isinstance(x, os.PathLike):
+            x = os.fspath(x)
+        if isinstance(x, str):
+            return repr(str(x if len(x) <= self.maxstring else x[: self.maxstring - 3] + "..."))
+        if isinstance(x, (bytes, bytearray)):
+            return repr(bytes(x[: self.maxstring])) + ("..." if len(x) > self.maxstring else "")
+        if isinstance(x, int) and x.bit_length() > _MAX_BITS:  # Python refuses to write out the largest
+            return f"a number of {x.bit_length()} bits"
+        if hasattr(x, "dtype") and hasattr(x, "shape"):
+            return self._array(x, level)
+        return super().repr1(x, level)
+
+    def _array(self, x, level: int) -> str:
+        if type(x).__module__.split(".")[0] == "numpy" and x.shape == () and not x.dtype.hasobject:
+            item = x.item()
+            return str(x) if isinstance(item, float) else self.repr1(item, level)  # float32's 0.1 is no other number
+        return f"{type(x).__name__} {getattr(x.dtype, 'name', x.dtype)} [{', '.join(map(str, x.shape))}]"
+
+
+def shown(value, limit: int = LIMIT) -> str:
+    """Returns a value as messages show it: on one line of at most about `limit` characters.
+
+    Arrays and tensors are shown by type, dtype and shape: `ndarray int32 [1, 77]`.
+    """
+    try:
+        text = _Short(limit).repr(value)
+    except Exception:  # a value whose own methods fail; the error that is about to be raised says more
+        text = f"a {type(value).__name__}"
+    text = "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text[: limit + 10])
+    return text if len(text) <= limit + 2 else text[: limit - 3] + "..."
 
 
 def printable(text: str) -> str:

@@ -11,7 +11,7 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-from tfsd.errors import CheckpointError
+from tfsd.errors import CheckpointError, shown
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 MAX_OBJECTS = 100_000  # the full-size U-Net has 2000; a crafted file can hold cycles of links
@@ -69,10 +69,10 @@ def member(group: h5py.Group, name: str, path: Path) -> h5py.Group | h5py.Datase
     """Returns a group's own child; links that lead elsewhere, even to other files, are refused."""
     with _one_line_errors(path):
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise CheckpointError(f"{path}: {name!r} is missing or a link to another place, which is not allowed.")
+            raise CheckpointError(f"{path}: {shown(name, 300)} is missing or a link to another place, which is not allowed.")
         child = group[name]
     if not isinstance(child, (h5py.Group, h5py.Dataset)):
-        raise CheckpointError(f"{path}: {name!r} is neither a group nor a tensor.")
+        raise CheckpointError(f"{path}: {shown(name, 300)} is neither a group nor a tensor.")
     return child
 
 

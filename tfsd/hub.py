@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfsd.errors import shown
 from tfsd.files import check_file, require_space
 from tfsd.h5 import CheckpointError
 from tfsd.specs import PRESETS, ModelSpec
@@ -120,7 +121,7 @@ def download(
 
 def _entry(preset: str, published: Mapping[str, Published]) -> Published:
     if preset not in published:
-        raise CheckpointError(f"No files are published for {preset!r}; `tfsd download` knows {', '.join(published)}.")
+        raise CheckpointError(f"No files are published for {shown(preset)}; `tfsd download` knows {', '.join(published)}.")
     return published[preset]
 
 

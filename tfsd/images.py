@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tfsd.errors import shown
 from tfsd.image_files import ImageFileError, check_targets, encode, image_path, read_recipe, write_files
 
 __all__ = ["ImageFileError", "Images", "check_targets", "file_names", "free_names", "read_recipe"]
@@ -89,7 +90,7 @@ class Images(np.ndarray):
         count, height, width = pixels.shape[:3]
         columns = math.ceil(math.sqrt(count)) if columns is None else columns
         if isinstance(columns, bool) or not isinstance(columns, (int, np.integer)) or columns < 1:
-            raise ValueError(f"columns must be a whole number of at least 1; got {columns!r}.")
+            raise ValueError(f"columns must be a whole number of at least 1; got {shown(columns)}.")
         columns = int(min(columns, count))
         sheet = Image.new("RGB", (columns * width, math.ceil(count / columns) * height), "white")
         for i, picture in enumerate(pixels):
@@ -163,7 +164,7 @@ def file_names(path: str | Path, recipes: Sequence[Mapping]) -> list[Path]:
     digits = len(str(len(recipes) - 1))
     names = [path.with_name(_filled(path.name, str(n).zfill(digits), recipe)) for n, recipe in enumerate(recipes)]
     if len(set(names)) < len(names):
-        raise ValueError(f"path must give each picture a name of its own; got {path.name!r}. Put {{n}} into it.")
+        raise ValueError(f"path must give each picture a name of its own; got {shown(path.name)}. Put {{n}} into it.")
     return names
 
 
@@ -173,7 +174,7 @@ def _filled(pattern: str, n: str, recipe: Mapping) -> str:
     def field(found: re.Match) -> str:
         if found[1] not in values:
             known = ", ".join(f"{{{name}}}" for name in values)
-            raise ValueError(f"path may have the fields {known}; got {found[0]} in {pattern!r}.")
+            raise ValueError(f"path may have the fields {known}; got {found[0]} in {shown(pattern)}.")
         return str(values[found[1]])
 
     return re.sub(r"\{([^{}]*)\}", field, pattern)

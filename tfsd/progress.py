@@ -5,6 +5,8 @@ from collections.abc import Callable, Hashable, Iterator
 
 from tqdm import tqdm
 
+from tfsd.errors import shown
+
 CHUNK_SECONDS = 1.0  # a chunk takes about as long, so that a bar moves and a cancel is heard
 
 
@@ -21,7 +23,7 @@ class Progress:
 
     def __init__(self, bar: bool, callback: Callable[[int, int], bool | None] | None, pace: dict | None = None):
         if callback is not None and not callable(callback):
-            raise TypeError(f"callback must be a function of (done, steps); got {callback!r}.")
+            raise TypeError(f"callback must be a function of (done, steps); got {shown(callback)}.")
         self.bar = bool(bar)
         self.callback = callback
         self.pace = {} if pace is None else pace

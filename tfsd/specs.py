@@ -9,6 +9,8 @@ import types
 import typing
 from dataclasses import dataclass, field, replace
 
+from tfsd.errors import shown
+
 
 class SpecError(ValueError):
     """A spec, or the JSON of one, that cannot describe a model."""
@@ -47,24 +49,19 @@ def _within_limits(spec):
         value, (low, high) = getattr(spec, name), LIMITS[name]
         for number in value if isinstance(value, tuple) else (value,):
             if not low <= number <= high:  # so written, NaN is out, too
-                raise SpecError(f"{type(spec).__name__}.{name} must be from {low} to {high}; got {_shown(value)}.")
+                raise SpecError(f"{type(spec).__name__}.{name} must be from {low} to {high}; got {shown(value)}.")
 
 
 def _one_of(spec, **allowed: tuple[str, ...]):
     for name, values in allowed.items():
         if getattr(spec, name) not in values:
-            got = _shown(getattr(spec, name))
+            got = shown(getattr(spec, name))
             raise SpecError(f"{type(spec).__name__}.{name} must be one of {', '.join(values)}; got {got}.")
 
 
 def _has_levels(spec):
     if not 1 <= len(spec.channels) <= MAX_LEVELS:
         raise SpecError(f"{type(spec).__name__}.channels must have 1 to {MAX_LEVELS} levels; got {len(spec.channels)}.")
-
-
-def _shown(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:100] + "..."
 
 
 def _divides(kind: str, small_name: str, small: int, large_name: str, large: int):
@@ -130,7 +127,7 @@ class UNetSpec:
         _one_of(self, gelu=("gelu", "gelu_tanh"))
         for name in ("attention", "heads"):
             if len(getattr(self, name)) != len(self.channels):
-                got = _shown(getattr(self, name))
+                got = shown(getattr(self, name))
                 raise SpecError(f"UNetSpec.{name} needs one entry per level ({len(self.channels)}); got {got}.")
         for channels, heads in zip(self.channels, self.heads):
             _divides("UNetSpec", "heads", heads, "channels", channels)
@@ -211,10 +208,10 @@ class ModelSpec:
         _within_limits(self)
         _one_of(self, rounding=("nearest", "truncate"), numerics=tuple(NUMERICS))
         if len(self.default_size) != 2 or any(side % self.vae.factor for side in self.default_size):
-            size = _shown(self.default_size)
+            size = shown(self.default_size)
             raise SpecError(f"ModelSpec.default_size must be two multiples of the VAE's {self.vae.factor}; got {size}.")
         if not self.default_sampler.isidentifier():
-            raise SpecError(f"ModelSpec.default_sampler must be the name of a sampler; got {_shown(self.default_sampler)}.")
+            raise SpecError(f"ModelSpec.default_sampler must be the name of a sampler; got {shown(self.default_sampler)}.")
 
     def with_numerics(self, numerics: str) -> "ModelSpec":
         """Returns this spec with the numbers of another implementation: "compvis" or "kerascv".
@@ -222,7 +219,7 @@ class ModelSpec:
         Source: contracts of KerasCV 0.9 and of CompVis / diffusers; see `NUMERICS`.
         """
         if numerics not in NUMERICS:
-            raise SpecError(f"numerics must be one of {', '.join(NUMERICS)}; got {numerics!r}.")
+            raise SpecError(f"numerics must be one of {', '.join(NUMERICS)}; got {shown(numerics)}.")
         profile = NUMERICS[numerics]
         parts = {part: replace(getattr(self, part), **fields) for part, fields in profile.items() if isinstance(fields, dict)}
         own = {name: value for name, value in profile.items() if not isinstance(value, dict)}
@@ -271,7 +268,7 @@ def from_json(values: dict, kind: type = ModelSpec):
     fields = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise SpecError(f"{kind.__name__} has no field {unknown[0]!r}; it has {', '.join(fields)}.")
+        raise SpecError(f"{kind.__name__} has no field {shown(unknown[0])}; it has {', '.join(fields)}.")
     if kind is ModelSpec and "name" not in values:
         raise SpecError("ModelSpec.name is missing.")
     return kind(**{name: _value(f"{kind.__name__}.{name}", value, fields[name]) for name, value in values.items()})
@@ -283,12 +280,12 @@ def _value(where: str, value, kind):
     if isinstance(kind, types.GenericAlias):  # tuple[T, ...] or tuple[T, T]
         item, *rest = typing.get_args(kind)
         if not isinstance(value, (list, tuple)):
-            raise SpecError(f"{where} must be a list; got {_shown(value)}.")
+            raise SpecError(f"{where} must be a list; got {shown(value)}.")
         if rest != [...] and len(value) != 1 + len(rest):
-            raise SpecError(f"{where} must have {1 + len(rest)} entries; got {_shown(value)}.")
+            raise SpecError(f"{where} must have {1 + len(rest)} entries; got {shown(value)}.")
         return tuple(_value(where, v, item) for v in value)
     if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) is not kind:
-        raise SpecError(f"{where} must be {kind.__name__}; got {_shown(value)}.")
+        raise SpecError(f"{where} must be {kind.__name__}; got {shown(value)}.")
     return value

@@ -17,6 +17,7 @@ import numpy as np
 
 from tfsd import __version__
 from tfsd.atomic import new_folder, set_aside
+from tfsd.errors import shown
 from tfsd.files import check_file, read_json, sha256
 from tfsd.h5 import CheckpointError, open_h5, stored_tensors, write_tensors
 from tfsd.specs import PRESETS, ModelSpec, SpecError, from_json, to_json
@@ -55,7 +56,7 @@ def _known(parts: Iterable[str] | None) -> tuple[str, ...]:
     parts = PARTS if parts is None else tuple(parts)
     for part in parts:
         if part not in PARTS:
-            raise ValueError(f"A model's parts are {', '.join(PARTS)}; got {part!r}.")
+            raise ValueError(f"A model's parts are {', '.join(PARTS)}; got {shown(part)}.")
     return parts
 
 
@@ -101,7 +102,7 @@ def write_model(
     Raises: `CheckpointError` if the tensors are not those of `spec`, do not fit the dtype, or cannot be written.
     """
     if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for the tensors' own; got {dtype!r}.")
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for the tensors' own; got {shown(dtype)}.")
     with new_folder(folder, kind="model", overwrite=overwrite) as new:
         shapes, stored = part_shapes(spec, tuple(tensors)), set()
         for part, stream in tensors.items():
@@ -291,4 +292,4 @@ def resolve(model: str | Path, cache: str | Path | None = None) -> Path:
     if left := set_aside(model):
         raise CheckpointError(f"{model} is missing: an interrupted run moved it to {left}. Rename that to {Path(model).name}.")
     names = ", ".join(entry.name for entry in list_models(cache))
-    raise CheckpointError(f"There is no model {str(model)!r}. There are {names}, and folders made by `tfsd convert`.")
+    raise CheckpointError(f"There is no model {shown(str(model), 300)}. There are {names}, and folders made by `tfsd convert`.")

@@ -23,6 +23,7 @@ from tfsd.api import load
 from tfsd.arguments import choice, side_of, whole
 from tfsd.atomic import new_folder
 from tfsd.device import MAX_BATCH, available_memory
+from tfsd.errors import shown
 from tfsd.files import require_space
 from tfsd.samplers.plans import MAX_STEPS
 from tfsd.specs import ModelSpec
@@ -79,7 +80,7 @@ def export_tflite(
         write_report(new, report, ours, evidence.pictures)
         if failed := [f"{gate['what']} {gate['found']}, {gate['limit']}" for gate in report["gates"] if not gate["passed"]]:
             raise ExportError(
-                f"quantize={quantize!r} costs too much: {'; '.join(failed)}. Choose another of {', '.join(RECIPES)}."
+                f"quantize={shown(quantize)} costs too much: {'; '.join(failed)}. Choose another of {', '.join(RECIPES)}."
             )
         write(new, manifest)
     return Path(out)
@@ -88,7 +89,7 @@ def export_tflite(
 def _checked_size(spec: ModelSpec, size) -> tuple[int, int]:
     size = spec.default_size if size is None else size
     if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"size must be a pair of height and width; got {size!r}.")
+        raise ValueError(f"size must be a pair of height and width; got {shown(size)}.")
     return tuple(side_of("size", side, side, spec.vae.factor) for side in size)
 
 
@@ -107,7 +108,7 @@ def require_room(spec: ModelSpec, quantize: str):
         if part.file_bytes > MAX_BYTES:
             fits = [key for key in RECIPES if sizes[key][name].file_bytes <= MAX_BYTES]
             raise ExportError(
-                f"{name}.tflite would have {part.file_bytes / 1e9:.1f} GB with quantize={quantize!r}; phones map at most "
+                f"{name}.tflite would have {part.file_bytes / 1e9:.1f} GB with quantize={shown(quantize)}; phones map at most "
                 f"{MAX_BYTES / 1e9:.1f} GB. Choose {' or '.join(fits) or 'a smaller model'}."
             )
         if part.conversion_bytes > free:
@@ -150,7 +151,7 @@ def _quantize(files: dict[str, Path], new: Path, quantize: str, recipe: Recipe, 
         try:
             quantize_file(file, new / file.name, name, recipe, calls.get(name, []))
         except (ValueError, RuntimeError) as error:
-            raise ExportError(f"{name} cannot be quantized with {quantize!r}: {first_line(error)}") from error
+            raise ExportError(f"{name} cannot be quantized with {shown(quantize)}: {first_line(error)}") from error
 
 
 def _complete(new: Path, manifest: dict):

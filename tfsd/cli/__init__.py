@@ -9,6 +9,7 @@ from tfsd import __version__
 from tfsd.cli import bench, convert, download, evaluate, export, generate, load_test, models, serve, show, tokens, train
 from tfsd.cli.parsing import Parser, UsageError
 from tfsd.cli.terminal import describe, printable
+from tfsd.errors import shown
 
 COMMANDS = {
     "generate": generate.add_generate,
@@ -66,7 +67,8 @@ def with_command(argv: list[str]) -> list[str]:
     word = argv[first]
     for command in COMMANDS:
         if _mistyped(word, command):
-            raise UsageError(f"there is no command {word!r}. Did you mean {command!r}? For a picture: tfsd generate {word!r}.")
+            word = shown(word)
+            raise UsageError(f"there is no command {word}. Did you mean {command!r}? For a picture: tfsd generate {word}.")
     return [*argv[:first], "generate", *argv[first:]]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tfsd.cli.parsing import Parser, UsageError, add_command, whole
 from tfsd.cli.terminal import print_json, print_table, printable, quiet_tensorflow
+from tfsd.errors import shown
 
 EXAMPLES = """  tfsd bench                               float32 and bfloat16, with XLA and without; takes minutes and 10 GB
   tfsd bench --dtype float32 --jit on --steps 5 --json
@@ -137,7 +138,7 @@ def _check_device(args):
         if not args.full_size and getattr(args, name) is not None:
             raise UsageError(f"--{name} is of --full-size; a bundle has its own. Leave it out")
     if args.json_file is not None and (Path(args.json_file).is_dir() or not Path(args.json_file).parent.is_dir()):
-        raise UsageError(f"--json must be a file in a folder that is there; got {args.json_file!r}")
+        raise UsageError(f"--json must be a file in a folder that is there; got {shown(args.json_file, 300)}")
     needed = ("ai_edge_litert", "ai_edge_quantizer") if args.full_size else ("ai_edge_litert",)
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise OSError(f'this benchmark needs {" and ".join(missing)}: pip install "tfsd[device]"')

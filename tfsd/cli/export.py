@@ -7,6 +7,7 @@ import sys
 
 from tfsd.cli.parsing import UsageError, add_command, whole
 from tfsd.cli.terminal import print_table, quiet_tensorflow
+from tfsd.errors import shown
 
 EXPORT_EXAMPLES = """  tfsd export saved_model --out models                       writes models/tiny/1
   tfsd export saved_model --out models --no-xla              the next version, for servers without their XLA flag
@@ -83,7 +84,7 @@ def add_verify(commands):
 def _size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text)
     if not found:
-        raise argparse.ArgumentTypeError(f"must be height x width in pixels, as 512x768; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be height x width in pixels, as 512x768; got {shown(text)}")
     return int(found[1]), int(found[2])
 
 

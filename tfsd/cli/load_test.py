@@ -9,6 +9,7 @@ from tfsd.cli.parsing import UsageError, add_command, real, whole
 from tfsd.cli.remote import token_in
 from tfsd.cli.serve import NEEDED
 from tfsd.cli.terminal import print_json, print_table, quiet_tensorflow
+from tfsd.errors import shown
 
 EXAMPLES = """  tfsd load-test models                                   starts `tfsd serve models` itself, and stops it
   tfsd load-test models --compare --overhead              what batching gains, and what the server adds to the model
@@ -103,7 +104,7 @@ def _check(args):
         address = getattr(args, name)
         if address is not None and not args.allow_remote and not _is_local(address):
             raise UsageError(
-                f"--{name} must be of this machine; got {address!r}. --allow-remote if that server is yours to load."
+                f"--{name} must be of this machine; got {shown(address)}. --allow-remote if that server is yours to load."
             )
 
 
@@ -123,7 +124,7 @@ def _model_in(folder: Path, name: str | None) -> tuple[str, Path]:
         raise UsageError(f"{folder} holds several models: {', '.join(configs)}. Choose one with --model.")
     name = next(iter(configs)) if name is None else name
     if name not in configs:
-        raise UsageError(f"--model must be one of {', '.join(configs)}; got {name!r}.")
+        raise UsageError(f"--model must be one of {', '.join(configs)}; got {shown(name)}.")
     versions = configs[name].versions()
     return name, versions[max(versions)]
 

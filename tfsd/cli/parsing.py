@@ -4,6 +4,8 @@ import argparse
 import math
 import textwrap
 
+from tfsd.errors import shown
+
 
 class UsageError(Exception):
     """A command line that cannot be understood; exits with 2."""
@@ -46,7 +48,7 @@ def whole(low: int, high: int | None = None):
         except ValueError:
             number = low - 1
         if number < low or (high is not None and number > high):
-            raise argparse.ArgumentTypeError(f"must be {wanted}; got {_shown(text)}")
+            raise argparse.ArgumentTypeError(f"must be {wanted}; got {shown(text)}")
         return number
 
     return parse
@@ -61,11 +63,7 @@ def real(low: float, high: float):
         except ValueError:
             number = math.nan
         if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"must be a number from {low:g} to {high:g}; got {_shown(text)}")
+            raise argparse.ArgumentTypeError(f"must be a number from {low:g} to {high:g}; got {shown(text)}")
         return number
 
     return parse
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -7,6 +7,7 @@ import sys
 
 from tfsd.cli.parsing import add_command
 from tfsd.cli.terminal import print_json, print_values, printable
+from tfsd.errors import shown
 
 EXAMPLES = """  tfsd show star.png
   tfsd show star.png --json
@@ -80,7 +81,7 @@ def _check(recipe: dict, file: str):
         value = recipe.get(name)
         fits = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
         if name in recipe and not (fits and (not isinstance(value, float) or math.isfinite(value))):
-            raise ImageFileError(f"{file} is damaged: its recipe has the {name} {repr(value)[:60]}.")
+            raise ImageFileError(f"{file} is damaged: its recipe has the {name} {shown(value)}.")
 
 
 def command(recipe: dict) -> str:
@@ -142,7 +143,7 @@ def _about_weights(model: str | None, made_with: str | None) -> str:
     try:
         here = sha256(resolve(model) / "manifest.json")[:12]
     except (CheckpointError, OSError, ValueError):
-        return f"made with weights ({made_with[:12]}) of a model {model!r} that is not here: pass --model FOLDER"
+        return f"made with weights ({made_with[:12]}) of a model {shown(model, 300)} that is not here: pass --model FOLDER"
     if here != made_with:
         return f"made with other weights ({made_with[:12]}) than the model of that name here ({here}): pass --model FOLDER"
     return ""

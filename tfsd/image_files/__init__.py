@@ -16,6 +16,7 @@ from typing import NamedTuple
 from PIL import Image, features
 
 from tfsd.arguments import whole
+from tfsd.errors import shown
 from tfsd.image_files import exif, png
 from tfsd.image_files.infotext import readable
 from tfsd.image_files.limits import MAX_TEXT
@@ -58,7 +59,7 @@ def image_path(path: str | Path, name: str = "path", endings: Sequence[str] = tu
         raise TypeError(f"{name} must be a str or a Path; got {type(path).__name__}.")
     if Path(path).suffix.lower() not in endings:
         wanted = " or ".join([*filter(None, [", ".join(endings[:-1])]), endings[-1]])
-        raise ValueError(f"{name} must end in {wanted}; got {str(path)!r}. PIL's `Image.save` writes other formats.")
+        raise ValueError(f"{name} must end in {wanted}; got {shown(str(path), 300)}. PIL's `Image.save` writes other formats.")
     return Path(path)
 
 

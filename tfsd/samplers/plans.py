@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfsd.arguments import whole
+from tfsd.errors import shown
 from tfsd.samplers.rows import ROW_SIZE, Row
 from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, karras_ratios, levels
 from tfsd.specs import ScheduleSpec
@@ -270,9 +271,9 @@ def find_sampler(name: str) -> str:
     if isinstance(name, str) and name.lower() in names:
         return names[name.lower()]
     known = {known.lower(): known for known in (*SAMPLERS, *ALIASES)}
-    close = difflib.get_close_matches(str(name).lower(), known, n=1)
+    close = difflib.get_close_matches(name[:100].lower(), known, n=1) if isinstance(name, str) else []
     hint = f" Did you mean {known[close[0]]!r}?" if close else ""
-    raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {repr(name)[:80]}.{hint}")
+    raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {shown(name)}.{hint}")
 
 
 def fitting_samplers(spec: ScheduleSpec) -> list[str]:
@@ -307,7 +308,7 @@ def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0,
         options["eta"] = _checked_eta(eta)
     elif eta != 0:
         others = ", ".join(name for name, other in SAMPLERS.items() if other.has_eta)
-        raise ValueError(f"eta must be 0 for the sampler {key!r}; got {eta!r}. Use {others}, or leave eta out.")
+        raise ValueError(f"eta must be 0 for the sampler {key!r}; got {shown(eta)}. Use {others}, or leave eta out.")
     rows = chosen.rows(schedule, num_steps, start, **options)
     packed = np.zeros((MAX_ROWS, ROW_SIZE), np.float32)
     packed[: len(rows)] = [row.pack() for row in rows]
@@ -323,7 +324,7 @@ def _init_scale(schedule: NoiseSchedule, sampler: Sampler, rows: list[Row]) -> f
 
 def _checked_eta(eta) -> float:
     if isinstance(eta, bool) or not isinstance(eta, (int, float, np.floating)):
-        raise TypeError(f"eta must be a number; got {eta!r}.")
+        raise TypeError(f"eta must be a number; got {shown(eta)}.")
     if not 0 <= eta <= 1:  # false for NaN too
-        raise ValueError(f"eta must be from 0 (no fresh noise) to 1; got {eta!r}.")
+        raise ValueError(f"eta must be from 0 (no fresh noise) to 1; got {shown(eta)}.")
     return float(eta)

@@ -10,7 +10,7 @@ import ftfy
 import numpy as np
 import regex
 
-from tfsd.errors import TfsdWarning
+from tfsd.errors import TfsdWarning, shown
 from tfsd.specs import CLIPSpec
 from tfsd.text.vocabulary import FIRST_MARK, vocabulary, word_ids
 
@@ -112,7 +112,7 @@ class Tokenizer:
         Raises: as `encode`, and `ValueError` for a prompt that is too long if asked to.
         """
         if on_long not in ("truncate", "error"):
-            raise ValueError(f'on_long must be "truncate" or "error"; got {on_long!r}.')
+            raise ValueError(f'on_long must be "truncate" or "error"; got {shown(on_long)}.')
         if isinstance(prompts, str):
             named = {name: prompts}
         elif isinstance(prompts, (list, tuple)) or (isinstance(prompts, np.ndarray) and prompts.ndim == 1):
@@ -166,7 +166,7 @@ class Tokenizer:
         texts = [self._checked(token, f"tokens[{i}]") for i, token in enumerate(tokens)]
         for i, text in enumerate(texts):
             if not text or _SPACES.search(text):
-                raise ValueError(f"tokens[{i}] must be one word without spaces; got {tokens[i]!r}.")
+                raise ValueError(f"tokens[{i}] must be one word without spaces; got {shown(tokens[i])}.")
         table = vocabulary()
         known = {piece for piece, ends_word in zip(table.pieces, table.ends_word) if not ends_word}
         special, size = dict(self._special), len(self._special)

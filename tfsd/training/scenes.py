@@ -9,6 +9,8 @@ import hashlib
 
 import numpy as np
 
+from tfsd.errors import shown
+
 SHAPES = {  # singular -> plural
     "ball": "balls",
     "boat": "boats",
@@ -114,7 +116,7 @@ def sample_scene(rng: np.random.Generator, stage: str = "all") -> Scene:
         ValueError: the stage is unknown.
     """
     if stage not in STAGES:
-        raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {shown(stage)}.")
     if stage == "all":
         stage = ("single", "count", "pair")[rng.choice(3, p=(0.3, 0.15, 0.55))]
     background = _pick(rng, BACKGROUNDS)
@@ -139,7 +141,7 @@ def evaluation_scene(rng: np.random.Generator, kind: str) -> Scene:
         ValueError: the kind is unknown.
     """
     if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}.")
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {shown(kind)}.")
     stage = {"one": "single", "two": "pair", "count": "count"}[kind]
     while True:
         scene = sample_scene(rng, stage)
@@ -199,7 +201,7 @@ def vocabulary() -> list[str]:
 
 
 def _unreadable(caption: str) -> str:
-    return f"caption must be one that the scene grammar can utter, such as 'a red star at night'; got {caption[:100]!r}."
+    return f"caption must be one that the scene grammar can utter, such as 'a red star at night'; got {shown(caption)}."
 
 
 def _split_end(words: str) -> tuple[str, str | None]:

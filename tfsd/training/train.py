@@ -10,6 +10,7 @@ from PIL import Image
 
 from tfsd.arguments import whole
 from tfsd.atomic import new_file
+from tfsd.errors import shown
 from tfsd.folders import require_replaceable
 from tfsd.models import build
 from tfsd.specs import ModelSpec
@@ -44,7 +45,7 @@ def train(
     contents of `folder`/model that are not its own.
     """
     if stage not in STAGES:
-        raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {stage!r}.")
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {shown(stage)}.")
     steps = None if steps is None else whole("steps", steps, 1, 10**9)
     folder, spec = Path(folder), spec or tiny_spec()
     require_replaceable(folder / "model", "model")  # before hours are spent on what could not be written
