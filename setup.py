@@ -16,6 +16,7 @@ REQUIRED = [
     "ml_dtypes",
     "safetensors>=0.4",
     "huggingface_hub>=0.25",
+    "filelock>=3.12",
     "tqdm",
 ]
 SERVING = [

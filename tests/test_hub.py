@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+import time
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from converters import convert
 from converters.kerascv import FILES, export
 from tfsd.h5 import CheckpointError
 from tfsd.hub import PUBLISHED, Published, PublishedFile, download, notice
-from tfsd.specs import PRESETS, CLIPSpec, ModelSpec, UNetSpec, VAESpec
+from tfsd.specs import PRESETS, CLIPSpec, ModelSpec, UNetSpec, VAESpec, to_json
 from tfsd.weights import DOWNLOADABLE, load_spec, part_shapes, resolve
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     files: dict[str, bytes] = {}
     log: list[tuple[str, str, str | None, str | None]] = []
     cut_after: int | None = None  # bytes after which the connection breaks, as if the computer were switched off
+    gate: threading.Event  # once clear, the first file stops in its middle until it is set
 
     def do_HEAD(self):
         self._answer(body=False)
@@ -63,7 +65,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
         self.end_headers()
         if body:
-            self.wfile.write(data[start:] if self.cut_after is None else data[start : self.cut_after])
+            half = len(data) // 2 if start == 0 else start
+            self.wfile.write(data[start : half if self.cut_after is None else self.cut_after])
+            if self.cut_after is None:
+                self.gate.wait(300)
+                self.wfile.write(data[half:])
 
     def log_message(self, *_):
         pass
@@ -82,7 +88,8 @@ def source(tmp_path_factory) -> dict[str, bytes]:
 @pytest.fixture
 def hub(source):
     """The handler class of a server on this machine that serves the small model, with its address."""
-    handler = type("Handler", (Hub,), {"files": dict(source), "log": []})
+    handler = type("Handler", (Hub,), {"files": dict(source), "log": [], "gate": threading.Event()})
+    handler.gate.set()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     handler.address = f"http://127.0.0.1:{server.server_port}"
@@ -112,7 +119,8 @@ def fetch(hub, published, tmp_path):
 
 
 def left_in(folder: Path) -> list[str]:
-    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()) if folder.exists() else []
+    """The files below a folder, but for the locks, which are empty and stay."""
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file() and f.suffix != ".lock")
 
 
 def test_a_preset_becomes_a_model_folder(fetch, hub, source, tmp_path):
@@ -250,6 +258,93 @@ def test_progress_is_shown_on_request(fetch, capfd, tmp_path):
     shutil.rmtree(folder)
     fetch(progress=True)
     assert "writing sd-1.4: 100%" in capfd.readouterr().err
+
+
+DOWNLOADER = """
+import json, sys
+import huggingface_hub.constants
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1000  # what is lost when the process is killed
+from converters import convert
+from tfsd.hub import Published, PublishedFile, download
+from tfsd.specs import from_json
+spec, files, endpoint, cache = json.load(sys.stdin)
+published = {"sd-1.4": Published(from_json(spec), tuple(PublishedFile(*file) for file in files), "", "")}
+options = {"convert": convert, "accept_licence": True, "progress": False, "published": published}
+print(download("sd-1.4", cache=cache, endpoint=endpoint, **options))
+"""
+
+
+@pytest.fixture
+def downloader(hub, published, tmp_path):
+    """Starts a process that downloads from that server to the cache of this test."""
+    running = []
+
+    def start() -> subprocess.Popen:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-c", DOWNLOADER], env=environment, text=True, **pipes)
+        running.append(process)
+        files = [astuple(file) for file in published["sd-1.4"].files]
+        json.dump([to_json(SMALL), files, hub.address, str(tmp_path / "cache")], process.stdin)
+        process.stdin.close()
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def two_downloads(downloader, hub, part: Path) -> tuple[subprocess.Popen, subprocess.Popen]:
+    """Returns two processes: one is in the middle of the first file, the other one waits for it."""
+    hub.gate.clear()
+    first = downloader()
+    while not (part.exists() and part.stat().st_size):
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.01)
+    second = downloader()
+    assert any(f"Another process downloads to {part.parent}; this one waits" in line for line in second.stderr)
+    return first, second
+
+
+def test_of_two_downloads_at_once_one_waits_and_each_file_is_fetched_once(downloader, hub, tmp_path):
+    first, second = two_downloads(downloader, hub, tmp_path / "cache/downloads/sd-1.4" / f"{FILES['text_encoder']}.part")
+    hub.gate.set()
+    folder = str(tmp_path / "cache/models/sd-1.4")
+    assert first.stdout.read() == f"{folder}\n" == second.stdout.read()
+    fetched = [(name, place) for what, name, place, _ in hub.log if what == "GET"]
+    assert fetched == [(name, None) for name in hub.files]
+    assert load_spec(folder) == SMALL and left_in(tmp_path / "cache/downloads") == []
+
+
+def test_when_the_process_that_downloads_is_killed_the_waiting_one_resumes(downloader, hub, source, tmp_path):
+    name = FILES["text_encoder"]
+    first, second = two_downloads(downloader, hub, part := tmp_path / "cache/downloads/sd-1.4" / f"{name}.part")
+    have = part.stat().st_size
+    first.kill()
+    first.wait()
+    hub.gate.set()
+    assert second.stdout.read() == f"{tmp_path / 'cache/models/sd-1.4'}\n"
+    assert 0 < have < len(source[name]) and ("GET", name, f"bytes={have}-", None) in hub.log
+
+
+def test_a_file_that_was_complete_when_its_process_ended_is_not_fetched_again(fetch, hub, source, tmp_path):
+    name = FILES["text_encoder"]
+    downloads = tmp_path / "cache" / "downloads" / "sd-1.4"
+    downloads.mkdir(parents=True)
+    (downloads / f"{name}.part").write_bytes(source[name])
+    assert load_spec(fetch()) == SMALL
+    assert ("GET", name) not in [entry[:2] for entry in hub.log]
+
+
+def test_files_of_others_in_the_folder_of_downloads_stay(fetch, tmp_path):
+    other = tmp_path / "cache/downloads/sd-1.4/notes.txt"
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    fetch()
+    assert left_in(tmp_path / "cache/downloads") == ["sd-1.4/notes.txt"] and other.read_text() == "mine"
 
 
 def test_an_unknown_preset_lists_what_is_published():

@@ -2,14 +2,15 @@
 
 import contextlib
 import os
-import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfsd.errors import shown
+from filelock import FileLock, Timeout
+
+from tfsd.errors import CheckpointError, TfsdWarning, shown
 from tfsd.files import check_file, require_space
-from tfsd.h5 import CheckpointError
 from tfsd.specs import PRESETS, ModelSpec
 from tfsd.weights import home
 
@@ -94,7 +95,8 @@ def download(
     """Fetches a preset's files, checks them and returns the model folder made of them in the cache.
 
     `convert` is `converters.convert`, which this package must not import. What was fetched is kept until the model
-    folder is complete, so that the next call resumes. `cache` None is `tfsd.weights.home()`; `endpoint` None is
+    folder is complete, so that the next call resumes. Of several processes at once one downloads, and the others wait for it
+    with a warning. `cache` None is `tfsd.weights.home()`; `endpoint` None is
     $HF_ENDPOINT or the Hugging Face Hub; `offline` or $HF_HUB_OFFLINE uses files fetched before, alone.
     Raises: `CheckpointError` if the licence is not accepted, the network fails, or a file is not the published one.
     """
@@ -105,18 +107,46 @@ def download(
         return target
     if not accept_licence:
         raise CheckpointError(f"{notice(preset, published)} To accept, add --accept-licence (accept_licence=True).")
+    with _one_at_a_time(files):
+        if (target / "manifest.json").is_file():  # of the process that this one waited for
+            return target
+        try:
+            files.mkdir(parents=True, exist_ok=True)
+            missing = sum(file.bytes or 0 for file in entry.files if not (files / file.name).is_file())
+            require_space(files, missing + sum(file.bytes or 0 for file in entry.files))  # the files, then their conversion
+            for file in entry.files:
+                fetch(file, files, offline=offline, endpoint=endpoint, progress=progress)
+        except OSError as error:
+            raise CheckpointError(f"{files} cannot be written: {error.strerror or error}.") from error
+        notes = {"licence_url": entry.licence_url, "files": {file.name: file.sha256 for file in entry.files}}
+        convert(files, target, kind="kerascv", spec=entry.spec, name=preset, dtype=dtype, progress=progress, notes=notes)
+        with contextlib.suppress(OSError):
+            for file in entry.files:
+                (files / file.name).unlink(missing_ok=True)
+            files.rmdir()  # unless it holds something else
+    return target
+
+
+@contextlib.contextmanager
+def _one_at_a_time(files: Path) -> Iterator[None]:
+    """Waits, with a warning, while another process downloads to the folder `files`."""
+    lock = FileLock(f"{files}.lock")
     try:
-        files.mkdir(parents=True, exist_ok=True)
-        missing = sum(file.bytes or 0 for file in entry.files if not (files / file.name).is_file())
-        require_space(files, missing + sum(file.bytes or 0 for file in entry.files))  # the files, then their conversion
-        for file in entry.files:
-            fetch(file, files, offline=offline, endpoint=endpoint, progress=progress)
+        files.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            message = f"Another process downloads to {files}; this one waits until it has ended."
+            warnings.warn(message, TfsdWarning, stacklevel=4)
+            lock.acquire()
+    except NotImplementedError:
+        warnings.warn(f"{files.parent} has no locks: do not download twice at once.", TfsdWarning, stacklevel=4)
     except OSError as error:
         raise CheckpointError(f"{files} cannot be written: {error.strerror or error}.") from error
-    notes = {"licence_url": entry.licence_url, "files": {file.name: file.sha256 for file in entry.files}}
-    convert(files, target, kind="kerascv", spec=entry.spec, name=preset, dtype=dtype, progress=progress, notes=notes)
-    shutil.rmtree(files, ignore_errors=True)
-    return target
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _entry(preset: str, published: Mapping[str, Published]) -> Published:
