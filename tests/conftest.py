@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import pytest
+from gradient_registry import custom_gradients
 
 from tfsd.specs import CLIPSpec, ModelSpec, UNetSpec, VAESpec
 
@@ -20,6 +21,14 @@ TOY = ModelSpec(
     default_steps=3,
     default_guidance=2.0,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_module_leaves_gradients():
+    """Fails a test module after which TensorFlow holds a custom gradient: it keeps a graph and all its weights for ever."""
+    before = custom_gradients()
+    yield
+    assert custom_gradients() - before == set(), "a custom gradient was traced; see tests/gradient_registry.py"
 
 
 @pytest.fixture(scope="session")

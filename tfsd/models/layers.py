@@ -121,6 +121,15 @@ def conv(channels: int, kernel: int, name: str, *, zero: bool = False) -> layers
     return layers.Conv2D(channels, kernel, padding="same", name=name, kernel_initializer="zeros" if zero else "glorot_uniform")
 
 
+def silu(x):
+    """Returns x * sigmoid(x).
+
+    Source: Hendrycks & Gimpel 2016. `tf.nn.silu`, which `keras.ops.silu` and `swish` call, is a `tf.custom_gradient`: every
+    traced call adds a closure to TensorFlow's registry of gradients, which keeps the graph and all its weights for ever.
+    """
+    return x * ops.sigmoid(x)
+
+
 def activation(name: str):
     """Returns the function of an activation's name in a spec."""
     return {
@@ -179,10 +188,10 @@ class ResidualBlock(Block):
         self.skip = conv(channels, 1, "skip") if in_channels != channels else None
 
     def call(self, x, embedding=None):  # noqa: D102
-        h = self.conv1(ops.silu(self.norm1(x)))
+        h = self.conv1(silu(self.norm1(x)))
         if self.embed is not None:
-            h = h + self.embed(ops.silu(embedding))[:, None, None, :]
-        h = self.conv2(ops.silu(self.norm2(h)))
+            h = h + self.embed(silu(embedding))[:, None, None, :]
+        h = self.conv2(silu(self.norm2(h)))
         return add_maps(h, x if self.skip is None else self.skip(x))
 
 

@@ -16,6 +16,7 @@ from tfsd.models.layers import (
     add_maps,
     attend,
     conv,
+    silu,
     split_heads,
 )
 from tfsd.specs import UNetSpec
@@ -42,7 +43,7 @@ class TimeEmbedding(Block):
 
     def embed(self, waves):
         """Returns the embeddings [T, 4 * width] of waves [T, width]."""
-        return self.dense1(ops.silu(self.dense0(ops.cast(waves, self.compute_dtype))))
+        return self.dense1(silu(self.dense0(ops.cast(waves, self.compute_dtype))))
 
     def call(self, timesteps):  # noqa: D102
         return self.embed(self.waves(timesteps))
@@ -258,7 +259,7 @@ class UNet(Part):
             own = [skips.pop() for _ in stage.series("residual")]
             size = ops.shape(skips[-1])[1:3] if skips else None
             x = stage(x, embedding, take(stage), skips=own, size=size)[-1]
-        return self.conv_out(ops.silu(self.norm_out(x)))
+        return self.conv_out(silu(self.norm_out(x)))
 
     def call(self, latents, timesteps, context):  # noqa: D102
         return self.denoise(latents, self.embed_time(timesteps), [context] * len(self._transformer_blocks()))

@@ -2,7 +2,19 @@
 
 from keras import layers, ops
 
-from tfsd.models.layers import Block, Downsample, GroupNorm, Part, ResidualBlock, Sequence, Upsample, attend, conv, split_heads
+from tfsd.models.layers import (
+    Block,
+    Downsample,
+    GroupNorm,
+    Part,
+    ResidualBlock,
+    Sequence,
+    Upsample,
+    attend,
+    conv,
+    silu,
+    split_heads,
+)
 from tfsd.specs import VAESpec
 
 
@@ -69,7 +81,7 @@ class Encoder(Part):
         for stage in self.series("down"):
             x = stage(x)
         x = self.middle(x)
-        return self.quant(self.conv_out(ops.silu(self.norm_out(x))))
+        return self.quant(self.conv_out(silu(self.norm_out(x))))
 
 
 class Decoder(Part):
@@ -100,4 +112,4 @@ class Decoder(Part):
         x = self.middle(self.conv_in(self.post_quant(latents)))
         for stage in self.series("up"):
             x = stage(x)
-        return self.conv_out(ops.silu(self.norm_out(x)))
+        return self.conv_out(silu(self.norm_out(x)))

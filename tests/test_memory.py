@@ -1,0 +1,63 @@
+"""Memory comes back: nothing that loads, draws, exports or trains leaves a reference in TensorFlow."""
+
+import pytest
+import tensorflow as tf
+from gradient_registry import custom_gradients, require_registry
+
+from converters.device.export import export_tflite
+from converters.device.report import Check
+from converters.saved_model import export_saved_model
+from serving.engine import Engine
+from tfsd.api import load
+from tfsd.models import build
+from tfsd.models.layers import activation
+from tfsd.weights import load_spec
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registry_is_known():
+    """Fails where this version of TensorFlow keeps custom gradients elsewhere: `no_module_leaves_gradients` would see none."""
+    require_registry()
+
+
+@pytest.fixture(autouse=True)
+def no_test_leaves_gradients():
+    before = custom_gradients()
+    yield
+    assert custom_gradients() - before == set(), "a custom gradient was traced; see tests/gradient_registry.py"
+
+
+def test_drawing_registers_no_gradient(toy_folder):
+    model = load(toy_folder, jit_compile=False)
+    model.text_to_image("a red star", num_steps=1)
+    model.encode_text("a red star")
+
+
+@pytest.mark.slow  # the tests of exports have the check as well: `no_module_leaves_gradients` of conftest.py
+def test_exporting_and_serving_registers_no_gradient(toy_folder, tmp_path):
+    engine = Engine(export_saved_model(toy_folder, tmp_path, batch_sizes=(1,), xla=False))
+    engine.warm_up()
+    tf.saved_model.load(str(engine.folder))
+
+
+@pytest.mark.slow
+def test_a_device_bundle_registers_no_gradient(toy_folder, tmp_path):
+    export_tflite(toy_folder, tmp_path / "toy", check=Check(pictures=1, steps=1, adherence=0))
+
+
+def test_training_registers_no_gradient(toy_folder):
+    spec = load_spec(toy_folder)
+    parts = build(spec, dtype="mixed_bfloat16")
+
+    @tf.function
+    def loss(images, tokens):
+        latents = parts["encoder"](images)[..., : spec.vae.latent_channels]
+        output = parts["unet"](latents, tf.zeros([1]), parts["text_encoder"](tokens))
+        return tf.reduce_sum(parts["decoder"](output))
+
+    loss.get_concrete_function(tf.zeros((1, 32, 32, 3)), tf.zeros((1, spec.text.length), tf.int32))
+
+
+@pytest.mark.parametrize("name", ["quick_gelu", "gelu", "gelu_tanh"])
+def test_activations_register_no_gradient(name):
+    tf.function(activation(name)).get_concrete_function(tf.zeros([2]))
