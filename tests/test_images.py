@@ -134,7 +134,7 @@ def test_same_pictures_are_the_same_bytes(tmp_path):
 
 def test_recipe_is_readable_text_too(tmp_path):
     text = Image.open(pictures().save(tmp_path / "out.png")[0]).text
-    assert text["parameters"] == "a red star\nseed: 7, index: 0, guidance_scale: 7.5"
+    assert text["parameters"] == "a red star\nCFG scale: 7.5, Seed: 7, Index: 0"
 
 
 def test_grid_file_has_all_recipes(tmp_path):

@@ -1,7 +1,7 @@
 """Picture files that carry the recipe of their picture, and reading it back from untrusted files.
 
-A PNG file has the recipe as JSON in the text chunk `tfsd`, a JPEG or WebP file in EXIF's MakerNote; readable text is where
-other image generators put theirs: in the chunk `parameters`, in EXIF's UserComment.
+A PNG file has the recipe as JSON in the text chunk `tfsd`, a JPEG or WebP file in EXIF's MakerNote. For people and other
+programs it is also where image generators put theirs, in their form: in the chunk `parameters`, in EXIF's UserComment.
 """
 
 import io
@@ -18,12 +18,13 @@ from PIL import Image, features
 from tfsd.arguments import whole
 from tfsd.errors import shown
 from tfsd.image_files import exif, png
-from tfsd.image_files.infotext import readable
+from tfsd.image_files.infotext import foreign_recipe, infotext, parse_infotext
 from tfsd.image_files.limits import MAX_TEXT
 from tfsd.image_files.writing import FileThereError, ImageFileError, check_targets, write_files
 
 __all__ = [
-    "FORMATS", "FileThereError", "ImageFileError", "check_targets", "encode", "image_path", "read_recipe", "write_files",
+    "FORMATS", "FileThereError", "ImageFileError", "check_targets", "encode", "foreign_recipe", "image_path", "infotext",
+    "parse_infotext", "read_parameters", "read_recipe", "write_files",
 ]  # fmt: skip
 
 RECIPE_KEY = "tfsd"
@@ -99,7 +100,7 @@ def _texts(recipe: Mapping) -> tuple[str, str, str]:
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # half a surrogate pair: so JSON writes it, too
     if len(text.encode("utf-8")) > MAX_TEXT:
         raise ImageFileError(f"The recipe has more than {MAX_TEXT} bytes. Save the pictures one by one.")
-    shown = readable(recipe).replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
+    shown = infotext(recipe).replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
     return text, shown, f"tfsd {recipe.get('tfsd', '')}".strip()
 
 
@@ -113,6 +114,18 @@ def read_recipe(path: str | os.PathLike) -> dict:
     if text is None:
         raise ImageFileError(f"{path} has no recipe: it was not written by tfsd, or another program removed it.")
     return _parsed(text, path)
+
+
+def read_parameters(path: str | os.PathLike) -> str:
+    """Returns the text that image generators write, from a PNG, JPEG or WebP file; `parse_infotext` takes it apart.
+
+    Files of this package have it, too, but their recipe says more.
+    Raises: `ImageFileError` if the file cannot be read, is damaged, or has no such text.
+    """
+    text = _first_text(path, READABLE_KEY)
+    if text is None:
+        raise ImageFileError(f"{path} has no recipe: no image generator that tfsd knows wrote it, or another program removed it.")
+    return text
 
 
 def _first_text(path: str | os.PathLike, key: str) -> str | None:

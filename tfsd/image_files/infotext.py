@@ -1,14 +1,137 @@
-"""Recipes as readable text."""
+"""Recipes as the text that image generators write into their files and read from each other's: writing and reading it.
 
+Its lines are the prompt, "Negative prompt: ..." if there is one, and last "Steps: 20, Sampler: Euler a, CFG scale: 7, ...".
+Source: the form of AUTOMATIC1111's stable-diffusion-webui, which other programs have taken over.
+"""
+
+import json
+import re
 from collections.abc import Mapping
+from typing import NamedTuple
+
+from tfsd.samplers.plans import COMMUNITY_NAMES, find_sampler
+
+NEGATIVE = "Negative prompt:"
+_LABELS = {"num_steps": "Steps", "sampler": "Sampler", "guidance_scale": "CFG scale", "seed": "Seed"}
+_OWN_TEXTS = {"Numerics": "numerics", "Numerics override": "numerics_override", "Dtype": "dtype", "Tensorflow": "tensorflow"}
+_NOT_LISTED = {"prompt", "negative_prompt", "eta", "height", "width", "weights", "model", "tfsd", *_LABELS}
+_MAX_LINE = 65536  # characters of the last line
+# A key, then a value in quotes, in braces, or up to the next comma. A key's length is bounded: else long lines take long.
+_PAIR = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])*"|\{[^{}]*\}|[^,]*)(?:,|$)')
+_LEAST_PAIRS = 3  # as theirs: with fewer, the last line belongs to the prompt
+_DEFAULT_SCHEDULES = {"Automatic": {"DPM++ 2M": "Karras"}, "Uniform": {}, "Normal": {}}  # since their version 1.9
+_SYNTAX = {  # what other programs understand in a prompt and tfsd reads as plain words
+    "extra networks": re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,200}>"),
+    "weights of words": re.compile(r"\([^()]{1,200}:-?[0-9.]{1,9}\)|\({2,}|\[{2,}"),
+    "prompt editing": re.compile(r"\[[^\[\]]{0,200}[:|][^\[\]]{0,200}\]"),
+    "several prompts in one": re.compile(r"\b(?:AND|BREAK)\b"),
+}
 
 
-def readable(recipe: Mapping) -> str:
-    """Returns a recipe as text: the prompt, then "name: value" pairs; of a grid, the recipes of its pictures."""
+class Infotext(NamedTuple):
+    """What such a text says; `pairs` are those of its last line, as they stand there."""
+
+    prompt: str
+    negative_prompt: str
+    pairs: dict[str, str]
+
+
+class Foreign(NamedTuple):
+    """A recipe as far as an infotext gives one, and what else stands there: pairs, and syntax in the prompts."""
+
+    recipe: dict
+    unknown: dict[str, str]
+    syntax: list[str]
+
+
+def infotext(recipe: Mapping) -> str:
+    """Returns a recipe as such a text; of a grid that of its first picture, as other programs do."""
     if "pictures" in recipe:
-        return "\n\n".join(readable(one) for one in recipe["pictures"])
+        first = recipe["pictures"][0] if recipe["pictures"] else {}
+        return infotext({**first, "grid_pictures": len(recipe["pictures"]), "grid_columns": recipe.get("columns")})
     lines = [str(recipe.get("prompt") or "")]
     if recipe.get("negative_prompt"):
-        lines.append(f"Negative prompt: {recipe['negative_prompt']}")
-    rest = {name: value for name, value in recipe.items() if name not in ("prompt", "negative_prompt")}
-    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in rest.items())])
+        lines.append(f"{NEGATIVE} {recipe['negative_prompt']}")
+    return "\n".join([*lines, ", ".join(f"{label}: {_written(value)}" for label, value in _pairs(recipe).items())])
+
+
+def _pairs(recipe: Mapping) -> dict:
+    pairs = {label: recipe.get(name) for name, label in _LABELS.items()}
+    pairs["Sampler"] = COMMUNITY_NAMES.get(str(pairs["Sampler"]), pairs["Sampler"])
+    if "width" in recipe and "height" in recipe:
+        pairs["Size"] = f"{recipe['width']}x{recipe['height']}"
+    pairs["Model hash"] = recipe.get("weights") or None
+    pairs["Model"] = re.split(r"[\\/]", str(recipe["model"]).rstrip("\\/"))[-1] if recipe.get("model") else None
+    pairs["Eta DDIM"] = recipe.get("eta") or None  # theirs: "Eta" would change ancestral samplers
+    rest = {name.replace("_", " ").capitalize(): value for name, value in recipe.items() if name not in _NOT_LISTED}
+    pairs |= {label: value for label, value in rest.items() if label not in pairs}
+    pairs["Version"] = f"tfsd {recipe['tfsd']}" if recipe.get("tfsd") else None
+    return {label: value for label, value in pairs.items() if value is not None}
+
+
+def _written(value) -> str:
+    """Returns a value as it stands behind its key; what holds a comma, a colon or a line's end as a JSON string."""
+    text = f"{value!r}".removesuffix(".0") if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text
+
+
+def parse_infotext(text: str) -> Infotext:
+    """Returns the parts of such a text, from whichever program; one without a last line of pairs is all prompt."""
+    *lines, last = text.strip().split("\n")
+    pairs = {key.strip(): _unquoted(value.strip()) for key, value in _PAIR.findall(last)} if len(last) <= _MAX_LINE else {}
+    if len(pairs) < _LEAST_PAIRS:
+        lines, pairs = [*lines, last], {}
+    lines = [line.strip() for line in lines]
+    begin = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
+    negative = "\n".join(lines[begin:]).removeprefix(NEGATIVE).strip()
+    return Infotext("\n".join(lines[:begin]), negative, pairs)
+
+
+def _unquoted(text: str) -> str:
+    if len(text) < 2 or text[0] != '"' or text[-1] != '"':
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def foreign_recipe(found: Infotext) -> Foreign:
+    """Returns a text of another program, or of this one, as a recipe: of its names and values, those that it gives.
+
+    Noise for a seed differs between programs: such a recipe makes a picture of the same kind, not the same picture.
+    """
+    recipe, unknown = {"prompt": found.prompt, "negative_prompt": found.negative_prompt}, dict(found.pairs)
+    own = unknown.get("Version", "").startswith("tfsd ")
+    for label, name in (("Steps", "num_steps"), ("Seed", "seed"), *([("Index", "index")] if own else [])):
+        if re.fullmatch(r"-?[0-9]{1,19}", unknown.get(label, "")):
+            recipe[name] = int(unknown.pop(label))
+    for label, name in (("CFG scale", "guidance_scale"), ("Eta DDIM", "eta")):
+        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,20})?", unknown.get(label, "")):
+            recipe[name] = float(unknown.pop(label))
+    if size := re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", unknown.get("Size", "")):
+        recipe |= {"width": int(size[1]), "height": int(size[2])}
+        del unknown["Size"]
+    if (sampler := _sampler(unknown)) is not None:
+        recipe["sampler"] = sampler
+        unknown.pop("Schedule type", None)
+        del unknown["Sampler"]
+    if own:
+        names = {"Model": "model", "Model hash": "weights", **_OWN_TEXTS}
+        recipe |= {name: unknown.pop(label) for label, name in names.items() if label in unknown}
+        recipe["tfsd"] = unknown.pop("Version").removeprefix("tfsd ")
+        if unknown.get("Jit compile") in ("True", "False"):
+            recipe["jit_compile"] = unknown.pop("Jit compile") == "True"
+    prompts = f"{found.prompt}\n{found.negative_prompt}"
+    return Foreign(recipe, unknown, [] if own else [name for name, sign in _SYNTAX.items() if sign.search(prompts)])
+
+
+def _sampler(pairs: Mapping[str, str]) -> str | None:
+    """Returns the key of the sampler that a text names, None for one that is not here."""
+    name, schedule = pairs.get("Sampler", ""), pairs.get("Schedule type", "")
+    if schedule in _DEFAULT_SCHEDULES:
+        schedule = _DEFAULT_SCHEDULES[schedule].get(name, "")
+    try:
+        return find_sampler(f"{name} {schedule}".strip())
+    except ValueError:
+        return None
