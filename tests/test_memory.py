@@ -14,7 +14,7 @@ from tfsd.models.layers import activation
 from tfsd.weights import load_spec
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)  # before `no_module_leaves_gradients` counts
 def registry_is_known():
     """Fails where this version of TensorFlow keeps custom gradients elsewhere: `no_module_leaves_gradients` would see none."""
     require_registry()
