@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfsd import weights
 from tfsd.arguments import batch_of, choice, one_each, per_prompt, require_memory, rows_of, scales, seeds_of, side_of, whole
-from tfsd.errors import shown
+from tfsd.errors import shown, warn
 from tfsd.files import sha256
 from tfsd.images import Images
 from tfsd.models import DTYPES
@@ -20,7 +20,7 @@ from tfsd.progress import Progress
 from tfsd.recipes import recipes_of
 from tfsd.samplers.plans import build_plan, find_sampler
 from tfsd.specs import NUMERICS, ModelSpec
-from tfsd.text import Tokenizer
+from tfsd.text import Tokenizer, UnknownWordsWarning, unknown_words, unknown_words_message
 
 # KerasCV's names for the same arguments, in every method that has them.
 KERASCV_NAMES = {
@@ -75,6 +75,7 @@ class StableDiffusion:
         self.tokenizer = Tokenizer(spec.text)
         self.pipeline = Pipeline(spec, parts, jit_compile=jit_compile)
         self._pace: dict = {}
+        self._unknown: set[frozenset[str]] = set()  # words that a warning told of
 
     @_kerascv_names
     def text_to_image(
@@ -106,6 +107,7 @@ class StableDiffusion:
         `height`, `width`: multiples of the VAE's factor (8). `num_steps`, `guidance_scale`, `sampler` and the
         sizes default to the model's own, `spec.default_...`. KerasCV's names are taken too: see `KERASCV_NAMES`.
         `on_long`: "truncate" warns of text that the model cannot read, "error" raises `ValueError`.
+        Words that a model with a small vocabulary, such as "tiny", never learned: `UnknownWordsWarning`, once.
         `progress` shows a bar; `callback(done, steps)` is called between steps and cancels by returning False.
 
         Raises: `TypeError`, `ValueError` naming the argument; `Cancelled`.
@@ -218,6 +220,10 @@ class StableDiffusion:
         tokens, rows = self.tokenizer(prompts, on_long=on_long, name=name), self.spec.text.vocabulary
         if tokens.max() >= rows:
             raise ValueError(f"{name} has token {tokens.max()}, but the model's text encoder knows {rows} tokens. Take it out.")
+        words = unknown_words(self.tokenizer, dict.fromkeys(prompts))
+        if words and frozenset(words) not in self._unknown:
+            self._unknown.add(frozenset(words))
+            warn(unknown_words_message(self.spec.text, words, name), UnknownWordsWarning)
         return tokens
 
 

@@ -2,8 +2,11 @@
 
 import os
 import reprlib
+import sys
+import warnings
 
 LIMIT = 60  # characters of a value in a message
+_PACKAGES = ("tfsd", "converters", "serving")
 _MAX_BITS = 256  # of a number that is written out
 
 
@@ -13,6 +16,14 @@ class CheckpointError(Exception):
 
 class TfsdWarning(UserWarning):
     """The base of all warnings of this package, by which the command line tells them from those of its libraries."""
+
+
+def warn(message: str, category: type[TfsdWarning]):
+    """Warns of something in the code that called this package, at the line that did."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _PACKAGES:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 class _Short(reprlib.Repr):

@@ -71,7 +71,7 @@ def _pairs(recipe: Mapping) -> dict:
 
 def _written(value) -> str:
     """Returns a value as it stands behind its key; what holds a comma, a colon or a line's end as a JSON string."""
-    text = f"{value!r}".removesuffix(".0") if isinstance(value, float) else str(value)
+    text = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text
 
 

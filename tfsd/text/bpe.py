@@ -2,7 +2,6 @@
 
 import html
 import operator
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import ftfy
 import numpy as np
 import regex
 
-from tfsd.errors import TfsdWarning, shown
+from tfsd.errors import TfsdWarning, shown, warn
 from tfsd.specs import CLIPSpec
 from tfsd.text.vocabulary import FIRST_MARK, vocabulary, word_ids
 
@@ -134,6 +133,19 @@ class Tokenizer:
         room = self.spec.length - 2
         return Split(pieces[:room], pieces[room:], *self._cut(text))
 
+    def kept_words(self, prompt: str) -> Iterator[tuple[str, Sequence[int]]]:
+        """Yields the words of the cleaned prompt with their ids, up to the one at which it is cut off.
+
+        Raises: as `encode`.
+        """
+        room = self.spec.length - 2
+        for found, ids in self._matches(self._checked(prompt, "prompt")):
+            room -= len(ids)
+            if room < 0:
+                return
+            if found[0] not in self._special:
+                yield found[0], ids
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, with a space after every word and marks written out, as KerasCV does.
 
@@ -191,11 +203,11 @@ class Tokenizer:
             raise ValueError(f"{name} must be Unicode text; got half a surrogate pair, {half}. Remove it.") from None
         return text
 
-    def _matches(self, text: str) -> Iterator[tuple[int, Sequence[int]]]:
-        """Yields the place of every word in the cleaned text, and its ids."""
+    def _matches(self, text: str) -> Iterator[tuple[regex.Match, Sequence[int]]]:
+        """Yields every word in the cleaned text, and its ids."""
         for found in self._words.finditer(text):
             special = self._special.get(found[0])
-            yield found.start(), (word_ids(found[0]) if special is None else (special,))
+            yield found, (word_ids(found[0]) if special is None else (special,))
 
     def _encode(self, text: str) -> list[int]:
         return [self.spec.start_token, *(i for _, ids in self._matches(text) for i in ids), self.spec.end_token]
@@ -212,14 +224,15 @@ class Tokenizer:
                 f'Remove {cut} or as much elsewhere, or pass on_long="truncate".'
             )
         message = f"{name} has {len(ids)} tokens and only {length} are read; cut off: {cut}"
-        warnings.warn(message, PromptTruncationWarning, stacklevel=3)  # the caller of __call__
+        warn(message, PromptTruncationWarning)
         return [*ids[: length - 1], self.spec.end_token]
 
     def _cut(self, text: str) -> tuple[str, str]:
         """Returns the cleaned text in two parts: what the kept ids stand for, and the rest."""
         room = self.spec.length - 2
-        for start, ids in self._matches(text):
+        for found, ids in self._matches(text):
             if len(ids) > room:
+                start = found.start()
                 word = text[start:].encode("utf-8")
                 inside = sum(len(vocabulary().pieces[i]) for i in ids[:room])
                 place = start + len(word[:inside].decode("utf-8", "ignore"))  # half a character counts as cut off

@@ -1,0 +1,56 @@
+"""Words that a model with a small vocabulary never learned: which they are, and what a person can write instead."""
+
+import difflib
+from collections.abc import Iterable
+
+from tfsd.errors import TfsdWarning, shown
+from tfsd.specs import CLIPSpec
+from tfsd.text.bpe import Tokenizer
+from tfsd.text.vocabulary import vocabulary
+
+# What the embedded model draws: of its words the ones that help most where another object was asked for.
+OBJECTS = ("ball", "boat", "car", "cat", "cup", "fish", "flower", "heart", "house", "moon", "mushroom", "rocket", "star", "tree")
+_CLOSE = 0.8  # likeness from which on a word may be another one misspelt
+_MAX_LISTED = 10  # unknown words in a message
+_MAX_KNOWN = 20  # known words, where there are no known objects
+_MAX_LETTERS = 40  # of a word that is compared
+
+
+class UnknownWordsWarning(TfsdWarning):
+    """A prompt has words that the model never learned, so that they do not show in the picture."""
+
+
+def known_words(spec: CLIPSpec) -> list[str]:
+    """Returns the words that have a row of their own in a small vocabulary, the most common in English first."""
+    table = vocabulary()
+    return [table.pieces[i].decode("utf-8") for i in spec.kept_tokens if i < len(table.pieces) and table.ends_word[i]]
+
+
+def unknown_words(tokenizer: Tokenizer, prompts: str | Iterable[str]) -> list[str]:
+    """Returns the words of prompts that the model never learned, in lower case, each once, in order.
+
+    They are none for a model with CLIP's whole vocabulary. Punctuation and what is cut off do not count.
+    Raises: as `Tokenizer.encode`.
+    """
+    kept = set(tokenizer.spec.kept_tokens)
+    if not kept:
+        return []
+    found = {}
+    for prompt in [prompts] if isinstance(prompts, str) else prompts:
+        for word, ids in tokenizer.kept_words(prompt):
+            if not kept.issuperset(ids) and any(map(str.isalnum, word)):
+                found[word] = True
+    return list(found)
+
+
+def unknown_words_message(spec: CLIPSpec, words: Iterable[str], name: str = "prompt") -> str:
+    """Returns a sentence on words that a model never learned in the text called `name`, with what it knows instead."""
+    words, known = list(words), known_words(spec)
+    parts = []
+    for word in words[:_MAX_LISTED]:
+        close = difflib.get_close_matches(word[:_MAX_LETTERS], known, n=1, cutoff=_CLOSE) if len(word) > 3 else []
+        parts.append(shown(word) + (f" (did you mean {shown(close[0])}?)" if close else ""))
+    parts += [f"{len(words) - _MAX_LISTED} more"] if len(words) > _MAX_LISTED else []
+    objects = [word for word in OBJECTS if word in known]
+    knows = f"these objects: {', '.join(objects)}" if objects else f"words such as {', '.join(known[:_MAX_KNOWN])}"
+    return f"{name} has words that the model never learned: {', '.join(parts)}. It knows {knows}."
