@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import inspect
 import time
 
 import grpc
@@ -32,7 +33,7 @@ HEALTH_NAMES = ("", PREDICTION, MODELS, PROGRESS, "PredictionService", "ModelSer
 MAX_MESSAGE = 1024  # letters of an error, as TF Serving cuts them
 SEND_MB = 256  # of an answer; eight float32 latents or pictures of 1024 pixels are 25
 MAX_RPCS = 512  # under way at once; each may hold a message of the size limit
-WATCH_SECONDS = 10.0  # for a request to arrive that somebody already watches
+MAX_STREAMS = 128  # of those, such as last for as long as the client likes: they must leave room for Predict
 
 
 def _describe_progress():
@@ -74,6 +75,38 @@ class Token(grpc.aio.ServerInterceptor):
         if free or hmac.compare_digest(sent, self._expected):
             return await continuation(handler_call_details)
         return self._refuse
+
+
+class Streams(grpc.aio.ServerInterceptor):
+    """Bounds the calls that last for as long as a client likes: watching progress or health, and reflection."""
+
+    def __init__(self, most: int):
+        self._most, self._open = most, 0
+
+    async def intercept_service(self, continuation, handler_call_details):
+        """Returns the call's own handler, or for one that streams answers a handler that counts it."""
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler.response_streaming:
+            return handler
+        call = handler.stream_stream or handler.unary_stream
+
+        async def counted(request, context):
+            if self._open >= self._most:
+                message = f"This server tells at most {self._most} clients at once of changes. Ask again later."
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+            self._open += 1
+            try:
+                answers = call(request, context)
+                if inspect.isawaitable(answers):  # one that writes by itself
+                    await answers
+                    return
+                async for answer in answers:
+                    await context.write(answer)
+            finally:
+                self._open -= 1
+
+        make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        return make(counted, handler.request_deserializer, handler.response_serializer)
 
 
 class Calls:
@@ -137,11 +170,12 @@ class Calls:
         return response
 
     async def watch(self, request, context):
-        """tfsd.Progress/Watch: how far the request with this id is, until its end."""
-        board, patience = self.service.scheduler.progress, time.monotonic() + WATCH_SECONDS
-        while request.value not in board and time.monotonic() < patience:
-            await asyncio.sleep(0.05)
-        async for progress in board.watch(request.value):
+        """tfsd.Progress/Watch: how far the request with this id is, until its end.
+
+        NOT_FOUND where no request has this id: a client that asks before its request has arrived asks again. (Waiting here
+        would let anybody occupy the server with ids that do not exist.)
+        """
+        async for progress in self.service.scheduler.progress.watch(request.value):
             yield struct_of(progress)
 
 
@@ -210,7 +244,8 @@ def build(service: Service, *, receive_mb: float, token: str | None = None) -> t
         ("grpc.max_send_message_length", SEND_MB * 2**20),
         ("grpc.so_reuseport", 0),  # a second server on one port fails, where it would take half of the requests
     ]
-    server = grpc.aio.server(interceptors=[Token(token)] if token else [], options=options, maximum_concurrent_rpcs=MAX_RPCS)
+    interceptors = [*([Token(token)] if token else []), Streams(MAX_STREAMS)]
+    server = grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=MAX_RPCS)
     calls, status = Calls(service), health.aio.HealthServicer()
     handlers = {
         PREDICTION: {

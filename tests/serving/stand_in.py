@@ -18,6 +18,7 @@ from serving.scheduler import Limits
 from serving.server import Options, Server, running
 
 TLS = Path(__file__).parents[1] / "data/tls"
+LONG = 300.0  # seconds: what takes as long does not happen; a loaded machine takes its time
 PROMPT_BYTES = 4096
 STEP_SECONDS = 0.003  # else the scheduler takes hundreds of steps for one chunk
 WHOLE = {
@@ -115,7 +116,7 @@ def picture(seed: int, size=(8, 8)) -> bytes:
     return tf.io.encode_png(np.full((*size, 3), seed % 256, "uint8")).numpy()
 
 
-def until(condition, seconds: float = 10.0):
+def until(condition, seconds: float = LONG):
     """Waits for what another thread brings about."""
     end = time.monotonic() + seconds
     while not condition():

@@ -1,3 +1,5 @@
+import itertools
+import queue
 import threading
 import time
 
@@ -5,7 +7,9 @@ import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import StringValue
-from stand_in import Engine, held, picture, served, until
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from stand_in import LONG, Engine, held, picture, served, until
 from test_rpc import CODE, Client, error, request
 
 
@@ -62,23 +66,64 @@ def test_a_full_queue_refuses_at_once(client, engine, server):
     assert [call.result(20).outputs["png_bytes"].string_val[0] for call in calls] == [picture(i) for i in range(10)]
 
 
-def test_progress_is_told_while_a_picture_is_made(client, engine):
-    watch = client.channel.unary_stream("/tfsd.Progress/Watch", StringValue.SerializeToString, Struct.FromString)
+def watching(client):
+    return client.channel.unary_stream("/tfsd.Progress/Watch", StringValue.SerializeToString, Struct.FromString)
+
+
+def test_progress_is_told_while_a_picture_is_made(client, engine, server):
     seen = []
     with held(engine):
-        watched = threading.Thread(target=lambda: seen.extend(map(dict, watch(StringValue(value="my-id"), timeout=20))))
-        watched.start()  # before the request: it waits for it
         call = client.prediction.Predict.future(request("x", num_steps=[3]), metadata=[("x-request-id", "my-id")])
+        until(lambda: "my-id" in server.scheduler.progress)
+        watch = watching(client)(StringValue(value="my-id"), timeout=LONG)
+        watched = threading.Thread(target=lambda: seen.extend(map(dict, watch)))
+        watched.start()
         until(lambda: any(one["state"] == "running" for one in seen))
-    assert call.result(20)
-    watched.join(20)
+    assert call.result(LONG)
+    watched.join(LONG)
     assert seen[-1] == {"state": "done", "done": 3, "steps": 3, "position": 0}
     assert [one["done"] for one in seen] == sorted(one["done"] for one in seen)
 
 
-def test_progress_of_what_nobody_asked_is_not_found(client, monkeypatch):
-    monkeypatch.setattr("serving.rpc.WATCH_SECONDS", 0.1)
-    watch = client.channel.unary_stream("/tfsd.Progress/Watch", StringValue.SerializeToString, Struct.FromString)
-    with pytest.raises(grpc.RpcError) as caught:
-        list(watch(StringValue(value="nothing"), timeout=20))
-    assert caught.value.code() == CODE.NOT_FOUND
+def test_progress_of_what_nobody_asked_is_not_found_and_nobody_waits_for_it(client):
+    failed = error(lambda **options: list(watching(client)(StringValue(value="nothing"), **options)), timeout=LONG)
+    assert failed.code() == CODE.NOT_FOUND
+
+
+@pytest.mark.parametrize("kind", ["progress", "health", "reflection"])
+def test_watchers_leave_room_for_pictures(monkeypatch, kind):
+    monkeypatch.setattr("serving.rpc.MAX_RPCS", 8)
+    monkeypatch.setattr("serving.rpc.MAX_STREAMS", 4)
+    engine, more = Engine(), queue.Queue()
+
+    def watch():
+        if kind == "progress":
+            return watching(client)(StringValue(value="my-id"), timeout=LONG)
+        if kind == "health":
+            return client.health.Watch(health_pb2.HealthCheckRequest(), timeout=LONG)
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        requests = itertools.chain([asked], iter(more.get, None))
+        return reflection_pb2_grpc.ServerReflectionStub(client.channel).ServerReflectionInfo(requests, timeout=LONG)
+
+    with served(engine) as server:
+        client = Client(server)
+        with held(engine):
+            call = client.prediction.Predict.future(request("x"), metadata=[("x-request-id", "my-id")])
+            until(lambda: "my-id" in server.scheduler.progress)
+            watches = [watch() for _ in range(4)]
+            for one in watches:
+                next(one)
+            assert error(lambda **options: next(watch())).code() == CODE.RESOURCE_EXHAUSTED
+        assert call.result(LONG) and client.predict("y")
+        watches[0].cancel()
+        until(lambda: _answers(watch))
+        for one in watches:
+            one.cancel()
+            more.put(None)
+
+
+def _answers(watch) -> bool:
+    try:
+        return next(watch()) is not None
+    except grpc.RpcError:
+        return False
