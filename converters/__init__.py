@@ -1,15 +1,16 @@
 """Importers of other packages' weights, and `convert`, which makes model folders of them."""
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from tfsd.errors import shown
+from tfsd.errors import CheckpointError, TfsdWarning, shown
 from tfsd.files import require_space
-from tfsd.h5 import CheckpointError
+from tfsd.samplers.plans import check_fits, find_sampler
 from tfsd.specs import ModelSpec
 from tfsd.weights import DTYPES, write_model
 
@@ -33,15 +34,15 @@ def detect(src: Path) -> str:
     raise CheckpointError(f"{src} {'holds no weights that are known' if src.exists() else 'does not exist'} ({looked}).")
 
 
-def _diffusers(src: Path, variant: str | None, spec: ModelSpec | None):
+def _diffusers(src: Path, variant: str | None, spec: ModelSpec | None, sampler: str | None, tell: Callable[[str], None]):
     from converters.diffusers import open_folder  # here, since TensorFlow loads with it
 
     if spec is not None:
         raise ValueError("A diffusers folder says what its model is; leave spec out.")
-    return open_folder(src, variant=variant)
+    return open_folder(src, variant=variant, sampler=sampler, tell=tell)
 
 
-def _kerascv(src: Path, variant: str | None, spec: ModelSpec | None):
+def _kerascv(src: Path, variant: str | None, spec: ModelSpec | None, sampler: str | None, tell: Callable[[str], None]):
     from converters.kerascv import open_folder
 
     if variant is not None:
@@ -65,14 +66,18 @@ def convert(
     notes: Mapping | None = None,
     variant: str | None = None,
     spec: ModelSpec | None = None,
+    sampler: str | None = None,
 ) -> Path:
     """Writes the model folder `dst` from the weights in `src`, one tensor at a time; complete or not at all.
 
     `src` is a diffusers folder, a folder of KerasCV's files, or one of these files; `kind` None finds out which.
     `numerics` None keeps what the source says. `name` None is the name of `dst`. `dtype` None keeps the source's.
     `variant` chooses among a diffusers folder's files, "fp16" for instance. `spec` says what KerasCV's files do not: the
-    model; None is Stable Diffusion 1.4. `notes` go to the manifest.
-    Raises: `CheckpointError` if the source is damaged or of another model, or `dst` cannot be written.
+    model; None is Stable Diffusion 1.4. `sampler`, a name that `text_to_image` takes, becomes the model's default; None is
+    the source's. `notes` go to the manifest. So does what was repaired or ignored of the source's configuration, as
+    "warnings"; each is a Python warning, too.
+    Raises: `ValueError` for a choice that there is not; `CheckpointError` if the source is damaged or of another model, or
+    `dst` cannot be written.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for the source's own; got {shown(dtype)}.")
@@ -82,10 +87,19 @@ def convert(
     kind = detect(src) if kind is None else kind
     if kind not in IMPORTERS:
         raise ValueError(f"kind must be one of {', '.join(IMPORTERS)}; got {shown(kind)}.")
-    with IMPORTERS[kind](src, variant, spec) as (found, parts):
+    sampler = None if sampler is None else find_sampler(sampler)
+    told: list[str] = []
+
+    def tell(message: str):
+        told.append(message)
+        warnings.warn(message, TfsdWarning, stacklevel=2)
+
+    with IMPORTERS[kind](src, variant, spec, sampler, tell) as (found, parts):
         spec = replace(found, name=name or dst.resolve().name)
         if numerics is not None:
             spec = spec.with_numerics(numerics)
+        spec = replace(spec, default_sampler=sampler or spec.default_sampler)
+        check_fits(spec.default_sampler, spec.schedule)
         total = sum(math.prod(t.shape) * ITEM_BYTES[dtype or t.dtype] for part in parts.values() for t in part.values())
         require_space(dst, total)
         streams = {part: ((path, t.read()) for path, t in tensors.items()) for part, tensors in parts.items()}
@@ -95,7 +109,7 @@ def convert(
                 spec,
                 streams,
                 dtype=dtype,
-                notes={"converted_from": kind, **(notes or {})},
+                notes={"converted_from": kind, **({"warnings": told} if told else {}), **(notes or {})},
                 overwrite=overwrite,
                 progress=lambda part, path, size: bar.update(size),
             )

@@ -1,15 +1,30 @@
-"""Specs from the configuration files of a diffusers folder; what a spec cannot express is refused by name."""
+"""Specs from the configuration files of a diffusers folder; what a spec cannot express is refused by name.
+
+Source: the constructors of diffusers 0.42.1, which say what an absent field means, and what `StableDiffusionPipeline` repairs
+of outdated files.
+"""
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
-from tfsd.errors import TfsdWarning
-from tfsd.files import read_json
-from tfsd.h5 import CheckpointError
-from tfsd.specs import CLIPSpec, ModelSpec, ScheduleSpec, SpecError, UNetSpec, VAESpec
+from converters.config_file import Config, Tell, version_of
+from converters.scheduler_config import schedule_of
+from converters.text_config import text_spec
+from tfsd.errors import CheckpointError, TfsdWarning
+from tfsd.specs import ModelSpec, SpecError, UNetSpec, VAESpec
 
-# Fields that must be absent or have one of these values. Fields of later releases must be false, 0 or null.
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+COMPONENTS = {  # of model_index.json -> the classes whose pictures ours has
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+# No effect on a picture: the extractor is the safety checker's, the image encoder the one of image prompts, which are no
+# argument of ours.
+INDEX_FREE = ("feature_extractor", "image_encoder", "requires_safety_checker")
+
+# Fields that must have one of these values, of which the first is the one of an absent field.
 UNET_FIXED = {
     "_class_name": ("UNet2DConditionModel",),
     "act_fn": ("silu", "swish"),
@@ -25,7 +40,34 @@ UNET_FIXED = {
     "resnet_time_scale_shift": ("default",),
     "time_embedding_type": ("positional",),
 }
-UNET_FREE = ("_diffusers_version", "_name_or_path", "addition_embed_type_num_heads", "dropout", "upcast_attention")
+UNET_OFF = (
+    "addition_embed_type",
+    "center_input_sample",
+    "class_embed_type",
+    "class_embeddings_concat",
+    "cross_attention_norm",
+    "dual_cross_attention",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "mid_block_only_cross_attention",
+    "num_attention_heads",  # diffusers refuses it, too
+    "num_class_embeds",
+    "only_cross_attention",
+    "resnet_skip_time_act",
+    "reverse_transformer_layers_per_block",
+    "time_cond_proj_dim",
+    "time_embedding_act_fn",
+    "timestep_post_act",
+)
+# Dropout is for training; the others belong to an `addition_embed_type` or `class_embed_type`.
+UNET_FREE = (
+    "upcast_attention",
+    "addition_embed_type_num_heads",
+    "addition_time_embed_dim",
+    "dropout",
+    "projection_class_embeddings_input_dim",
+)
+
 VAE_FIXED = {
     "_class_name": ("AutoencoderKL",),
     "act_fn": ("silu", "swish"),
@@ -35,92 +77,41 @@ VAE_FIXED = {
     "use_quant_conv": (True,),
     "use_post_quant_conv": (True,),
 }
-VAE_FREE = ("_diffusers_version", "_name_or_path", "force_upcast", "sample_size")
-
-SAMPLERS = {  # class -> (our sampler, its spacing where the file is silent)
-    "PNDMScheduler": ("pndm", "leading"),
-    "DDIMScheduler": ("ddim", "leading"),
-    "DDPMScheduler": ("ddpm", "leading"),
-    "LMSDiscreteScheduler": ("lms", "linspace"),
-    "EulerDiscreteScheduler": ("euler", "linspace"),
-    "EulerAncestralDiscreteScheduler": ("euler_ancestral", "linspace"),
-    "DPMSolverMultistepScheduler": ("dpmpp_2m", "linspace"),
-}
-PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+# `StableDiffusionPipeline` applies none of these, so that it is unknown which picture a folder with one means.
+VAE_OFF = ("latents_mean", "latents_std", "shift_factor")
+# Stable Diffusion's pipelines never read `force_upcast`: the VAE runs in the dtype that the model is loaded with, float32 by
+# default. `sample_size` is for tiling.
+VAE_FREE = ("force_upcast", "sample_size")
 
 
-class Config:
-    """A configuration file that remembers which of its fields were read."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.values = read_json(path)
-        self.read: set[str] = set()
-
-    def get(self, name: str, kind: type | tuple[type, ...], default=None):
-        """Returns a field; absent or null fields are `default`, and an error if that is None.
-
-        Raises: `CheckpointError` naming the field.
-        """
-        self.read.add(name)
-        value = self.values.get(name)
-        if value is None and default is not None:
-            return default
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise self.unsupported(name, " or ".join(k.__name__ for k in kinds))
-        return value
-
-    def numbers(self, name: str, count: int | None = None) -> tuple[int, ...]:
-        """Returns a list of integers; with `count`, one integer stands for that many."""
-        value = self.get(name, (int, list) if count else list)
-        numbers = [value] * count if isinstance(value, int) else value
-        if not numbers or any(type(n) is not int for n in numbers) or (count and len(numbers) != count):
-            raise self.unsupported(name, f"a list of {count or 'some'} integers")
-        return tuple(numbers)
-
-    def one_of(self, name: str, allowed, default=None):
-        """Returns a field that must have one of these values."""
-        value = self.values.get(name)
-        self.read.add(name)
-        value = default if value is None else value
-        if isinstance(value, (list, dict)) or value not in allowed:
-            raise self.unsupported(name, " or ".join(map(repr, allowed)))
-        return value
-
-    def fixed(self, fields: Mapping[str, tuple], free: tuple[str, ...]):
-        """Checks that all fields not read have the one value that our models have."""
-        for name, allowed in fields.items():
-            self.one_of(name, allowed, allowed[0])
-        for name, value in self.values.items():
-            given = any(value) if isinstance(value, list) else bool(value)
-            if given and name not in self.read and name not in free:
-                raise self.unsupported(name, "absent")
-
-    def unsupported(self, name: str, expected: str) -> CheckpointError:
-        """Returns the error about a field."""
-        got = repr(self.values.get(name, "nothing"))
-        return CheckpointError(f"{self.path}: {name} must be {expected}; got {got[:80]}. Such models are not supported.")
+def warn(message: str):
+    """Shows what a configuration's reader tells as a Python warning."""
+    warnings.warn(message, TfsdWarning, stacklevel=2)
 
 
-def model_spec(folder: Path) -> ModelSpec:
+def model_spec(folder: Path, *, sampler: str | None = None, tell: Tell = warn) -> ModelSpec:
     """Returns the spec that the configuration files of a diffusers folder describe.
 
+    `sampler`, a key of `SAMPLERS`, takes the place of the scheduler's. `tell` hears of each field that is repaired or
+    ignored, as diffusers repairs and ignores it.
     Raises: `CheckpointError` naming the file and field that no spec can express.
     """
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(f"{folder} is no diffusers folder: it has no model_index.json.")
-    Config(folder / "model_index.json").one_of("_class_name", ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"))
+    scheduler = _index(Config(folder / "model_index.json", tell))
     try:
-        vae = _vae(Config(folder / "vae" / "config.json"))
-        unet = Config(folder / "unet" / "config.json")
+        vae = _vae(Config(folder / "vae" / "config.json", tell))
+        unet = Config(folder / "unet" / "config.json", tell)
         denoiser, side = _unet(unet)
-        text = _text(Config(folder / "text_encoder" / "config.json"), folder / "tokenizer")
-        schedule, sampler = _schedule(Config(folder / "scheduler" / "scheduler_config.json"))
+        text = text_spec(Config(folder / "text_encoder" / "config.json", tell), folder / "tokenizer")
+        config = Config(folder / "scheduler" / "scheduler_config.json", tell)
+        schedule, sampler = schedule_of(config, scheduler or config.get("_class_name", str), sampler)
         if denoiser.context_width != text.width:
             raise unet.unsupported("cross_attention_dim", f"the text encoder's hidden_size, {text.width}")
         if denoiser.in_channels != vae.latent_channels:  # inpainting models take the mask and masked image, too
             raise unet.unsupported("in_channels", f"the VAE's latent_channels, {vae.latent_channels}")
+        if denoiser.out_channels != vae.latent_channels:  # a learned variance would double them
+            raise unet.unsupported("out_channels", f"the VAE's latent_channels, {vae.latent_channels}")
         size = tuple(cells * vae.factor for cells in side)
         return ModelSpec(
             name=folder.name or "diffusers",
@@ -135,118 +126,81 @@ def model_spec(folder: Path) -> ModelSpec:
         raise CheckpointError(f"{folder} describes no model of this kind: {error}") from error
 
 
+def _index(config: Config) -> str | None:
+    """Returns the class of the scheduler that model_index.json names, which diffusers follows, after a look at the rest."""
+    config.one_of("_class_name", PIPELINES)
+    classes, names = {}, (*COMPONENTS, "scheduler", "safety_checker")
+    config.read.update(names)
+    for name in names:
+        entry = [None, None] if config.values.get(name) is None else config.get(name, list)
+        if len(entry) != 2 or not all(part is None or isinstance(part, str) for part in entry):
+            raise config.unsupported(name, "a library and a class")
+        classes[name] = entry[1]
+    for name, allowed in COMPONENTS.items():
+        if classes[name] is not None and classes[name] not in allowed:
+            raise config.unsupported(name, f"of the class {' or '.join(allowed)}")
+    if classes["safety_checker"] is not None:
+        config.tell(f"{config.path}: safety_checker is left out; pictures are not checked.")
+    config.ignore_rest("a Stable Diffusion pipeline", INDEX_FREE)
+    return classes["scheduler"]
+
+
 def _unet(config: Config) -> tuple[UNetSpec, tuple[int, int]]:
-    channels = config.numbers("block_out_channels")
+    channels = config.numbers("block_out_channels", default=[320, 640, 1280, 1280])
     levels = len(channels)
-    down, up = config.get("down_block_types", list), config.get("up_block_types", list)
+    down = config.get("down_block_types", list, ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
     known = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
     if len(down) != levels or any(kind not in known for kind in map(str, down)):
         raise config.unsupported("down_block_types", f"{levels} of {', '.join(known)}")
+    up = config.get("up_block_types", list, ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
     if up != [kind.replace("Down", "Up") for kind in reversed(down)]:
         raise config.unsupported("up_block_types", "the mirror image of down_block_types")
-    heads = "attention_head_dim" if config.values.get("num_attention_heads") is None else "num_attention_heads"
-    for name in ("attention_head_dim", "num_attention_heads"):  # by an old mistake, both mean a number of heads
-        config.read.add(name)
-    layers, depth = config.numbers("layers_per_block", levels), {1}
-    if config.values.get("transformer_layers_per_block") is not None:
-        depth = set(config.numbers("transformer_layers_per_block", levels))
-    config.read.add("transformer_layers_per_block")
-    for name, values in (("layers_per_block", set(layers)), ("transformer_layers_per_block", depth)):
-        if len(values) != 1:
-            raise config.unsupported(name, "the same on all levels")
     spec = UNetSpec(
-        in_channels=config.get("in_channels", int),
-        out_channels=config.get("out_channels", int),
+        in_channels=config.get("in_channels", int, 4),
+        out_channels=config.get("out_channels", int, 4),
         channels=channels,
-        residuals=layers[0],
+        residuals=config.same("layers_per_block", levels, 2),
         attention=tuple(known[kind] for kind in down),
-        heads=config.numbers(heads, levels),
-        transformer_layers=depth.pop(),
-        context_width=config.get("cross_attention_dim", int),
-        linear_projection=config.get("use_linear_projection", bool, False),
+        heads=config.numbers("attention_head_dim", levels, 8),  # by an old mistake, this is the number of heads
+        transformer_layers=config.same("transformer_layers_per_block", levels, 1),
+        context_width=config.same("cross_attention_dim", levels, 1280),
+        linear_projection=config.flag("use_linear_projection", False),
         groups=config.get("norm_num_groups", int, 32),
-        norm_epsilon=float(config.get("norm_eps", (int, float), 1e-5)),
+        norm_epsilon=config.number("norm_eps", 1e-5),
     )
-    side = config.numbers("sample_size", 2) if config.values.get("sample_size") is not None else (64, 64)
-    config.read.add("sample_size")
-    config.fixed(UNET_FIXED, UNET_FREE)
+    width = 4 * channels[0]
+    config.fixed(UNET_FIXED | {"time_embedding_dim": (None, 0, width)})
+    config.off(UNET_OFF)
+    side = _sample_size(config)
+    config.ignore_rest("UNet2DConditionModel", UNET_FREE)
     return spec, side
 
 
+def _sample_size(config: Config) -> tuple[int, int]:
+    """Returns the usual height and width in latents: 64 where the file does not say, or says less and is of an old release."""
+    if config.values.get("sample_size") is None:
+        config.read.add("sample_size")
+        return 64, 64
+    side, version = config.numbers("sample_size", 2), version_of(config.values)
+    if isinstance(config.values["sample_size"], int) and side[0] < 64 and version is not None and version < (0, 9):
+        config.tell(f"{config.path}: sample_size is {side[0]}, which is outdated; it is taken as 64, as diffusers does.")
+        return 64, 64
+    return side
+
+
 def _vae(config: Config) -> VAESpec:
-    channels = config.numbers("block_out_channels")
+    channels = config.numbers("block_out_channels", default=[64])
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if config.get(name, list) != [kind] * len(channels):
+        if config.get(name, list, [kind]) != [kind] * len(channels):
             raise config.unsupported(name, f"{len(channels)} times {kind}")
     spec = VAESpec(
-        latent_channels=config.get("latent_channels", int),
+        latent_channels=config.get("latent_channels", int, 4),
         channels=channels,
-        residuals=config.get("layers_per_block", int),
+        residuals=config.get("layers_per_block", int, 1),
         groups=config.get("norm_num_groups", int, 32),
-        scale=float(config.get("scaling_factor", (int, float), 0.18215)),
-        shift=float(config.get("shift_factor", (int, float), 0.0)),
+        scale=config.number("scaling_factor", 0.18215),
     )
-    config.fixed(VAE_FIXED, VAE_FREE)
+    config.fixed(VAE_FIXED)
+    config.off(VAE_OFF)
+    config.ignore_rest("AutoencoderKL", VAE_FREE)
     return spec
-
-
-def _text(config: Config, tokenizer: Path) -> CLIPSpec:
-    config.one_of("model_type", ("clip_text_model",), "clip_text_model")
-    vocabulary = config.get("vocab_size", int)
-    start, end, pad = _special_tokens(config, tokenizer, vocabulary)
-    return CLIPSpec(
-        vocabulary=vocabulary,
-        length=config.get("max_position_embeddings", int),
-        width=config.get("hidden_size", int),
-        layers=config.get("num_hidden_layers", int),
-        heads=config.get("num_attention_heads", int),
-        mlp_width=config.get("intermediate_size", int),
-        activation=config.one_of("hidden_act", ("quick_gelu", "gelu")),
-        epsilon=float(config.get("layer_norm_eps", (int, float), 1e-5)),
-        start_token=start,
-        end_token=end,
-        pad_token=pad,
-    )
-
-
-def _special_tokens(config: Config, tokenizer: Path, vocabulary: int) -> tuple[int, int, int]:
-    """Returns start, end and padding token; the tokenizer's files know best, published text encoders say 0, 2 and 1."""
-    if (tokenizer / "vocab.json").is_file() and (tokenizer / "special_tokens_map.json").is_file():
-        numbers, special = read_json(tokenizer / "vocab.json"), Config(tokenizer / "special_tokens_map.json")
-        tokens = []
-        for name in ("bos_token", "eos_token", "pad_token"):
-            token = special.get(name, (str, dict))
-            token = token.get("content") if isinstance(token, dict) else token
-            if type(numbers.get(token)) is not int or not 0 <= numbers[token] < vocabulary:
-                raise special.unsupported(name, "a token of vocab.json")
-            tokens.append(numbers[token])
-        return tuple(tokens)
-    start, end, pad = (config.get(f"{name}_token_id", int) for name in ("bos", "eos", "pad"))
-    if end != 2:
-        return start, end, pad
-    if config.values.get("hidden_act") == "quick_gelu":  # SD 1.x; 2.x pads with 0, other models with who knows what
-        return vocabulary - 2, vocabulary - 1, vocabulary - 1
-    raise CheckpointError(f"{tokenizer} is needed to know the padding token; it has no vocab.json or no special_tokens_map.json.")
-
-
-def _schedule(config: Config) -> tuple[ScheduleSpec, str]:
-    kind = config.get("_class_name", str)
-    if kind not in SAMPLERS:
-        warnings.warn(f"{config.path}: there is no sampler like {kind}; the default is pndm.", TfsdWarning, stacklevel=2)
-    sampler, spacing = SAMPLERS.get(kind, ("pndm", "leading"))
-    ddim = kind == "DDIMScheduler"  # its defaults differ from the others'
-    config.one_of("clip_sample", (False,), ddim or kind == "DDPMScheduler")
-    config.one_of("skip_prk_steps", (True,), kind != "PNDMScheduler")
-    for name in ("thresholding", "rescale_betas_zero_snr", "trained_betas"):
-        config.one_of(name, (False, None), False)
-    spec = ScheduleSpec(
-        betas=config.one_of("beta_schedule", ("scaled_linear", "linear")),
-        beta_start=float(config.get("beta_start", (int, float))),
-        beta_end=float(config.get("beta_end", (int, float))),
-        train_steps=config.get("num_train_timesteps", int, 1000),
-        prediction=PREDICTIONS[config.one_of("prediction_type", tuple(PREDICTIONS), "epsilon")],
-        spacing=config.one_of("timestep_spacing", ("leading", "linspace", "trailing"), spacing),
-        steps_offset=config.get("steps_offset", int, 0),
-        final_alpha_one=config.one_of("set_alpha_to_one", (True, False), ddim),
-    )
-    return spec, sampler

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from converters.configs import model_spec
+from converters.config_file import Tell
+from converters.configs import model_spec, warn
 from converters.rules import CONV, LINEAR, Layout, Rule, Rules, assign, invert
 from converters.tensors import open_safetensors, safetensors_files
 from tfsd.h5 import StoredTensor
@@ -152,15 +153,16 @@ def rules_of(folder: str, spec: ModelSpec) -> Rules:
 
 @contextlib.contextmanager
 def open_folder(
-    folder: Path, *, variant: str | None = None, name: str = ""
+    folder: Path, *, variant: str | None = None, name: str = "", sampler: str | None = None, tell: Tell = warn
 ) -> Iterator[tuple[ModelSpec, dict[str, Mapping[str, StoredTensor]]]]:
     """Yields the spec of a diffusers folder and its tensors {part: {variable path: tensor}}, nothing read yet.
 
-    `variant` chooses among `model.fp16.safetensors` and the like.
+    `variant` chooses among `model.fp16.safetensors` and the like. `sampler`, a key of `SAMPLERS`, takes the place of the
+    scheduler's. `tell` hears what of the configuration is repaired or ignored; left out, these are warnings.
     Raises: `CheckpointError` if the configuration is of another model, or the tensors are not those it asks for.
     """
     folder = Path(folder)
-    spec = model_spec(folder)
+    spec = model_spec(folder, sampler=sampler, tell=tell)
     spec = replace(spec, name=name or folder.resolve().name)
     parts: dict[str, Mapping[str, StoredTensor]] = {}
     with contextlib.ExitStack() as stack:

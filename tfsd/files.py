@@ -49,8 +49,8 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> dict:
-    """Returns the object in a JSON file.
+def read_json(path: Path, *, infinite: bool = False) -> dict:
+    """Returns the object in a JSON file; `infinite` accepts -Infinity, which Python's own writer makes.
 
     Raises: `CheckpointError` if it is missing, larger than any real one, or no JSON object.
     """
@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict:
             raise CheckpointError(f"{path} is no file.")
         if found.st_size > MAX_JSON:
             raise CheckpointError(f"{path} is larger than {MAX_JSON} bytes.")
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_constant if infinite else _no_constant)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -72,6 +72,10 @@ def read_json(path: Path) -> dict:
 
 def _no_constant(name: str):
     raise ValueError(f"{name} is no number in JSON")
+
+
+def _constant(name: str) -> float:
+    return float("-inf") if name == "-Infinity" else _no_constant(name)
 
 
 def require_space(path: str | Path, size: int):

@@ -31,3 +31,11 @@ def test_source_that_is_damaged_leaves_no_model(place, run):
     status, _, err = run("convert", "source", "new", "--quiet")
     assert status == 1 and one_line(err)
     assert made(place) == ["source"]
+
+
+def test_converted_model_has_the_sampler_that_was_named(place, run):
+    source = DATA / "diffusers/a_sd1"
+    status, out, err = run("convert", source, "new", "--quiet", "--sampler", "Eular a")
+    assert status == 2 and one_line(err) and "Did you mean 'Euler a'" in err
+    assert run("convert", source, "new", "--quiet", "--sampler", "Euler a") == (0, "new\n", "")
+    assert json.loads(Path("new/spec.json").read_text())["default_sampler"] == "euler_ancestral"

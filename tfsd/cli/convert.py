@@ -7,6 +7,7 @@ from tfsd.cli.terminal import quiet_tensorflow
 
 EXAMPLES = """  tfsd convert ~/stable-diffusion-v1-5 sd15              a diffusers folder of safetensors
   tfsd convert ~/.keras/datasets sd14 --dtype float16     KerasCV's four .h5 files
+  tfsd convert ~/a-distilled-model fast --sampler euler   where the source's own sampler is none of ours
   tfsd "a lighthouse in a storm" --model ./sd15
 """
 
@@ -26,6 +27,7 @@ def add_convert(commands):
     add("dst", metavar="DST", help="model folder to write")
     add("--kind", choices=("diffusers", "kerascv"), default=None, help="what SRC is (default: looks for itself)")
     add("--variant", default=None, help="of diffusers' files, such as fp16")
+    add("--sampler", default=None, help="the model's default, a name from `tfsd generate --help` (default: the source's)")
     add("--numerics", choices=("compvis", "kerascv"), default=None, help="whose numbers to follow (default: the source's)")
     add("--dtype", choices=("float32", "float16", "bfloat16", "keep"), default="float32", help="to store (default: float32)")
     add("--name", default=None, help="of the model (default: the name of DST)")
@@ -45,6 +47,7 @@ def convert(args) -> int:
         args.dst,
         kind=args.kind,
         numerics=args.numerics,
+        sampler=args.sampler,
         dtype=None if args.dtype == "keep" else args.dtype,
         name=args.name,
         overwrite=args.overwrite,

@@ -5,6 +5,7 @@ Plain numpy in float64: a plan is rounded to float32 once, when it is packed.
 
 import numpy as np
 
+from tfsd.errors import shown
 from tfsd.specs import ScheduleSpec
 
 KARRAS_RHO = 7.0  # Karras et al. 2022, table 1
@@ -138,4 +139,4 @@ def as_noise(prediction: str, alpha: float, sigma: float) -> tuple[float, float]
 
 
 def _unknown(prediction: str) -> ValueError:
-    return ValueError(f"prediction must be 'epsilon', 'v' or 'sample'; got {repr(prediction)[:80]}.")
+    return ValueError(f"prediction must be 'epsilon', 'v' or 'sample'; got {shown(prediction)}.")
