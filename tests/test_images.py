@@ -1,4 +1,5 @@
 import copy
+import io
 import json
 import os
 import pickle
@@ -13,7 +14,7 @@ from pictures import pictures, recipe
 from PIL import Image
 
 from tfsd.image_files import FileThereError
-from tfsd.images import ImageFileError, Images, file_names, free_names, read_recipe
+from tfsd.images import ImageFileError, Images, Picture, file_names, free_names, read_recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,11 +28,96 @@ def test_images_are_the_uint8_array_that_kerascv_returns():
 
 @pytest.mark.parametrize(
     "part",
-    [lambda x: x[0], lambda x: x[:2], lambda x: next(iter(x)), lambda x: x / 255, lambda x: x.mean(0), np.asarray, np.stack],
-    ids=["index", "slice", "iteration", "division", "mean", "asarray", "stack"],
+    [
+        lambda x: x / 255,
+        lambda x: x + x,
+        lambda x: x[0] + 1,
+        lambda x: x.mean(0),
+        lambda x: x[0].mean(0),
+        lambda x: x[:, 0],
+        lambda x: x[0, 0],
+        lambda x: x[0][0],
+        lambda x: x[None],
+        lambda x: x[x > 5],
+        lambda x: x[[[0, 1], [1, 0]]],
+        lambda x: x[0:0],
+        np.asarray,
+        np.stack,
+        lambda x: np.concatenate([x, x]),
+        lambda x: np.stack([x[0], x[2]]),
+        lambda x: np.flip(x[0], 1),
+        lambda x: np.array([x[0], x[1]]),
+        lambda x: np.where(x > 5, x, 0),
+    ],
 )
-def test_parts_and_results_are_plain_arrays(part):
-    assert type(part(pictures(3))) is np.ndarray
+def test_what_is_computed_from_pictures_is_a_plain_array(part):
+    images, plain = pictures(3), np.asarray(pictures(3))
+    assert type(part(images)) is np.ndarray
+    np.testing.assert_array_equal(part(images), part(plain))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [slice(1, 3), slice(None), slice(None, None, -1), [0, 2], np.array([2, 0]), [True, False, True], np.arange(3) > 0, Ellipsis],
+    ids=str,
+)
+def test_slices_keep_their_recipes(key, tmp_path):
+    images = pictures(3)
+    part, wanted = images[key], [images.recipes[i] for i in np.arange(3)[key]]
+    assert type(part) is Images and part.recipes == wanted and part.seeds == [one["seed"] for one in wanted]
+    np.testing.assert_array_equal(part, np.asarray(images)[key])
+    for name, one, picture in zip(part.save(tmp_path / "out.png"), wanted, part.pil()):
+        assert read_recipe(name) == one
+        np.testing.assert_array_equal(np.asarray(Image.open(name)), np.asarray(picture))
+
+
+@pytest.mark.parametrize("key", [0, -1, np.int64(2), np.array(1)], ids=str)
+def test_one_picture_keeps_its_recipe(key, tmp_path):
+    images = pictures(3)
+    picture, i = images[key], int(key) % 3
+    assert type(picture) is Picture and picture.shape == (8, 16, 3) and picture.dtype == np.uint8
+    assert picture.recipe == images.recipes[i] and picture.seed == 7
+    np.testing.assert_array_equal(picture, np.asarray(images)[i])
+    name = picture.save(tmp_path / "one.png")
+    assert name == tmp_path / "one.png" and read_recipe(name) == picture.recipe
+    np.testing.assert_array_equal(np.asarray(picture.pil()), np.asarray(images)[i])
+    assert Image.open(io.BytesIO(picture._repr_png_())).size == (16, 8)
+
+
+def test_iterating_gives_pictures():
+    images = pictures(3)
+    assert [(type(picture), picture.recipe["index"]) for picture in images] == [(Picture, 0), (Picture, 1), (Picture, 2)]
+    assert [picture.recipe["index"] for picture in images[1:]] == [1, 2]
+
+
+@pytest.mark.parametrize("key", [3, -4, "a", 1.5, [5], [True, False]], ids=str)
+def test_keys_that_do_not_fit_are_index_errors(key):
+    with pytest.raises(IndexError):
+        pictures(3)[key]
+
+
+def test_a_picture_survives_pickling_and_copying():
+    picture = pictures(2)[1]
+    for other in (pickle.loads(pickle.dumps(picture)), picture.copy(), copy.copy(picture), copy.deepcopy(picture)):
+        assert type(other) is Picture and other.recipe == picture.recipe and other.recipe is not picture.recipe
+        np.testing.assert_array_equal(other, picture)
+
+
+def test_what_was_computed_from_a_picture_is_none(tmp_path):
+    for other in (pictures()[0].astype("float32"), pictures()[0].reshape(-1, 3), pictures()[0].T):
+        for call in (other.pil, lambda other=other: other.save(tmp_path / "a.png"), lambda other=other: other.recipe):
+            with pytest.raises(ValueError, match=r"Only whole uint8 pictures \[H, W, 3\]"):
+                call()
+        assert other._repr_png_() is None and repr(other).startswith("Picture([[") and "\n" in str(other)
+
+
+def test_pictures_describe_themselves_on_one_line():
+    images = pictures(3)
+    assert repr(images) == str(images) == "<Images: 3 pictures of 16 x 8 pixels: 'a red star' and 2 more prompts>"
+    assert repr(images[:1]) == "<Images: 1 picture of 16 x 8 pixels: 'a red star'>"
+    assert repr(images[0]) == f"{images[0]}" == "<Picture of 16 x 8 pixels: 'a red star'>"
+    assert str(np.asarray(images)).startswith("[[[[")
+    assert len(repr(Images(np.asarray(images)[:1], [recipe(prompt="x" * 10**6)]))) < 150
 
 
 def test_numpy_scalars_come_out_as_scalars():

@@ -4,41 +4,37 @@ import copy
 import io
 import json
 import math
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 from PIL import Image
 
 from tfsd.errors import shown
-from tfsd.image_files import ImageFileError, check_targets, encode, image_path, read_recipe, write_files
+from tfsd.image_files import (
+    ImageFileError,
+    check_targets,
+    encode,
+    file_names,
+    free_names,
+    image_path,
+    read_recipe,
+    write_files,
+)
 
-__all__ = ["ImageFileError", "Images", "check_targets", "file_names", "free_names", "read_recipe"]
-
-_SLUG_LETTERS = 60
+__all__ = ["ImageFileError", "Images", "Picture", "check_targets", "file_names", "free_names", "read_recipe"]
 
 
-class Images(np.ndarray):
-    """Pictures, uint8 [B, H, W, 3], as KerasCV returns them, with `recipes`: one dict per picture.
+class _WithRecipes(np.ndarray):
+    """Pixels whose `recipes` say how they were made; empty for what was computed from such pixels.
 
-    Indexing, iterating and arithmetic give plain arrays, and of what numpy's other functions give only a copy has
-    recipes: nobody knows which recipe belongs to a picture that was moved or changed.
+    Arithmetic and numpy's functions give plain arrays: nobody knows which recipe belongs to a picture that was moved or
+    changed. Of numpy's methods only `copy` keeps the recipes.
     """
 
     recipes: list[dict]
-
-    def __new__(cls, pixels: np.ndarray, recipes: Sequence[Mapping]) -> "Images":
-        """Raises: `ValueError` unless these are pictures and as many recipes, of values that JSON can hold."""
-        pixels = np.asarray(pixels)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or not pixels.size:
-            raise ValueError(f"pixels must be uint8 [B, H, W, 3]; got {pixels.dtype} {list(pixels.shape)}.")
-        if len(recipes) != len(pixels):
-            raise ValueError(f"recipes must be one per picture ({len(pixels)}); got {len(recipes)}.")
-        images = pixels.view(cls)
-        images.recipes = [{name: _plain(value) for name, value in recipe.items()} for recipe in recipes]
-        return images
+    _SHAPE: str  # of what can be shown and saved
 
     def __array_finalize__(self, other):
         self.recipes = []
@@ -46,11 +42,12 @@ class Images(np.ndarray):
     def __array_wrap__(self, array, context=None, return_scalar=False):
         return np.asarray(array)[()] if return_scalar else np.asarray(array)
 
-    def __getitem__(self, key):
-        return np.asarray(self)[key]
+    def __array_function__(self, function, types, args, kwargs):
+        result = super().__array_function__(function, types, args, kwargs)
+        return np.asarray(result) if isinstance(result, _WithRecipes) and not result.recipes else result
 
-    def copy(self, order: str = "C") -> "Images":
-        """Returns a copy of pictures and recipes."""
+    def copy(self, order: str = "C"):
+        """Returns a copy of pixels and recipes."""
         copied = super().copy(order)
         copied.recipes = copy.deepcopy(self.recipes)
         return copied
@@ -62,7 +59,102 @@ class Images(np.ndarray):
         return self.copy()
 
     def __reduce__(self):
-        return (Images, (np.asarray(self), self.recipes)) if self.recipes else np.asarray(self).__reduce__()
+        plain = np.asarray(self)
+        return (_recorded, (type(self), plain, self.recipes)) if self.recipes else plain.__reduce__()
+
+    def __str__(self) -> str:
+        return repr(self) if self._whole() else super().__str__()
+
+    def __repr__(self) -> str:
+        if not self._whole():
+            return super().__repr__()
+        height, width = self.shape[-3:-1]
+        what = "Picture" if self.ndim == 3 else f"Images: {len(self)} picture{'s' * (len(self) > 1)}"
+        prompts = list(dict.fromkeys(recipe.get("prompt") for recipe in self.recipes))
+        more = f" and {len(prompts) - 1} more prompts" if len(prompts) > 1 else ""
+        return f"<{what} of {width} x {height} pixels: {shown(prompts[0])}{more}>"
+
+    def _whole(self) -> bool:
+        return self.dtype == np.uint8 and len(self.recipes) == _count(self, type(self)) > 0
+
+    def _pixels(self) -> np.ndarray:
+        if not self._whole():
+            found = f"{self.dtype} {list(self.shape)} with {len(self.recipes)} recipes"
+            raise ValueError(
+                f"Only whole uint8 pictures {self._SHAPE} with their recipes can be shown or saved; this is {found}."
+            )
+        return np.asarray(self)
+
+
+class Picture(_WithRecipes):
+    """One picture, uint8 [H, W, 3], with its `recipe`: an item of `Images`."""
+
+    _SHAPE = "[H, W, 3]"
+
+    def __new__(cls, pixels: np.ndarray, recipe: Mapping) -> "Picture":
+        """Raises: `ValueError` unless these are a picture and a recipe of values that JSON can hold."""
+        return _recorded(cls, pixels, [recipe])
+
+    def __getitem__(self, key) -> Any:
+        return np.asarray(self)[key]
+
+    @property
+    def recipe(self) -> dict:
+        """How it was made; an error tells where it was computed from pictures instead."""
+        self._pixels()
+        return self.recipes[0]
+
+    @property
+    def seed(self) -> int:
+        """Its seed; with its index and the rest of its recipe, it makes the same picture again."""
+        return self.recipe["seed"]
+
+    def pil(self) -> Image.Image:
+        """Returns the picture as a PIL image."""
+        return Image.fromarray(self._pixels())
+
+    def save(self, path: str | Path, *, overwrite: bool = True, quality: int | None = None) -> Path:
+        """Writes the picture as a file with its recipe inside, and returns its path; all else is as `Images.save`."""
+        return Images(self._pixels()[None], self.recipes).save(path, overwrite=overwrite, quality=quality)[0]
+
+    def _repr_png_(self) -> bytes | None:
+        """Shows the picture in notebooks."""
+        return _png(self.pil()) if self._whole() else None
+
+
+class Images(_WithRecipes):
+    """Pictures, uint8 [B, H, W, 3], as KerasCV returns them, with `recipes`: one dict per picture.
+
+    `images[2]` is a `Picture`; slices, lists of numbers and masks such as `images[1:3]` or `images[[0, 2]]` are `Images`.
+    Both share their pixels with `images` where numpy's do. Other indices and arithmetic give plain arrays.
+    """
+
+    _SHAPE = "[B, H, W, 3]"
+
+    def __new__(cls, pixels: np.ndarray, recipes: Sequence[Mapping]) -> "Images":
+        """Raises: `ValueError` unless these are pictures and as many recipes, of values that JSON can hold."""
+        return _recorded(cls, pixels, recipes)
+
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> Picture: ...
+    @overload
+    def __getitem__(self, key: slice) -> "Images": ...
+    @overload
+    def __getitem__(self, key: Any) -> Any: ...
+    def __getitem__(self, key):
+        part = np.asarray(self)[key]
+        if not self._whole() or key is None or isinstance(key, tuple):
+            return part
+        try:
+            chosen = np.arange(len(self))[key]
+        except IndexError:  # a mask of pixels
+            return part
+        if chosen.ndim == 0:
+            return Picture(part, self.recipes[chosen])
+        return Images(part, [self.recipes[i] for i in chosen]) if chosen.ndim == 1 and chosen.size else part
+
+    def __iter__(self) -> Iterator[Picture]:
+        return (self[i] for i in range(len(self)))
 
     @property
     def seeds(self) -> list[int]:
@@ -130,20 +222,33 @@ class Images(np.ndarray):
 
     def _repr_png_(self) -> bytes | None:
         """Shows the pictures in notebooks."""
-        if not self._whole():
-            return None
-        file = io.BytesIO()
-        self.grid().save(file, format="PNG")
-        return file.getvalue()
+        return _png(self.grid()) if self._whole() else None
 
-    def _whole(self) -> bool:
-        return self.dtype == np.uint8 and self.ndim == 4 and len(self.recipes) == len(self)
 
-    def _pixels(self) -> np.ndarray:
-        if not self._whole():
-            found = f"{self.dtype} {list(self.shape)} with {len(self.recipes)} recipes"
-            raise ValueError(f"Only whole uint8 pictures [B, H, W, 3] with their recipes can be shown or saved; this is {found}.")
-        return np.asarray(self)
+def _count(pixels: np.ndarray, kind: type[_WithRecipes]) -> int:
+    """Returns how many pictures these are for a class, 0 if they do not have its shape."""
+    if pixels.ndim != kind._SHAPE.count(",") + 1 or pixels.shape[-1] != 3 or not pixels.size:
+        return 0
+    return len(pixels) if pixels.ndim == 4 else 1
+
+
+def _recorded(kind: type[_WithRecipes], pixels: np.ndarray, recipes: Sequence[Mapping]):
+    """Returns pixels as a `kind` with recipes. Raises: `ValueError` as the classes say."""
+    pixels = np.asarray(pixels)
+    count = _count(pixels, kind)
+    if pixels.dtype != np.uint8 or not count:
+        raise ValueError(f"pixels must be uint8 {kind._SHAPE}; got {pixels.dtype} {list(pixels.shape)}.")
+    if len(recipes) != count:
+        raise ValueError(f"recipes must be one per picture ({count}); got {len(recipes)}.")
+    pictures = pixels.view(kind)
+    pictures.recipes = [{name: _plain(value) for name, value in recipe.items()} for recipe in recipes]
+    return pictures
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
 
 
 def _plain(value):
@@ -151,51 +256,3 @@ def _plain(value):
     value = value.item() if isinstance(value, np.generic) else value
     json.dumps(value, allow_nan=False)  # raises for what has no place in a recipe
     return value
-
-
-def file_names(path: str | Path, recipes: Sequence[Mapping]) -> list[Path]:
-    """Returns the file name of each picture, as `Images.save` documents it.
-
-    Raises: `ValueError` if the name has no picture format's ending, has an unknown field, or gives two pictures one name.
-    """
-    path = image_path(path)
-    if len(recipes) > 1 and not re.search(r"\{[^{}]*\}", path.name):
-        path = path.with_name(f"{path.stem}-{{n}}{path.suffix}")
-    digits = len(str(len(recipes) - 1))
-    names = [path.with_name(_filled(path.name, str(n).zfill(digits), recipe)) for n, recipe in enumerate(recipes)]
-    if len(set(names)) < len(names):
-        raise ValueError(f"path must give each picture a name of its own; got {shown(path.name)}. Put {{n}} into it.")
-    return names
-
-
-def _filled(pattern: str, n: str, recipe: Mapping) -> str:
-    values = {"n": n, "prompt": slug(str(recipe.get("prompt") or "")), "seed": recipe.get("seed"), "index": recipe.get("index")}
-
-    def field(found: re.Match) -> str:
-        if found[1] not in values:
-            known = ", ".join(f"{{{name}}}" for name in values)
-            raise ValueError(f"path may have the fields {known}; got {found[0]} in {shown(pattern)}.")
-        return str(values[found[1]])
-
-    return re.sub(r"\{([^{}]*)\}", field, pattern)
-
-
-def slug(text: str) -> str:
-    """Returns a text as part of a file name: its letters and digits, with hyphens between words."""
-    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    return words[:_SLUG_LETTERS].rstrip("-") or "picture"
-
-
-def free_names(texts: Sequence[str], folder: str | Path = ".") -> list[Path]:
-    """Returns a name for a picture of each text: no file in `folder` has it, nor any of its numbered pictures."""
-    stems = {Path(name).stem.lower() for name in os.listdir(folder) if name.lower().endswith(".png")}
-    taken = stems | {re.sub(r"-[0-9]+$", "", stem) for stem in stems}
-    numbers, names = {}, []
-    for text in texts:
-        name = stem = slug(text)
-        while name in taken:
-            numbers[stem] = numbers.get(stem, 1) + 1
-            name = f"{stem}_{numbers[stem]}"
-        taken.add(name)
-        names.append(Path(folder) / f"{name}.png")
-    return names
