@@ -1,6 +1,7 @@
 """Importers of other packages' weights, and `convert`, which makes model folders of them."""
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -91,7 +92,7 @@ def convert(
     told: list[str] = []
 
     def tell(message: str):
-        told.append(message)
+        told.append(message.replace(f"{src}{os.sep}", ""))  # where the folder was is nobody else's business
         warnings.warn(message, TfsdWarning, stacklevel=2)
 
     with IMPORTERS[kind](src, variant, spec, sampler, tell) as (found, parts):

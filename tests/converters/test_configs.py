@@ -7,7 +7,8 @@ import pytest
 
 from converters.configs import model_spec
 from tfsd.errors import CheckpointError
-from tfsd.samplers.plans import ALIASES, find_sampler
+from tfsd.samplers.names import ALIASES
+from tfsd.samplers.plans import find_sampler
 
 SCHEDULER, UNET, TEXT = "scheduler/scheduler_config.json", "unet/config.json", "text_encoder/config.json"
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfsd.samplers.plans import ALIASES, COMMUNITY_NAMES, MAX_ROWS, SAMPLERS, build_plan, find_sampler, fitting_samplers
+from tfsd.samplers.names import ALIASES, COMMUNITY_NAMES
+from tfsd.samplers.plans import MAX_ROWS, SAMPLERS, build_plan, find_sampler, fitting_samplers
 from tfsd.samplers.rows import ROW_SIZE
 from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise
 from tfsd.samplers.step import empty_history, step, unpack

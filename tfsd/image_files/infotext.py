@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tfsd.samplers.plans import COMMUNITY_NAMES, find_sampler
+from tfsd.samplers.names import COMMUNITY_NAMES
+from tfsd.samplers.plans import find_sampler
 
 NEGATIVE = "Negative prompt:"
 _LABELS = {"num_steps": "Steps", "sampler": "Sampler", "guidance_scale": "CFG scale", "seed": "Seed"}
