@@ -39,7 +39,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["tfsd", "tfsd.*", "converters", "converters.*", "serving", "serving.*"]),
-    package_data={"tfsd": ["assets/**/*"], "serving": ["page/*"]},
+    package_data={"tfsd": ["assets/**/*", "py.typed"], "converters": ["py.typed"], "serving": ["page/*", "py.typed"]},
     install_requires=REQUIRED,
     extras_require={"serving": SERVING, "device": DEVICE, "test": [*SERVING, *DEVICE, *TEST]},
     entry_points={"console_scripts": ["tfsd = tfsd.cli:main"]},

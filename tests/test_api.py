@@ -1,5 +1,7 @@
 """The Python API: KerasCV's call patterns, one value per picture, progress, cancelling, and what bad arguments say."""
 
+import functools
+import inspect
 import json
 import math
 import shutil
@@ -122,6 +124,23 @@ def test_seed_and_diffusion_noise_exclude_each_other_as_in_keras_cv(model):
         model.generate_image(np.zeros((77, 16)), seed=1, diffusion_noise=np.zeros((4, 4, 4)))
 
 
+def test_a_negative_prompt_in_keras_cvs_place_is_explained(model, toy_folder):
+    for call in (model.text_to_image, functools.partial(text_to_image, model=toy_folder, jit_compile=False)):
+        for value in ("ugly", ["ugly"], None):
+            with pytest.raises(TypeError, match=r"batch_size must be .* a negative prompt goes by its name, negative_prompt="):
+                call("a star", value)
+        with pytest.raises(TypeError, match="takes prompt, batch_size, seed by position, which is not KerasCV's order; got 4"):
+            call("a star", "ugly", 1, 50)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"img_width": 512}, {"img_height": 512, "img_width": 512, "jit_compile": True}])
+def test_keras_cvs_constructor_points_to_load(arguments):
+    with pytest.raises(TypeError, match="made by `tfsd.load`, .* sizes go to each call"):
+        tfsd.StableDiffusion(**arguments)
+    with pytest.raises(TypeError, match="made by `tfsd.load`"):
+        tfsd.StableDiffusion(512, 512)
+
+
 # -- progress and cancelling -------------------------------------------------------------------------------------------
 
 
@@ -159,6 +178,30 @@ def test_the_function_keeps_its_model_until_the_folder_is_another(toy_folder, tm
     np.testing.assert_array_equal(first, two)
     (folder / "manifest.json").write_text(json.dumps(json.loads((folder / "manifest.json").read_text()) | {"notes": {"x": 1}}))
     assert text_to_image("a red star", **options).recipes[0]["weights"] != first.recipes[0]["weights"]
+
+
+def test_the_function_has_every_argument_of_the_method_and_of_load():
+    own = inspect.signature(text_to_image).parameters
+    method = inspect.signature(StableDiffusion.text_to_image).parameters
+    loading = inspect.signature(load).parameters
+    assert list(own) == [*list(method)[1:], *loading]
+    for name, parameter in own.items():
+        theirs = method.get(name) or loading[name]
+        assert (parameter.default, parameter.annotation) == (theirs.default, theirs.annotation), name
+
+
+def test_the_function_passes_every_argument_on(toy_folder):
+    """Each with a value that is refused, so that one which went nowhere would show."""
+    bad = {"negative_prompt": 3, "num_steps": 0, "guidance_scale": -1, "sampler": "x", "eta": 2, "height": 7, "width": 7}
+    bad |= {"index": -1, "on_long": "x", "callback": 3, "seed": "x", "batch_size": 0}
+    for name, value in bad.items():
+        with pytest.raises((TypeError, ValueError), match=name):
+            text_to_image("a", model=toy_folder, jit_compile=False, **{name: value})
+
+
+def test_a_model_says_what_it_is(model, toy_folder):
+    text = repr(model)
+    assert text.startswith("<StableDiffusion '") and text.endswith(": 32 x 32 pixels, float32, numerics of compvis, without XLA>")
 
 
 def test_the_package_offers_what_readme_says():

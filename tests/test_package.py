@@ -102,7 +102,7 @@ print(sorted({{"tensorflow", "keras", "torch"}} & set(sys.modules)))
 def test_public_names_are_found_when_first_used():
     script = "import json, tfsd; print(json.dumps({name: str(getattr(tfsd, name)) for name in tfsd.__all__}))"
     found = json.loads(python(script))
-    assert set(found) == {"Cancelled", "Images", "StableDiffusion", "__version__", "load", "text_to_image"}
+    assert set(found) == {"Cancelled", "Images", "Picture", "StableDiffusion", "__version__", "load", "text_to_image"}
     assert set(found) <= set(dir(tfsd))
 
 

@@ -1,9 +1,10 @@
 """Text to image in Python: arguments are checked here, once; what is inside trusts them."""
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -29,13 +30,22 @@ KERASCV_NAMES = {
     "img_width": "width",
 }
 MAX_BATCH = 64
+_Function = TypeVar("_Function", bound=Callable)
 
 
-def _kerascv_names(function):
-    """Lets `function` take KerasCV's argument names as well as its own."""
+def _kerascv_names(function: _Function) -> _Function:
+    """Lets `function` take KerasCV's argument names as well as its own; an error tells of KerasCV's order of arguments."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    places = [name for name, one in inspect.signature(function).parameters.items() if one.kind in kinds]
 
     @functools.wraps(function)
     def renamed(*args, **kwargs):
+        if len(args) > len(places):
+            own = [name for name in places if name != "self"]
+            raise TypeError(
+                f"{function.__name__} takes {', '.join(own)} by position, which is not KerasCV's order; "
+                f"got {len(args) - len(places) + len(own)} values. Pass all others by their names."
+            )
         for theirs, ours in KERASCV_NAMES.items():
             if theirs in kwargs:
                 if kwargs.get(ours) is not None:
@@ -44,6 +54,21 @@ def _kerascv_names(function):
         return function(*args, **kwargs)
 
     return renamed
+
+
+def _points_to_load(init: _Function) -> _Function:
+    """Tells those who make a model as KerasCV does where it is made here."""
+
+    @functools.wraps(init)
+    def checked(self, *args, **kwargs):
+        if not isinstance(args[0] if args else kwargs.get("spec"), ModelSpec):
+            raise TypeError(
+                'A StableDiffusion is made by `tfsd.load`, such as load("sd-1.4", numerics="kerascv"); '
+                "sizes go to each call: text_to_image(..., height=512, width=512)."
+            )
+        init(self, *args, **kwargs)
+
+    return checked
 
 
 class _Options(NamedTuple):
@@ -66,6 +91,7 @@ class StableDiffusion:
     `identity` is what recipes say of the model beyond its spec: the name it was loaded by, a hash of its weights.
     """
 
+    @_points_to_load
     def __init__(
         self, spec: ModelSpec, parts: dict, *, dtype: str = "float32", jit_compile: bool = True, identity: dict | None = None
     ):
@@ -76,6 +102,12 @@ class StableDiffusion:
         self.pipeline = Pipeline(spec, parts, jit_compile=jit_compile)
         self._pace: dict = {}
         self._unknown: set[frozenset[str]] = set()  # words that a warning told of
+
+    def __repr__(self) -> str:
+        (height, width), own = self.spec.default_size, self.identity
+        xla = "with XLA" if own["jit_compile"] else "without XLA"
+        what = f"{shown(own['model'])}: {width} x {height} pixels, {own['dtype']}, numerics of {own['numerics']}, {xla}"
+        return f"<StableDiffusion {what}>"
 
     @_kerascv_names
     def text_to_image(
@@ -101,8 +133,9 @@ class StableDiffusion:
         `prompt`: one text, or one per picture (then `batch_size` pictures of each, in order).
         `negative_prompt`, `seed`, `guidance_scale`: one for all, or one per picture.
         `seed`, any int64: picture i of a batch is (seed, index + i); with a list, picture i is (seed[i], index).
-        None draws one; the result's `seeds` tell which. The same (prompt, seed, index) is the same picture,
-        alone or in any batch; KerasCV 0.9 starts from the same noise for a seed.
+        None draws one; the result's `seeds` tell which. The same call gives the same bytes; the same (prompt, seed,
+        index) in a batch of another size gives the same picture within one level of 255 per pixel. KerasCV 0.9 starts
+        from the same noise for a seed.
         `sampler`: a key of `tfsd.samplers.plans.SAMPLERS`, or the name that diffusers or CompVis has for it.
         `height`, `width`: multiples of the VAE's factor (8). `num_steps`, `guidance_scale`, `sampler` and the
         sizes default to the model's own, `spec.default_...`. KerasCV's names are taken too: see `KERASCV_NAMES`.
@@ -274,24 +307,52 @@ def _loaded(model: str | Path, folder: Path, fingerprint: str, **options) -> Sta
     return load(model, **options)
 
 
+@_kerascv_names
 def text_to_image(
     prompt: str | Sequence[str],
     batch_size: int = 1,
     seed: int | Sequence[int] | None = None,
     *,
+    negative_prompt: str | Sequence[str] | None = None,
+    num_steps: int | None = None,
+    guidance_scale: float | Sequence[float] | None = None,
+    sampler: str | None = None,
+    eta: float = 0.0,
+    height: int | None = None,
+    width: int | None = None,
+    index: int = 0,
+    on_long: str = "truncate",
+    progress: bool = False,
+    callback: Callable[[int, int], bool | None] | None = None,
     model: str | Path = "tiny",
     dtype: str = "float32",
     jit_compile: bool = True,
     numerics: str | None = None,
-    **options,
 ) -> Images:
-    """Returns pictures of a prompt, keeping the model loaded for the next call.
+    """Returns pictures of a prompt: uint8 [B, H, W, 3], with the recipe of each; keeps the model for the next call.
 
-    `options` are the other arguments of `StableDiffusion.text_to_image`, which checks them; `model`, `dtype`,
-    `jit_compile` and `numerics` are those of `load`.
+    `model`, `dtype`, `jit_compile` and `numerics` are those of `load`, all others those of
+    `StableDiffusion.text_to_image`, which explains them.
+
+    Raises: as those two.
     """
     choice("dtype", dtype, DTYPES)
     folder = _folder(model).resolve()
     numerics = None if numerics is None else choice("numerics", numerics, tuple(NUMERICS))
     loaded = _loaded(model, folder, _fingerprint(folder), dtype=dtype, jit_compile=bool(jit_compile), numerics=numerics)
-    return loaded.text_to_image(prompt, batch_size, seed, **options)
+    return loaded.text_to_image(
+        prompt,
+        batch_size,
+        seed,
+        negative_prompt=negative_prompt,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        eta=eta,
+        height=height,
+        width=width,
+        index=index,
+        on_long=on_long,
+        progress=progress,
+        callback=callback,
+    )
