@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -322,13 +323,59 @@ def test_free_names_pass_over_what_is_there(tmp_path):
     assert free("A red star!") == ["a-red-star_2.png"]
     (tmp_path / "A-red-star_2.PNG").touch()  # the same file on disks that do not tell capitals
     assert free("A red star!", "a cat", "a red STAR") == ["a-red-star_3.png", "a-cat.png", "a-red-star_4.png"]
-    assert free("\u661f/..") == ["picture.png"]
+    assert free("../..") == ["picture.png"]
     assert len(free("long " * 1000)[0]) < 80
 
 
 def test_free_names_for_ten_thousand_prompts_without_letters_take_no_time(tmp_path):
-    names = free_names(["\u661f"] * 10_000, tmp_path)
+    names = free_names(["!"] * 10_000, tmp_path)
     assert len(set(names)) == 10_000 and names[-1].name == "picture_10000.png"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A red star!", "a-red-star"),
+        ("Ein blaues Häuschen, groß", "ein-blaues-häuschen-groß"),
+        ("Ha\u0308user", "h\u00e4user"),  # decomposed letters are composed
+        ("红色的星星，在夜晚", "红色的星星-在夜晚"),
+        ("красная ЗВЕЗДА", "красная-звезда"),
+        ("नीला घर", "नीला-घर"),  # vowel signs are marks
+        ("บ้านสีฟ้า", "บ้านสีฟ้า"),
+        ("بيت أزرق", "بيت-أزرق"),
+        ("a\u202ecat\u200b\ufeff \u200fred", "acat-red"),  # nobody sees these
+        ("می\u200cخواهم", "میخواهم"),
+        ("\U0001f431 cat \U0001f469\u200d\U0001f680\ufe0f", "cat"),
+        ("1\ufe0f\u20e3 star", "1-star"),
+        ("\U0001f431", "picture"),
+        ("\u0301", "picture"),
+        ("half \ud83d pair", "half-pair"),
+        ('a/b\\c:d*e?f"g<h>i|j\0k\nl', "a-b-c-d-e-f-g-h-i-j-k-l"),
+        ("...", "picture"),
+        ("CON", "con-picture"),
+        ("lpt9", "lpt9-picture"),
+        ("com\u00b9", "com\u00b9-picture"),
+        ("console", "console"),
+    ],
+)
+def test_names_keep_the_letters_of_any_script(prompt, name, tmp_path):
+    assert free_names([prompt], tmp_path) == [tmp_path / f"{name}.png"]
+    assert Images(pictures(), [recipe(prompt=prompt)]).save(tmp_path / "{prompt}.png") == [tmp_path / f"{name}.png"]
+    assert os.listdir(tmp_path) == [f"{name}.png"]
+
+
+@pytest.mark.parametrize("letter", ["x", "ä", "星", "\U00020000", "e\u0301\u0302", "ก้", "x "])
+def test_names_are_short_enough_for_file_systems_and_letters_keep_their_marks(letter, tmp_path):
+    stem = free_names([letter * 30_000], tmp_path)[0].stem
+    assert 20 <= len(stem) <= 60 and len(stem.encode()) <= 160
+    letter = unicodedata.normalize("NFC", letter).strip()
+    assert stem.replace("-", "") == letter * (len(stem.replace("-", "")) // len(letter))
+    Images(pictures(), [recipe(prompt=letter * 30_000, seed=-(2**63))]).save(tmp_path / "{prompt}_{seed}_{index}_{n}.webp")
+
+
+def test_free_names_know_names_that_disks_take_for_the_same(tmp_path):
+    (tmp_path / "Ha\u0308user.png").touch()
+    assert free_names(["H\u00c4USER"], tmp_path) == [tmp_path / "h\u00e4user_2.png"]
 
 
 def test_of_two_that_write_one_name_at_once_one_is_told(tmp_path):
