@@ -115,7 +115,8 @@ def _require_sampler(config: Config, kind: str, known: SchedulerClass | None, sa
 
 def _schedule(config: Config, known: SchedulerClass | None, spacing: str) -> ScheduleSpec:
     """Returns what all classes have. Classes that we do not know must say what their noise levels are."""
-    config.fixed({"trained_betas": (None,)} | _ZERO_SNR)
+    # The first releases had `predict_epsilon`; later ones ignore it, so that false would give a wrong picture.
+    config.fixed({"trained_betas": (None,), "predict_epsilon": (True,)} | _ZERO_SNR)
     spacing = config.one_of("timestep_spacing", ("leading", "linspace", "trailing"), spacing)
     alpha_one = known is not None and known.set_alpha_to_one is True
     return ScheduleSpec(

@@ -60,6 +60,7 @@ def refused(folder: Path, sampler: str | None = None) -> str:
         (SCHEDULER, "beta_end", "0.012"),
         (SCHEDULER, "set_alpha_to_one", 1),
         (SCHEDULER, "skip_prk_steps", 1),
+        (SCHEDULER, "predict_epsilon", False),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_by_name(configurations, file, name, value):

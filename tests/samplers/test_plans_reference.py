@@ -1,7 +1,7 @@
 """Plans against what diffusers and KerasCV recorded. See tests/data/README.md for where the numbers come from.
 
 Out of scope, as not linear or not offered: clipped or thresholded samples, betas rescaled to zero SNR,
-DPM-Solver of other orders and kinds (1, 3, Heun, dpmsolver, SDE, sigma_min, euler_at_final), flow matching.
+DPM-Solver of other orders and kinds (1, 3, Heun, dpmsolver, SDE, sigma_min), flow matching.
 """
 
 import json

@@ -32,7 +32,7 @@ def test_chunks_give_the_bytes_of_the_signature(chunk, engine):
 
 
 def test_rows_know_their_steps_size_and_cut_tokens(engine):
-    rows = engine.prepare(inputs(engine, prompt=[b"a star " * 60, b"red"], num_steps=[3, 4], sampler=[b"plms", b"ddim"]))
+    rows = engine.prepare(inputs(engine, prompt=[b"a star " * 60, b"red"], num_steps=[3, 4], sampler=[b"PLMS", b"ddim"]))
     assert [(row.steps, row.size, row.truncated) for row in rows] == [(4, (32, 32), 45), (4, (32, 32), 0)]
 
 
