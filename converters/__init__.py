@@ -9,30 +9,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tfsd.errors import CheckpointError, TfsdWarning, shown
+from converters.sources import detect
+from tfsd.errors import TfsdWarning, shown
 from tfsd.files import require_space
 from tfsd.samplers.plans import check_fits, find_sampler
 from tfsd.specs import ModelSpec
 from tfsd.weights import DTYPES, write_model
 
-KINDS = {  # kind -> a file that only such folders have
-    "diffusers": ("model_index.json",),
-    "kerascv": ("kcv_encoder.h5", "kcv_diffusion_model.h5", "kcv_decoder.h5", "vae_encoder.h5"),
-}
-
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-
-
-def detect(src: Path) -> str:
-    """Returns the kind of a folder of weights, a key of `IMPORTERS`.
-
-    Raises: `CheckpointError` saying what is looked for.
-    """
-    for kind, names in KINDS.items():
-        if any((src / name).is_file() for name in names):
-            return kind
-    looked = "; ".join(f"{kind}: {' or '.join(names)}" for kind, names in KINDS.items())
-    raise CheckpointError(f"{src} {'holds no weights that are known' if src.exists() else 'does not exist'} ({looked}).")
 
 
 def _diffusers(src: Path, variant: str | None, spec: ModelSpec | None, sampler: str | None, tell: Callable[[str], None]):
@@ -75,7 +59,7 @@ def convert(
     `numerics` None keeps what the source says. `name` None is the name of `dst`. `dtype` None keeps the source's.
     `variant` chooses among a diffusers folder's files, "fp16" for instance. `spec` says what KerasCV's files do not: the
     model; None is Stable Diffusion 1.4. `sampler`, a name that `text_to_image` takes, becomes the model's default; None is
-    the source's. `notes` go to the manifest. So does what was repaired or ignored of the source's configuration, as
+    the source's. `notes` go to the manifest. So does what was repaired, ignored or left out of the source, as
     "warnings"; each is a Python warning, too.
     Raises: `ValueError` for a choice that there is not; `CheckpointError` if the source is damaged or of another model, or
     `dst` cannot be written.

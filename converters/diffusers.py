@@ -1,15 +1,19 @@
 """Diffusers folders of Stable Diffusion 1.x and 2.x: names, layouts and configurations."""
 
 import contextlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from converters.config_file import Tell
 from converters.configs import model_spec, warn
 from converters.rules import CONV, LINEAR, Layout, Rule, Rules, assign, invert
-from converters.tensors import open_safetensors, safetensors_files
+from converters.tensors import open_safetensors, safetensors_files, weight_files
+from tfsd.errors import CheckpointError, shown
 from tfsd.h5 import StoredTensor
 from tfsd.specs import ModelSpec
 from tfsd.weights import Tensors, part_shapes
@@ -124,7 +128,9 @@ TEXT = [
     *_norm("final_layer_norm", "norm"),
 ]
 
-IGNORED = r"embeddings\.position_ids"  # the numbers 0 to 76
+# What text encoders hold beside the weights of the tables: diffusers leaves it out, too.
+POSITIONS = "embeddings.position_ids"  # the numbers 0 to 76
+UNUSED = r"text_projection\.weight|logit_scale|visual_projection\.weight|vision_model\..+"
 
 # Names of older releases -> those of the tables.
 RENAMED = (
@@ -157,33 +163,71 @@ def open_folder(
 ) -> Iterator[tuple[ModelSpec, dict[str, Mapping[str, StoredTensor]]]]:
     """Yields the spec of a diffusers folder and its tensors {part: {variable path: tensor}}, nothing read yet.
 
-    `variant` chooses among `model.fp16.safetensors` and the like. `sampler`, a key of `SAMPLERS`, takes the place of the
-    scheduler's. `tell` hears what of the configuration is repaired or ignored; left out, these are warnings.
+    `variant` chooses among `model.fp16.safetensors` and the like; parts without it are read from their plain files.
+    `sampler`, a key of `SAMPLERS`, takes the place of the scheduler's. `tell` hears what is repaired, ignored or left out, as
+    diffusers does it; by default, these are warnings.
     Raises: `CheckpointError` if the configuration is of another model, or the tensors are not those it asks for.
     """
     folder = Path(folder)
     spec = model_spec(folder, sampler=sampler, tell=tell)
+    variants = _variants(folder, variant, tell)
     spec = replace(spec, name=name or folder.resolve().name)
     parts: dict[str, Mapping[str, StoredTensor]] = {}
     with contextlib.ExitStack() as stack:
         for subfolder, (names, stem) in FILES.items():
-            paths = safetensors_files(folder / subfolder, stem, variant)
-            source = stack.enter_context(open_safetensors(paths))
+            paths = safetensors_files(folder / subfolder, stem, variants[subfolder])
+            source = _renamed(stack.enter_context(open_safetensors(paths)))
+            if subfolder == "text_encoder":
+                _leave_out(source, str(paths[0]), tell)
             parts.update(_match(source, spec, subfolder, names, str(paths[0])))
         yield spec, parts
 
 
-def _match(source: Mapping[str, StoredTensor], spec: ModelSpec, subfolder: str, parts: Sequence[str], where: str) -> dict:
+def _variants(folder: Path, variant: str | None, tell: Tell) -> dict[str, str | None]:
+    """Returns the variant to read of every subfolder."""
+    if variant is None:
+        return dict.fromkeys(FILES)
+    found = {subfolder: weight_files(folder / subfolder, stem) for subfolder, (_, stem) in FILES.items()}
+    others = [subfolder for subfolder, files in found.items() if variant not in files]
+    if len(others) == len(found):
+        there = sorted({name for files in found.values() for name in files if name})
+        have = f"there are {', '.join(there)}" if there else "it has no variants"
+        raise CheckpointError(f"{folder} has no files of variant {shown(variant)}; {have}.")
+    if others:
+        files = ", ".join(found[subfolder].get("", next(iter(found[subfolder].values()))).name for subfolder in others)
+        tell(f"There is no variant {variant} of {', '.join(others)}; {files} is read there.")
+    return {subfolder: None if subfolder in others else variant for subfolder in found}
+
+
+def _renamed(source: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Returns the tensors under the names of the tables above."""
     renamed = {}
     for old, tensor in source.items():
         new = old
         for pattern, replacement in RENAMED:
             new = re.sub(pattern, replacement, new)
         renamed[new if new not in source else old] = tensor
+    return renamed
+
+
+def _match(source: Mapping[str, StoredTensor], spec: ModelSpec, subfolder: str, parts: Sequence[str], where: str) -> dict:
     shapes = part_shapes(spec, parts)
     expected = {f"{part}/{path}": shape for part in parts for path, shape in shapes[part].items()}
-    tensors = assign(renamed, expected, rules_of(subfolder, spec), where=where, model=spec.name, ignored=IGNORED)
+    tensors = assign(source, expected, rules_of(subfolder, spec), where=where, model=spec.name)
     return {part: {path.partition("/")[2]: t for path, t in tensors.items() if path.startswith(f"{part}/")} for part in parts}
+
+
+def _leave_out(tensors: dict[str, StoredTensor], where: str, tell: Tell):
+    """Removes the tensors of a text encoder that no picture depends on, and tells if that loses something."""
+    unused = [name for name in tensors if re.fullmatch(UNUSED, name)]
+    positions = tensors.pop(POSITIONS, None)
+    if positions is not None and not np.array_equal(positions.read().ravel(), np.arange(math.prod(positions.shape))):
+        unused.append(POSITIONS)
+    for name in unused:
+        tensors.pop(name, None)
+    if unused:
+        names = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
+        tell(f"{where}: {names} left out, as in diffusers: no picture depends on it.")
 
 
 def export(spec: ModelSpec, tensors: Mapping[str, Tensors]) -> dict[str, Tensors]:

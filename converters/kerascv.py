@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from converters.rules import Layout, Rule, Rules, assign, invert
+from converters.sources import of_version_2
 from tfsd.errors import shown
 from tfsd.h5 import MAX_OBJECTS, CheckpointError, StoredTensor, member, open_h5, stored_tensor
 from tfsd.specs import SD_1_4, CLIPSpec, ModelSpec, UNetSpec, VAESpec
@@ -20,6 +21,7 @@ FILES = {
     "decoder": "kcv_decoder.h5",
     "encoder": "vae_encoder.h5",
 }
+WIDTH_2 = 1024  # of the context in Stable Diffusion 2.x; no tensor of 1.x has such a side
 OPTIONAL = ("encoder",)  # published apart; only image-to-image needs it
 
 POINTWISE = Layout(ones=(0, 1))  # a 1x1 convolution there, a dense layer here
@@ -180,7 +182,12 @@ def open_folder(
         for part, path in paths.items():
             source = legacy_tensors(stack.enter_context(open_h5(path)))
             rules = rules_of(part, spec, shapes[part])
-            parts[part] = assign(source, shapes[part], rules, where=str(path), model=f"the {part} of {spec.name}")
+            try:
+                parts[part] = assign(source, shapes[part], rules, where=str(path), model=f"the {part} of {spec.name}")
+            except CheckpointError as error:
+                if spec.text.width != WIDTH_2 and any(WIDTH_2 in tensor.shape for tensor in source.values()):
+                    raise CheckpointError(f"{path} is of {of_version_2()}") from error
+                raise
         yield replace(spec, name=name or spec.name), parts
 
 

@@ -108,18 +108,14 @@ def assign(
     *,
     where: str,
     model: str,
-    ignored: str = "",
 ) -> dict[str, StoredTensor]:
     """Returns {variable path: tensor in our layout} in the order of `expected`; values are read one by one on demand.
 
-    `ignored` is a pattern of names that hold no weights.
     Raises: `CheckpointError` unless both sides match exactly, in names, shapes and types.
     """
     found: dict[str, tuple[str, Layout]] = {}
     unknown, wrong, twice = [], [], []
     for name, tensor in source.items():
-        if re.fullmatch(ignored, name):
-            continue
         match = rules.ours(name)
         if match is None or match.target not in expected:
             unknown.append(name)

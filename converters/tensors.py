@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from tfsd.files import read_json
+from tfsd.files import read_json, refuse_pointer
 from tfsd.h5 import CheckpointError, StoredTensor
 
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+VARIANT = r"(?:\.(?!index\b)(\w+))?"
+SHOWN_NAMES = 8  # of files in messages
 
 
 @contextlib.contextmanager
@@ -24,7 +26,8 @@ def open_safetensors(paths: list[Path]) -> Iterator[dict[str, StoredTensor]]:
         tensors: dict[str, StoredTensor] = {}
         for path in paths:
             if not path.is_file():
-                raise CheckpointError(f"{path} does not exist.")
+                raise CheckpointError(f"{path} does not exist; {path.parent} holds {holdings(path.parent)}.")
+            refuse_pointer(path)
             with _one_line_errors(path):  # the library checks that header, offsets and file size agree
                 file = stack.enter_context(safe_open(path, framework="numpy"))
                 names = list(file.keys())
@@ -55,25 +58,45 @@ def _one_line_errors(path: Path):
         raise CheckpointError(f"{path} is damaged or no safetensors file: {str(error).splitlines()[0]}") from error
 
 
+def weight_files(folder: Path, stem: str) -> dict[str, Path]:
+    """Returns {variant: file or index of shards} of the files `<stem>[.variant].safetensors` in a folder; "" is the plain one.
+
+    Raises: `CheckpointError` if there is none, saying what the folder holds.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} does not exist.")
+    # The variant's place in the name of an index has changed twice.
+    names = re.compile(rf"{re.escape(stem)}{VARIANT}\.safetensors(?:{VARIANT}\.index{VARIANT}\.json)?")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = names.fullmatch(path.name)
+        if match:
+            found.setdefault(match[1] or match[2] or match[3] or "", path)
+    if not found:
+        raise CheckpointError(f"{folder} has no {stem}.safetensors, the only format that is read; it holds {holdings(folder)}.")
+    return found
+
+
+def holdings(folder: Path) -> str:
+    """Returns the names of what a folder holds, the first ones if they are many."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return (", ".join(names[:SHOWN_NAMES]) or "nothing") + more
+
+
 def safetensors_files(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
     """Returns the files of `<stem>[.variant].safetensors` in a folder: one, or the shards its index lists.
 
     Without `variant` the plain file goes first; where only one variant is there, it is that one.
     Raises: `CheckpointError` if there is none, several fit, or the index leads out of the folder.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} does not exist.")
-    found: dict[str, Path] = {}  # variant, "" for none -> file or index
-    for path in sorted(folder.iterdir()):
-        match = re.fullmatch(re.escape(stem) + r"(?:\.(\w+))?\.safetensors(?:\.index(?:\.(\w+))?\.json)?", path.name)
-        if match:
-            found.setdefault(match[1] or match[2] or "", path)
+    found = weight_files(folder, stem)
     if variant is None and len(found) > 1 and "" not in found:
         raise CheckpointError(f"{folder} has several variants; give variant=, one of {', '.join(found)}.")
-    wanted = variant or ("" if "" in found else next(iter(found), ""))
+    wanted = variant or ("" if "" in found else next(iter(found)))
     if wanted not in found:
-        there = f"it has {', '.join(path.name for path in found.values())}" if found else "only this format is read"
-        raise CheckpointError(f"{folder} has no {stem}{f'.{variant}' if variant else ''}.safetensors; {there}.")
+        there = ", ".join(path.name for path in found.values())
+        raise CheckpointError(f"{folder} has no {stem}.{variant}.safetensors; it has {there}.")
     path = found[wanted]
     return _shards(path) if path.suffix == ".json" else [path]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tfsd.errors import CheckpointError
 
+_POINTER = b"version https://git-lfs"
 MAX_JSON = 64 * 2**20  # bytes; the largest one read, a tokenizer's vocabulary, has 1 MB
 
 
@@ -47,6 +48,17 @@ def sha256(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def refuse_pointer(path: Path):
+    """Raises `CheckpointError` for what `git clone` leaves in place of a large file."""
+    try:
+        with open(path, "rb") as file:
+            pointer = file.read(len(_POINTER)) == _POINTER
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    if pointer:
+        raise CheckpointError(f"{path} is a pointer of Git LFS, not the file itself. `git lfs pull` in its folder fetches that.")
 
 
 def read_json(path: Path, *, infinite: bool = False) -> dict:

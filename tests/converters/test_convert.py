@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from converters import IMPORTERS, KINDS, convert, detect
+from converters import IMPORTERS, convert
+from converters.sources import KINDS, detect
 from tfsd.h5 import CheckpointError
 from tfsd.specs import SD_1_4
 from tfsd.weights import load_spec

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +150,56 @@ def test_half_precision_variants_are_read(sd1):
     got, expected = opened(sd1, variant="fp16"), load_file(file_of(sd1, "unet"))
     for name in expected:
         np.testing.assert_array_equal(got["unet"][name], expected[name].astype("float16"), err_msg=name)
+
+
+def halved(folder, subfolder):
+    """Adds the fp16 variant of a part."""
+    path, stem = file_of(folder, subfolder), FILES[subfolder][1]
+    save_file({n: v.astype("float16") for n, v in load_file(path).items()}, path.with_name(f"{stem}.fp16.safetensors"))
+
+
+def test_parts_without_the_variant_are_read_from_their_plain_files_with_a_warning(sd1, tmp_path):
+    halved(sd1, "unet")
+    message = r"There is no variant fp16 of text_encoder, vae; model\.safetensors, diffusion_pytorch_model\.safetensors is read"
+    with pytest.warns(TfsdWarning, match=message):
+        model = convert(sd1, tmp_path / "model", variant="fp16", dtype=None)
+    manifest = json.loads((model / "manifest.json").read_text())
+    assert re.search(message, *manifest["notes"]["warnings"])
+    assert manifest["dtype"] == "float16/float32"
+
+
+def test_a_variant_that_no_part_has_is_refused(sd1):
+    halved(sd1, "unet")
+    with pytest.raises(CheckpointError, match="a_sd1 has no files of variant 'fp61'; there are fp16"):
+        opened(sd1, variant="fp61")
+    (sd1 / "unet/diffusion_pytorch_model.fp16.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="a_sd1 has no files of variant 'fp16'; it has no variants"):
+        opened(sd1, variant="fp16")
+
+
+@pytest.mark.parametrize("name", ["text_projection.weight", "logit_scale", "vision_model.embeddings.class_embedding"])
+def test_what_diffusers_leaves_out_of_a_text_encoder_is_left_out_with_a_warning(sd1, name):
+    expected = opened(sd1)
+    edit_tensors(sd1, "text_encoder", lambda tensors: tensors.update({name: np.ones((2, 2), "float32")}))
+    with pytest.warns(TfsdWarning, match=rf"text_encoder/model\.safetensors: {re.escape(name)} left out, as in diffusers"):
+        got = opened(sd1)
+    assert got["text_encoder"].keys() == expected["text_encoder"].keys()
+
+
+@pytest.mark.parametrize("positions", [np.arange(77)[None], np.arange(77)[None] + 1], ids=["0-to-76", "others"])
+def test_positions_in_a_text_encoder_are_left_out_and_odd_ones_warned_of(sd1, positions):
+    edit_tensors(sd1, "text_encoder", lambda tensors: tensors.update({"text_model.embeddings.position_ids": positions}))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", TfsdWarning)
+        opened(sd1)
+    texts = [str(one.message) for one in warned if issubclass(one.category, TfsdWarning)]
+    assert bool(texts) == bool(positions[0, 0]) and all("position_ids left out" in text for text in texts)
+
+
+def test_other_tensors_of_a_text_encoder_are_refused(sd1):
+    edit_tensors(sd1, "text_encoder", lambda tensors: tensors.update({"text_projection.bias": np.ones(2, "float32")}))
+    with pytest.raises(CheckpointError, match=r"1 unknown tensors \(text_projection\.bias\)"):
+        opened(sd1)
 
 
 def _missing(tensors):

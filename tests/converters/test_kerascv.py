@@ -23,7 +23,7 @@ SMALL = ModelSpec(
 
 def layout_of(part) -> list[tuple[str, list]]:
     """(layer, [[weight name, shape, dtype], ...]) in the order of the published file."""
-    layers = json.loads((LAYOUTS / FILES[part]).with_suffix(".json").read_text())["layers"]
+    layers = json.loads((LAYOUTS / FILES.get(part, part)).with_suffix(".json").read_text())["layers"]
     return [(layer["name"], layer["weights"]) for layer in layers]
 
 
@@ -249,3 +249,26 @@ def test_a_truncated_file_is_one_line(copy, keep):
         with open_folder(copy, spec=SMALL):
             pass
     assert "\n" not in str(caught.value)
+
+
+VERSION_2 = {"text_encoder": "text_encoder_v2_1", "unet": "diffusion_model_v2_1"}
+OF_VERSION_2 = r" is of KerasCV's Stable Diffusion 2\.1; of KerasCV only 1\.x is read\. Convert a diffusers folder"
+
+
+@pytest.mark.parametrize("part", VERSION_2)
+def test_a_file_of_version_2_under_the_name_of_version_1_is_named(published, tmp_path, part):
+    for other, name in FILES.items():
+        if other != part:
+            (tmp_path / name).symlink_to(published / name)
+    published_file(tmp_path / FILES[part], VERSION_2[part])
+    with pytest.raises(CheckpointError, match=rf"{FILES[part]}{OF_VERSION_2}"), open_folder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("given", ["", "diffusion_model_v2_1.h5"])
+def test_a_folder_of_version_2_is_named(tmp_path, given):
+    """The VAE's files have the names of version 1."""
+    for name in ("text_encoder_v2_1.h5", "diffusion_model_v2_1.h5", "kcv_decoder.h5", "vae_encoder.h5"):
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=rf"text_encoder_v2_1\.h5{OF_VERSION_2}"):
+        convert(tmp_path / given, tmp_path / "model")

@@ -102,12 +102,6 @@ def test_a_variable_given_twice_is_refused():
         assign({"a": unread((1,)), "b": unread((1,))}, {"x": (1,)}, rules, where="file", model="model")
 
 
-def test_names_without_weights_are_ignored():
-    rules = Rules([Rule("a", "x")])
-    source = {"a": unread((1,)), "betas": unread((1000,), "I64")}
-    assert list(assign(source, {"x": (1,)}, rules, where="file", model="model", ignored="betas")) == ["x"]
-
-
 @pytest.mark.parametrize("layout", [SAME, LINEAR, CONV, Layout(ones=(0, 1)), Layout((2, 3, 1, 0), (0, 1))])
 def test_layouts_are_undone(layout):
     shape = {2: (3, 4)}.get(len(layout.axes or ()), (1, 1, 3, 4) if layout.axes is None else (3, 4, 1, 1))

@@ -57,10 +57,19 @@ def test_values_are_read_as_stored(tmp_path):
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
-@pytest.mark.parametrize("index", ["model{}.safetensors.index.json", "model.safetensors.index{}.json"])
-def test_shards_are_found_through_their_index(tmp_path, variant, index):
+@pytest.mark.parametrize(
+    ("index", "shard"),
+    [
+        ("model{}.safetensors.index.json", "model{}-0000{}-of-00002.safetensors"),
+        ("model.safetensors.index{}.json", "model{}-0000{}-of-00002.safetensors"),
+        ("model.safetensors{}.index.json", "model-0000{1}-of-00002{0}.safetensors"),
+    ],
+    ids=["after-stem", "after-index", "before-index"],
+)
+def test_shards_are_found_through_their_index(tmp_path, variant, index, shard):
+    """The three ways in which releases of diffusers and transformers have named the index of a variant."""
     mark = f".{variant}" if variant else ""
-    names = [f"model{mark}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    names = [shard.format(mark, i) for i in (1, 2)]
     save_file({"a": A}, tmp_path / names[0])
     save_file({"b": B}, tmp_path / names[1])
     (tmp_path / index.format(mark)).write_text(json.dumps({"weight_map": {"a": names[0], "b": names[1]}}))
@@ -83,8 +92,10 @@ def test_the_plain_file_goes_before_variants(tmp_path):
 
 
 def test_a_folder_of_pickles_is_refused(tmp_path):
-    (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(CheckpointError, match=r"has no model\.safetensors; only this format is read"):
+    for name in ("pytorch_model.bin", "config.json"):
+        (tmp_path / name).touch()
+    message = r"has no model\.safetensors, the only format that is read; it holds config\.json, pytorch_model\.bin\."
+    with pytest.raises(CheckpointError, match=message):
         safetensors_files(tmp_path, "model")
 
 
@@ -104,6 +115,22 @@ def test_a_tensor_in_two_files_is_refused(tmp_path):
 
 
 def test_a_missing_shard_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"shard\.safetensors does not exist"):
+    (tmp_path / "other.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"shard\.safetensors does not exist; .* holds other\.safetensors\."):
         with open_safetensors([tmp_path / "shard.safetensors"]):
             pass
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 334643268\n"
+    (tmp_path / "x.safetensors").write_bytes(pointer)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors is a pointer of Git LFS.*`git lfs pull`"):
+        with open_safetensors([tmp_path / "x.safetensors"]):
+            pass
+
+
+def test_many_names_are_not_all_listed(tmp_path):
+    for i in range(20):
+        (tmp_path / f"{i:02}.txt").touch()
+    with pytest.raises(CheckpointError, match=r"it holds 00\.txt, .*, 07\.txt and 12 more\."):
+        safetensors_files(tmp_path, "model")

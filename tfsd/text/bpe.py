@@ -69,18 +69,10 @@ class Tokenizer:
 
     def __init__(self, spec: CLIPSpec | None = None):
         self.spec = spec or CLIPSpec()
-        self._use({START: self.spec.start_token, END: self.spec.end_token})
-
-    def _use(self, special: dict[str, int]):
-        self._special = special  # text -> id, of marks and added tokens
-        self._special_texts = {i: text for text, i in special.items()}
-        alternatives = [*map(regex.escape, special), WORDS]  # in this order
+        self._marks = {START: self.spec.start_token, END: self.spec.end_token}
+        self._mark_texts = {i: text for text, i in self._marks.items()}
+        alternatives = [*map(regex.escape, self._marks), WORDS]  # in this order
         self._words = regex.compile("|".join(alternatives), regex.IGNORECASE)
-
-    @property
-    def vocabulary_size(self) -> int:
-        """The number of ids, with added tokens: rows that the text encoder's embedding needs."""
-        return FIRST_MARK + len(self._special)
 
     def clean(self, prompt: str) -> str:
         """Returns the prompt as it is before it is split into words."""
@@ -143,7 +135,7 @@ class Tokenizer:
             room -= len(ids)
             if room < 0:
                 return
-            if found[0] not in self._special:
+            if found[0] not in self._marks:
                 yield found[0], ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -153,40 +145,14 @@ class Tokenizer:
         """
         table, parts = vocabulary(), []
         for i in map(operator.index, ids):
-            special = self._special_texts.get(i)
-            if special is not None:
-                parts.append(special.encode("utf-8"))
+            mark = self._mark_texts.get(i)
+            if mark is not None:
+                parts.append(mark.encode("utf-8"))
             elif 0 <= i < FIRST_MARK:
                 parts.append(table.pieces[i] + b" " * table.ends_word[i])
             else:
-                raise ValueError(f"ids must be from 0 to {self.vocabulary_size - 1}; got {i}.")
+                raise ValueError(f"ids must be from 0 to {FIRST_MARK + len(self._marks) - 1}; got {i}.")
         return b"".join(parts).decode("utf-8", "replace")
-
-    def add_tokens(self, tokens: str | Iterable[str]) -> int:
-        """Gives each of `tokens` an id of its own, from 49408 on, and returns how many are new.
-
-        A text that already is a piece of the vocabulary or was added before is passed over. Where several added tokens fit,
-        the one added first wins, and a token directly after other punctuation is not seen: both as in KerasCV. Tokens are
-        cleaned as prompts are, so that capitals and letters beyond ASCII work too, which KerasCV silently splits.
-        The text encoder needs `vocabulary_size` rows in its embedding before it can read them.
-
-        Raises: `TypeError` for anything but strings; `ValueError` for an empty token or one with spaces. None is added then.
-        """
-        if not isinstance(tokens, Iterable):
-            raise TypeError(f"tokens must be a str or a list of str; got {type(tokens).__name__}.")
-        tokens = [tokens] if isinstance(tokens, str) else list(tokens)
-        texts = [self._checked(token, f"tokens[{i}]") for i, token in enumerate(tokens)]
-        for i, text in enumerate(texts):
-            if not text or _SPACES.search(text):
-                raise ValueError(f"tokens[{i}] must be one word without spaces; got {shown(tokens[i])}.")
-        table = vocabulary()
-        known = {piece for piece, ends_word in zip(table.pieces, table.ends_word) if not ends_word}
-        special, size = dict(self._special), len(self._special)
-        for text in texts:
-            if text.encode("utf-8") not in known:
-                special.setdefault(text, FIRST_MARK + len(special))
-        self._use(special)
-        return len(special) - size
 
     def _checked(self, prompt: str, name: str) -> str:
         """Returns the cleaned prompt, or raises what `encode` says."""
@@ -206,8 +172,8 @@ class Tokenizer:
     def _matches(self, text: str) -> Iterator[tuple[regex.Match, Sequence[int]]]:
         """Yields every word in the cleaned text, and its ids."""
         for found in self._words.finditer(text):
-            special = self._special.get(found[0])
-            yield found, (word_ids(found[0]) if special is None else (special,))
+            mark = self._marks.get(found[0])
+            yield found, (word_ids(found[0]) if mark is None else (mark,))
 
     def _encode(self, text: str) -> list[int]:
         return [self.spec.start_token, *(i for _, ids in self._matches(text) for i in ids), self.spec.end_token]
@@ -241,9 +207,9 @@ class Tokenizer:
         return text, ""
 
     def _piece(self, i: int) -> Piece:
-        special = self._special_texts.get(i)
-        if special is not None:
-            return Piece(i, special, False)
+        mark = self._mark_texts.get(i)
+        if mark is not None:
+            return Piece(i, mark, False)
         table = vocabulary()
         return Piece(i, table.pieces[i].decode("utf-8", "backslashreplace"), table.ends_word[i])
 
