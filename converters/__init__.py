@@ -13,7 +13,7 @@ from converters.sources import detect
 from tfsd.errors import TfsdWarning, shown
 from tfsd.files import require_space
 from tfsd.samplers.plans import check_fits, find_sampler
-from tfsd.specs import ModelSpec
+from tfsd.specs import SD_1_4, ModelSpec
 from tfsd.weights import DTYPES, write_model
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -66,6 +66,8 @@ def convert(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for the source's own; got {shown(dtype)}.")
+    if numerics is not None:
+        SD_1_4.with_numerics(numerics)  # a wrong name need not wait until the source is read
     src, dst = Path(src), Path(dst)
     if src.suffix == ".h5" and src.is_file():
         src = src.parent

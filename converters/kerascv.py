@@ -10,6 +10,7 @@ import numpy as np
 
 from converters.rules import Layout, Rule, Rules, assign, invert
 from converters.sources import of_version_2
+from tfsd.atomic import new_file
 from tfsd.errors import shown
 from tfsd.h5 import MAX_OBJECTS, CheckpointError, StoredTensor, member, open_h5, stored_tensor
 from tfsd.specs import SD_1_4, CLIPSpec, ModelSpec, UNetSpec, VAESpec
@@ -192,7 +193,7 @@ def open_folder(
 
 
 def export(path: Path, part: str, spec: ModelSpec, tensors: Mapping[str, np.ndarray], layers: Iterable = ()):
-    """Writes a part's variables {path: values} as a Keras 2 weights file.
+    """Writes a part's variables {path: values} as a Keras 2 weights file; complete or not at all.
 
     `layers`, pairs of a layer's name and the names of its weights, groups them as a published file does;
     without, every weight is a layer of its own.
@@ -205,7 +206,7 @@ def export(path: Path, part: str, spec: ModelSpec, tensors: Mapping[str, np.ndar
     if sum(len(weights) for _, weights in groups) != len(pairs):
         raise CheckpointError(f"{path}: the layers must name {len(pairs)} weights.")
     remaining = iter(pairs)
-    with h5py.File(path, "w") as file:
+    with new_file(path) as out, h5py.File(out, "w") as file:
         file.attrs["layer_names"] = [layer.encode() for layer, _ in groups]
         for layer, weights in groups:
             group = file.create_group(layer)

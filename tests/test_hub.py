@@ -339,6 +339,14 @@ def test_a_file_that_was_complete_when_its_process_ended_is_not_fetched_again(fe
     assert ("GET", name) not in [entry[:2] for entry in hub.log]
 
 
+def test_other_contents_in_the_place_of_the_model_are_found_before_anything_is_fetched(fetch, hub, tmp_path):
+    (tmp_path / "cache/models/sd-1.4").mkdir(parents=True)
+    (tmp_path / "cache/models/sd-1.4/notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"models/sd-1\.4 exists and is not empty"):
+        fetch()
+    assert hub.log == []
+
+
 def test_files_of_others_in_the_folder_of_downloads_stay(fetch, tmp_path):
     other = tmp_path / "cache/downloads/sd-1.4/notes.txt"
     other.parent.mkdir(parents=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from faults import refusals
 
 from tfsd.training.loop import Trainer
 from tfsd.training.recipe import Recipe
@@ -97,3 +98,18 @@ except OSError:
     assert done.stdout == "refused\n", done.stderr
     assert os.listdir(tmp_path) == ["checkpoint.npz"]
     assert (tmp_path / "checkpoint.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("forever", [False, True], ids=["one-call", "all-later-calls"])
+def test_whichever_call_of_the_system_fails_a_whole_checkpoint_stays(tmp_path, forever):
+    saved, read, calls = trainer(tmp_path), trainer(tmp_path), 0
+
+    def save(step: int):
+        saved.step = step
+        saved.save()
+
+    for call, error in refusals(lambda: save(2), lambda: save(1), forever=forever):
+        calls += 1
+        assert read.restore() and read.step == (2 if error is None else 1), call
+        assert error is None or isinstance(error, OSError), call
+    assert calls > 5

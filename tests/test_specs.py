@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -129,3 +130,16 @@ def test_json_with_what_json_does_not_have_is_refused(text, tmp_path):
     (tmp_path / "spec.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"spec\.json is damaged: -?(NaN|Infinity) is no number"):
         read_json(tmp_path / "spec.json")
+
+
+@pytest.mark.parametrize("name", ["kerascv-0.6", "keras_cv", "KerasCV 0.8.2"])
+def test_the_numbers_of_earlier_keras_cv_are_missing_and_the_error_says_so(name):
+    message = f"numerics must be one of compvis, kerascv; got '{name}'. kerascv is KerasCV 0.9; the timesteps of its earlier"
+    with pytest.raises(SpecError, match=re.escape(message)):
+        PRESETS["sd-1.4"].with_numerics(name)
+
+
+@pytest.mark.parametrize("name", ["torch", ["kerascv"], 3, ""])
+def test_other_names_of_numbers_are_refused(name):
+    with pytest.raises(SpecError, match=re.escape(f"numerics must be one of compvis, kerascv; got {name!r}.")):
+        PRESETS["sd-1.4"].with_numerics(name)

@@ -284,7 +284,7 @@ def load(
     folder = _folder(model)
     spec = weights.load_spec(folder)
     if numerics is not None:
-        spec = spec.with_numerics(choice("numerics", numerics, tuple(NUMERICS)))
+        spec = spec.with_numerics(numerics)
     parts = weights.load_parts(folder, spec, parts=("text_encoder", "unet"), dtype=dtype)
     parts |= weights.load_parts(folder, spec, parts=("decoder",), dtype="float32")
     identity = {"model": str(model), "weights": _fingerprint(folder), "numerics_override": numerics}

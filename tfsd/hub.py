@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from tfsd.errors import CheckpointError, TfsdWarning, shown
 from tfsd.files import check_file, require_space
+from tfsd.folders import require_replaceable
 from tfsd.specs import PRESETS, ModelSpec
 from tfsd.weights import home
 
@@ -110,6 +111,7 @@ def download(
     with _one_at_a_time(files):
         if (target / "manifest.json").is_file():  # of the process that this one waited for
             return target
+        require_replaceable(target, "model", overwrite=False)  # before gigabytes are fetched
         try:
             files.mkdir(parents=True, exist_ok=True)
             missing = sum(file.bytes or 0 for file in entry.files if not (files / file.name).is_file())

@@ -216,10 +216,13 @@ class ModelSpec:
     def with_numerics(self, numerics: str) -> "ModelSpec":
         """Returns this spec with the numbers of another implementation: "compvis" or "kerascv".
 
+        Raises: `SpecError` for another name.
         Source: contracts of KerasCV 0.9 and of CompVis / diffusers; see `NUMERICS`.
         """
-        if numerics not in NUMERICS:
-            raise SpecError(f"numerics must be one of {', '.join(NUMERICS)}; got {shown(numerics)}.")
+        if not isinstance(numerics, str) or numerics not in NUMERICS:
+            keras = isinstance(numerics, str) and "keras" in numerics.lower()
+            older = " kerascv is KerasCV 0.9; the timesteps of its earlier releases are missing here." if keras else ""
+            raise SpecError(f"numerics must be one of {', '.join(NUMERICS)}; got {shown(numerics)}.{older}")
         profile = NUMERICS[numerics]
         parts = {part: replace(getattr(self, part), **fields) for part, fields in profile.items() if isinstance(fields, dict)}
         own = {name: value for name, value in profile.items() if not isinstance(value, dict)}

@@ -1,15 +1,19 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import refusals
 from small_model import SPEC
 
 from tfsd import models
+from tfsd.atomic import set_aside
+from tfsd.files import sha256
 from tfsd.h5 import CheckpointError
-from tfsd.weights import save_model, write_model
+from tfsd.weights import load_spec, save_model, write_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +55,35 @@ def test_an_existing_model_is_kept_unless_overwritten(folder, parts):
     save_model(folder, SPEC, {"decoder": parts["decoder"]}, overwrite=True)
     assert sorted(f.name for f in folder.iterdir()) == ["decoder.weights.h5", "manifest.json", "spec.json"]
     assert sorted(f.name for f in folder.parent.iterdir()) == ["small"]
+
+
+@pytest.mark.filterwarnings("ignore::tfsd.errors.TfsdWarning")  # of what cannot be removed
+@pytest.mark.parametrize("forever", [False, True], ids=["one-call", "all-later-calls"])
+def test_whichever_call_of_the_system_fails_a_whole_model_stays(tmp_path, forever):
+    old, folder, names = tmp_path / "old", tmp_path / "place/m", ("decoder.weights.h5", "manifest.json", "spec.json")
+    shapes = models.variable_shapes(SPEC, ("decoder",))["decoder"]
+
+    def save(value: float):
+        tensors = ((path, np.full(shape, value, "float32")) for path, shape in shapes.items())
+        write_model(folder, SPEC, {"decoder": tensors}, overwrite=True)
+
+    def reset():
+        shutil.rmtree(folder.parent)
+        shutil.copytree(old, folder)
+
+    save(1.0)
+    shutil.copytree(folder, old)
+    digest = sha256(old / names[0])
+    calls = 0
+    for call, error in refusals(lambda: save(2.0), reset, forever=forever):
+        calls += 1
+        assert error is None or isinstance(error, CheckpointError) and "\n" not in str(error), call
+        place = folder if folder.exists() else set_aside(folder)
+        assert sorted(path.name for path in place.iterdir()) == sorted(names), call
+        assert (error is None) == (sha256(place / names[0]) != digest), call
+        assert place == folder or str(place) in str(error), call
+        load_spec(place)
+    assert calls > 20
 
 
 def test_a_folder_of_other_things_is_never_overwritten(tmp_path, parts):

@@ -26,12 +26,13 @@ def add_convert(commands):
     add("src", metavar="SRC", help="folder of the weights")
     add("dst", metavar="DST", help="model folder to write")
     add("--kind", choices=("diffusers", "kerascv"), default=None, help="what SRC is (default: looks for itself)")
-    add("--variant", default=None, help="of diffusers' files, such as fp16")
+    add("--variant", default=None, help="of diffusers' files, such as fp16; parts without it are read from plain files")
     add("--sampler", default=None, help="the model's default, a name from `tfsd generate --help` (default: the source's)")
-    add("--numerics", choices=("compvis", "kerascv"), default=None, help="whose numbers to follow (default: the source's)")
+    add("--numerics", choices=("compvis", "kerascv"), default=None, help="whose numbers to follow: CompVis' and "
+        "diffusers', or KerasCV 0.9's; its earlier releases had other timesteps (default: the source's)")  # fmt: skip
     add("--dtype", choices=("float32", "float16", "bfloat16", "keep"), default="float32", help="to store (default: float32)")
     add("--name", default=None, help="of the model (default: the name of DST)")
-    add("--overwrite", action="store_true", help="replace DST if it is a model folder")
+    add("--overwrite", action="store_true", help="replace DST if it is a model folder and holds nothing else")
     add("--quiet", action="store_true", help="no progress bar")
     return parser
 
