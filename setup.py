@@ -29,14 +29,35 @@ SERVING = [
 ]
 DEVICE = ["ai-edge-litert>=2", "ai-edge-quantizer>=0.10", "psutil>=5.9"]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "kubernetes-validate>=1.27", "PyYAML"]
+CLASSIFIERS = [
+    "Development Status :: 4 - Beta",
+    "Environment :: Console",
+    "Intended Audience :: Developers",
+    "Intended Audience :: Science/Research",
+    "Operating System :: POSIX :: Linux",
+    *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+    "Topic :: Multimedia :: Graphics",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Typing :: Typed",
+]
+
+
+def index_page(readme: str) -> str:
+    """Returns the README as an index of packages can show it: without pictures and links that need the repository's files."""
+    readme = re.sub(r"(?m)^!\[[^\]]*\]\((?!https?:)[^)]*\)\n\n?", "", readme)
+    return re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", readme)
+
 
 setup(
     name="tfsd",
     version=VERSION,
     description="Stable Diffusion, deployed with TensorFlow",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=index_page((ROOT / "README.md").read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE", "tfsd/assets/LICENSE-CLIP"],
+    classifiers=CLASSIFIERS,
+    keywords="stable-diffusion text-to-image diffusion tensorflow keras tensorflow-serving tflite litert xla",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["tfsd", "tfsd.*", "converters", "converters.*", "serving", "serving.*"]),
     package_data={"tfsd": ["assets/**/*", "py.typed"], "converters": ["py.typed"], "serving": ["page/*", "py.typed"]},

@@ -129,6 +129,8 @@ def test_wheel_has_every_module_and_asset(wheel):
     wanted = {path.relative_to(ROOT).as_posix() for path in MODULES}
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "tfsd/assets").rglob("*") if path.is_file()}
     assert {"tfsd/assets/bpe_simple_vocab_16e6.txt.gz", "tfsd/assets/LICENSE-CLIP"} <= wanted
+    wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "serving/page").rglob("*") if path.is_file()}
+    wanted |= {"tfsd/py.typed", "converters/py.typed", "serving/py.typed"}
     assert wanted <= packed, sorted(wanted - packed)
     assert {name.split("/")[0] for name in packed} == {"tfsd", "converters", "serving", f"tfsd-{tfsd.__version__}.dist-info"}
 
@@ -142,6 +144,18 @@ def test_wheel_says_what_users_need_to_know(wheel):
     assert any(name.startswith(info) and name.endswith("LICENSE") for name in packed.namelist())
     required = re.search(r"Requires-Python: (.+)", about)[1]
     assert set(required.split(",")) == {">=3.10", "<3.14"}
+    versions = re.findall(r"Classifier: Programming Language :: Python :: (3\.\d+)", about)
+    assert versions == ["3.10", "3.11", "3.12", "3.13"] and "Classifier: Typing :: Typed" in about
+    assert "stable-diffusion" in re.search(r"Keywords: (.+)", about)[1]
+    assert any(name.startswith(info) and name.endswith("LICENSE-CLIP") for name in packed.namelist())
+
+
+def test_an_index_page_shows_no_picture_or_link_that_it_cannot_have(wheel):
+    page = zipfile.ZipFile(wheel).read(f"tfsd-{tfsd.__version__}.dist-info/METADATA").decode().split("\n\n", 1)[1]
+    assert "# tfsd: Stable Diffusion" in page and "![" not in page
+    assert [target for target in re.findall(r"\]\(([^)]+)\)", page) if not target.startswith("https://")] == []
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(page) > 0.95 * len(readme) and "[Models]" in readme and "see Models" in page
 
 
 def test_tests_name_no_function_twice():
