@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from tfsd.arguments import batch_of, choice, one_each, per_prompt, scales, seeds_of, side_of, whole
+from tfsd.bundle_fields import PARTS, require_fields
 from tfsd.errors import shown
 from tfsd.files import check_files, read_json
 from tfsd.h5 import CheckpointError
 from tfsd.images import Images
+from tfsd.litert import ACCELERATORS, open_file
 from tfsd.noise import effective_seed
 from tfsd.progress import Progress
 from tfsd.recipes import recipes_of
-from tfsd.samplers.plans import find_sampler
+from tfsd.samplers.plans import sampler_names
 from tfsd.specs import CLIPSpec
 from tfsd.text import Tokenizer
 
@@ -26,12 +28,8 @@ MANIFEST = "manifest.json"
 FORMAT = 2
 HISTORY = 4  # earlier values that the signature `step` takes, newest first
 MAX_BATCH = 64
-PARTS = ("sampling", "text_encoder", "denoiser", "decoder")
 _NEEDED = {"format", "name", "identity", "quantize", "size", "latents", "tokenizer", "samplers", "max_steps", "defaults"}
 _NEEDED |= {"max_index", "seed_period", "parts", "files"}
-_KINDS = {"identity": dict, "quantize": str, "size": list, "latents": list, "tokenizer": dict, "samplers": list}
-_KINDS |= {"max_steps": int, "max_index": int, "defaults": dict}
-_OF_PART = {"memory": int, "signatures": dict}
 
 
 def is_bundle(folder: str | Path) -> bool:
@@ -57,21 +55,8 @@ def load_bundle_manifest(folder: str | Path) -> dict:
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {shown(manifest['format'])}; this tfsd reads {FORMAT}. Export it again.")
     check_files(folder, manifest["files"], path)
-    _require_fields(path, manifest)
+    require_fields(path, manifest)
     return manifest
-
-
-def _require_fields(path: Path, manifest: dict):
-    """Raises `CheckpointError` for a value of the manifest that the loop could not work with."""
-    parts = manifest["parts"] if isinstance(manifest["parts"], dict) else {}
-    for name in PARTS:
-        if not isinstance(parts.get(name), dict) or parts[name].get("file") not in manifest["files"]:
-            raise CheckpointError(f"{path} is damaged: it does not say in which of its files {name} is.")
-    values = [(name, manifest[name], kind) for name, kind in _KINDS.items()]
-    values += [(f"parts.{name}.{key}", parts[name].get(key), kind) for name in PARTS for key, kind in _OF_PART.items()]
-    for name, value, kind in values:
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise CheckpointError(f"{path} is damaged: {name} is missing or not what it should be.")
 
 
 class TooLittleMemory(CheckpointError, MemoryError):
@@ -125,8 +110,7 @@ class StepLoop(ABC):
             if side_of(name, value, own, 1) != own:
                 raise ValueError(f"{name} must be {own}, for which this bundle was exported; got {value}. Export another one.")
         steps = whole("num_steps", known["num_steps"] if num_steps is None else num_steps, 1, self.manifest["max_steps"])
-        sampler = known["sampler"] if sampler is None else sampler
-        name = choice("sampler", find_sampler(sampler), self.manifest["samplers"])
+        name = self._sampler(known["sampler"] if sampler is None else sampler)
         guidance = scales(known["guidance_scale"] if guidance_scale is None else guidance_scale, batch)
         last = self.manifest["max_index"]
         seeds, indices = seeds_of(seed, whole("index", index, 0, last), batch)
@@ -140,6 +124,12 @@ class StepLoop(ABC):
         shared = {"num_steps": steps, "sampler": name, "eta": 0.0, "height": self.manifest["size"][0]}
         shared |= {"width": self.manifest["size"][1], **self.manifest["identity"], "quantize": self.manifest["quantize"]}
         return Images(self._pictures(latents), recipes_of(own, shared))
+
+    def _sampler(self, name: str) -> str:
+        """Returns the sampler that a name or an alias, in upper or lower case, stands for. Raises: `ValueError`."""
+        names = self.manifest.get("sampler_aliases", sampler_names())  # those of this version, for older bundles
+        known = names.get(name.lower()) if isinstance(name, str) else None
+        return known if known in self.manifest["samplers"] else choice("sampler", name, self.manifest["samplers"])
 
     def _contexts(self, tokens: np.ndarray) -> list[np.ndarray]:
         """Returns the contexts [2, L, W] of the tokens [2, L] of each picture: the negative prompt's, then the prompt's."""
@@ -178,14 +168,29 @@ class StepLoop(ABC):
 
 
 class DeviceBundle(StepLoop):
-    """A bundle in a folder, checked and ready to draw through LiteRT; `threads` of the CPU.
+    """A bundle in a folder, checked and ready to draw through LiteRT.
 
-    Raises: `CheckpointError` for a folder that is no bundle or is damaged; `OSError` if LiteRT is not installed.
+    `accelerator`: "cpu", with `threads`, or "gpu" for the parts of which the manifest says that they passed there; the other
+    parts run on the CPU.
+
+    Raises: `ValueError` for "gpu" if no part passed there; `CheckpointError` for a folder that is no bundle or is damaged;
+    `OSError` if LiteRT is not installed.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int = 2):
+    def __init__(self, folder: str | Path, *, accelerator: str = "cpu", threads: int = 2):
         self.folder, self.threads = Path(folder), whole("threads", threads, 1, 256)
         super().__init__(load_bundle_manifest(self.folder))
+        self.accelerator = choice("accelerator", accelerator, ACCELERATORS)
+        if not any(accelerator in self.accelerators(name) for name in PARTS):
+            recipe, reason = self.manifest["quantize"], self.manifest.get("no_gpu") or "The version that exported it tried no GPU"
+            raise ValueError(
+                f"accelerator must be 'cpu' for a bundle with quantize {recipe!r}; got {accelerator!r}. {reason}. "
+                "Export it again, with quantize 'dynamic'."
+            )
+
+    def accelerators(self, part: str) -> list[str]:
+        """Returns what a part may run on; bundles that do not say so run on the CPU."""
+        return self.manifest["parts"][part].get("accelerators", ["cpu"])
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[Callable[..., dict[str, np.ndarray]]]:
@@ -195,17 +200,10 @@ class DeviceBundle(StepLoop):
         """
         own = self.manifest["parts"][name]
         _require_memory(name, own["memory"])
-        interpreter = _interpreter(self.folder / own["file"], self.threads)
-
-        def run(signature: str, **given):
-            arrays = fitted(given, own["signatures"][signature]["inputs"])
-            # Copied: what LiteRT returns is its own memory, and the next call writes there.
-            try:
-                return {key: np.array(value) for key, value in interpreter.get_signature_runner(signature)(**arrays).items()}
-            except (RuntimeError, ValueError) as error:
-                raise CheckpointError(f"{name}.{signature} cannot be run by LiteRT: {_last_line(error)}") from error
-
-        yield run
+        used = self.accelerator if self.accelerator in self.accelerators(name) else "cpu"
+        own_options = {"part": name, "accelerator": used, "threads": self.threads}
+        opened = open_file(self.folder / own["file"], own["signatures"], **own_options)
+        yield lambda signature, **given: opened(signature, fitted(given, own["signatures"][signature]["inputs"]))
 
 
 def fitted(given: dict, wanted: dict[str, dict]) -> dict[str, np.ndarray]:
@@ -230,19 +228,3 @@ def _require_memory(part: str, needed: int):
             f"{part} needs {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. "
             "Close other programs, or export the bundle with another quantize."
         )
-
-
-def _interpreter(path: Path, threads: int):
-    """Returns a loaded file."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise OSError('Device bundles need LiteRT, which is not installed: pip install "tfsd[device]"') from error
-    try:
-        return Interpreter(str(path), num_threads=threads)
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be loaded by LiteRT: {_last_line(error)}") from error
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -43,7 +43,7 @@ def bench_bundle(
     note, theirs = None, {}
     try:
         wanted = {name: part["signatures"] for name, part in parts.items()}
-        own = str(resolve(manifest["identity"]["model"] if model is None else model))
+        own = str(resolve(str(manifest["identity"].get("model", manifest["name"])) if model is None else model))
         report(f"{own} in TensorFlow")
         options = {"max_steps": manifest["max_steps"], "threads": threads, "runs": runs}
         theirs = measure_graphs(own, wanted, tuple(manifest["size"]), **options)
@@ -126,7 +126,8 @@ def _quantized(plain: Path, recipe: str, conversion: dict, threads: int, runs: i
         if path != plain:
             made = measure_quantization(plain, path, part, recipe)
         record |= {"quantize_s": made.seconds, "quantize_peak_bytes": made.peak_bytes, "file_bytes": made.file_bytes}
-        record |= {"lint": lint(path, part), **measure_signature(path, signature, threads=threads, runs=runs)._asdict()}
+        record["lint"] = lint(path, gpu="gpu" in RECIPES[recipe].accelerators(part))
+        record |= measure_signature(path, signature, threads=threads, runs=runs)._asdict()
     except CheckpointError as error:
         return record | {"error": str(error)}
     finally:

@@ -73,7 +73,7 @@ def export_tflite(
         gc.collect()  # a large model leaves memory before it is converted: Keras' layers are cycles
         files = _convert(saved, Path(work), progress)
         _quantize(files, new, quantize, recipe, evidence.calibration)
-        if found := [line for name in files for line in lint(new / f"{name}.tflite", name)]:
+        if found := [line for name in files for line in lint(new / f"{name}.tflite", gpu="gpu" in recipe.accelerators(name))]:
             raise ExportError(" ".join(found))
         _complete(new, manifest)
         report, ours = make_report(new, files, evidence, check)

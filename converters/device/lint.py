@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 MAX_DIMENSIONS = 4
 MAX_BYTES = 2**31 - 1  # of a file; LiteRT reads larger ones on some systems only
-ACCELERATED = ("denoiser", "decoder")  # what runs on an accelerator; the rest is brief, and tables and integers, for the CPU
 # Builtin operations that LiteRT's GPU accelerator takes: `IrModelBuilder` of its ml_drift delegate. Left out are those whose
 # sums overflow in half precision (SUM, CUMSUM) and what the networks here cannot need.
 TAKEN = frozenset(
@@ -19,17 +18,29 @@ TAKEN = frozenset(
     "TANH TILE TRANSPOSE TRANSPOSE_CONV UNPACK".split()
 )
 TYPES = ("FLOAT32", "FLOAT16", "INT32", "INT8", "INT4", "BOOL")
+_SPLITS = ("SPLIT", "SPLIT_V", "UNPACK")
+_MASKS = ("ShrinkAxisMask", "NewAxisMask", "EllipsisMask")
+
+
+class Tensor(NamedTuple):
+    """An input or output of an operation."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str  # with " in blocks" where blocks of a row have scales of their own
+    constant: bool  # in the file, not computed
+    stored: str  # the type before a DEQUANTIZE that makes it, "" if none does
+    result: bool  # an output of the graph
+    read: bool  # by an operation
 
 
 class Operation(NamedTuple):
-    """One operation of a graph; shapes and types of its inputs and outputs, and the name of its first output."""
+    """One operation of a graph."""
 
     name: str  # builtin, or that of a custom operation
     custom: bool
-    inputs: list[tuple[int, ...]]
-    outputs: list[tuple[int, ...]]
-    types: list[str]
-    output: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
     options: object | None  # of a STRIDED_SLICE
 
 
@@ -54,76 +65,99 @@ def look(path: Path) -> Content:
         inputs = sorted(definition.Inputs(i).Name().decode() for i in range(definition.InputsLength()))
         outputs = sorted(definition.Outputs(i).Name().decode() for i in range(definition.OutputsLength()))
         signatures[definition.SignatureKey().decode()] = inputs, outputs
-    return Content(len(buffer), list(_operations(schema, model)), signatures)
+    graphs = (model.Subgraphs(i) for i in range(model.SubgraphsLength()))
+    return Content(len(buffer), [one for graph in graphs for one in _operations(schema, model, graph)], signatures)
 
 
-def _operations(schema, model) -> Iterator[Operation]:
-    names, types = ({value: name for name, value in vars(one).items()} for one in (schema.BuiltinOperator, schema.TensorType))
-    codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
-    for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
-        tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
-        shapes = [tuple(one.ShapeAsNumpy().tolist()) if one.ShapeLength() else () for one in tensors]
-        for operator in (graph.Operators(i) for i in range(graph.OperatorsLength())):
-            code = codes[operator.OpcodeIndex()]
-            name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
-            custom = name == "CUSTOM"
-            options = None
-            if name == "STRIDED_SLICE":
-                options = schema.StridedSliceOptions()
-                options.Init(operator.BuiltinOptions().Bytes, operator.BuiltinOptions().Pos)
-            inputs, outputs = (
-                [operator.Inputs(i) for i in range(operator.InputsLength())],
-                [operator.Outputs(i) for i in range(operator.OutputsLength())],
-            )
-            inputs = [i for i in inputs if i >= 0]  # an optional one that is not given is -1
-            used = [types[tensors[i].Type()] for i in (*inputs, *outputs)]
-            yield Operation(
-                code.CustomCode().decode() if custom else name,
-                custom,
-                [shapes[i] for i in inputs],
-                [shapes[i] for i in outputs],
-                used,
-                tensors[outputs[0]].Name().decode() if outputs else "",
-                options,
-            )
+def _operations(schema, model, graph) -> Iterator[Operation]:
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items()}
+    operators = []
+    for operator in (graph.Operators(i) for i in range(graph.OperatorsLength())):
+        code = model.OperatorCodes(operator.OpcodeIndex())
+        name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+        inputs = [operator.Inputs(i) for i in range(operator.InputsLength())]
+        inputs = [i for i in inputs if i >= 0]  # an optional one that is not given is -1
+        outputs = [operator.Outputs(i) for i in range(operator.OutputsLength())]
+        operators.append((operator, code, name, inputs, outputs))
+    tensors = _tensors(schema, model, graph, operators)
+    for operator, code, name, inputs, outputs in operators:
+        custom, options = name == "CUSTOM", None
+        if name == "STRIDED_SLICE":
+            options = schema.StridedSliceOptions()
+            options.Init(operator.BuiltinOptions().Bytes, operator.BuiltinOptions().Pos)
+        own = [tensors[i] for i in inputs], [tensors[i] for i in outputs]
+        yield Operation(code.CustomCode().decode() if custom else name, custom, *own, options)
+
+
+def _tensors(schema, model, graph, operators: list[tuple]) -> list[Tensor]:
+    types = {value: name for name, value in vars(schema.TensorType).items()}
+    own = [graph.Tensors(i) for i in range(graph.TensorsLength())]
+    stored = {out: own[given[0]] for _, _, name, given, (out, *_) in operators if name == "DEQUANTIZE"}
+    read = {i for _, _, _, inputs, _ in operators for i in inputs}
+    results = {graph.Outputs(i) for i in range(graph.OutputsLength())}
+    tensors = []
+    for i, one in enumerate(own):
+        buffer = model.Buffers(one.Buffer())
+        constant = buffer.DataLength() > 0 or buffer.Offset() > 1  # the latter in files of more than 2 GB
+        shape = tuple(one.ShapeAsNumpy().tolist()) if one.ShapeLength() else ()
+        blocks = one.Quantization() and one.Quantization().DetailsType() == schema.QuantizationDetails.BlockwiseQuantization
+        type_ = types[one.Type()] + " in blocks" * bool(blocks)
+        before = types[stored[i].Type()] if i in stored else ""
+        tensors.append(Tensor(one.Name().decode(), shape, type_, constant, before, i in results, i in read))
+    return tensors
 
 
 def dense_layers(path: Path) -> dict[str, tuple[int, int]]:
     """Returns {name of the output: (outputs, inputs)} of the dense layers in a file."""
     found = (one for one in look(path).operations if one.name == "FULLY_CONNECTED")
-    return {one.output: one.inputs[1] for one in found}
+    return {one.outputs[0].name: one.inputs[1].shape for one in found}
 
 
-def lint(path: Path, part: str) -> list[str]:
-    """Returns what is wrong with the file of a part, a sentence each; none for a file that accelerators take.
+def lint(path: Path, *, gpu: bool) -> list[str]:
+    """Returns what is wrong with a file, a sentence each; none for one that phones take.
 
-    Of the parts that run on the CPU only builtin operations are asked.
+    `gpu`: whether it is to run on GPUs, too, which refuse much; CPUs take all builtin operations.
     """
     content = look(path)
     custom = sorted({one.name for one in content.operations if one.custom})
     found = [f"{path.name} needs the custom operation {name}, which phones' runtimes lack." for name in custom]
     if content.bytes > MAX_BYTES:
         found.append(f"{path.name} has {content.bytes / 1e9:.2f} GB; phones map at most {MAX_BYTES / 1e9:.2f} GB.")
-    if part in ACCELERATED:
+    if gpu:
         reasons = Counter(reason for one in content.operations if (reason := _refused(one)))
         found += [f"{path.name} has {count} {reason}." for reason, count in sorted(reasons.items())]
     return found
 
 
 def _refused(one: Operation) -> str:
-    """Returns why GPU accelerators refuse an operation, "" if they take it."""
-    shapes = [*one.inputs, *one.outputs]
+    """Returns why GPU accelerators refuse an operation or compute it wrongly, "" if they do neither."""
+    tensors = [*one.inputs, *one.outputs]
     if one.name not in TAKEN:
         return f"{one.name}, which no GPU takes"
-    if any(len(shape) > MAX_DIMENSIONS for shape in shapes):
+    if any(len(tensor.shape) > MAX_DIMENSIONS for tensor in tensors):
         return f"{one.name} of more than {MAX_DIMENSIONS} dimensions"
-    if others := set(one.types) - set(TYPES):
+    if others := {tensor.type for tensor in tensors} - set(TYPES):
         return f"{one.name} of {', '.join(sorted(others))}, for which GPUs have no kernels"
-    if one.name == "MUL" and len(one.inputs[0]) == len(one.inputs[1]):
-        sizes = list(zip(*one.inputs))
+    if any(tensor.shape == () and not tensor.constant for tensor in one.inputs):
+        return f"{one.name} of a number without dimensions that is computed, not constant"
+    return _refused_by_kind(one)
+
+
+def _refused_by_kind(one: Operation) -> str:
+    """Returns the same for what only operations of this name may not have."""
+    first, out = one.inputs[0], one.outputs[0]
+    if one.name == "MUL" and len(first.shape) == len(one.inputs[1].shape):
+        sizes = list(zip(first.shape, one.inputs[1].shape))
         if any(a < b for a, b in sizes) and any(a > b for a, b in sizes):
             return "MUL of two tensors of which neither is the larger one"
-    masks = ("ShrinkAxisMask", "NewAxisMask", "EllipsisMask")
-    if one.name == "STRIDED_SLICE" and (len(one.inputs[0]) < 3 or any(getattr(one.options, mask)() for mask in masks)):
+    if one.name == "STRIDED_SLICE" and (len(first.shape) < 3 or any(getattr(one.options, mask)() for mask in _MASKS)):
         return "STRIDED_SLICE that adds or drops dimensions, or has fewer than three"
+    if one.name in _SPLITS and out.type == "INT32":
+        return f"{one.name} of INT32, which GPUs split only as floats"
+    if one.name == "GATHER" and len(one.inputs[1].shape) != 1:
+        return "GATHER with other than one dimension of indices"
+    if one.name == "ADD" and out.result and out.read and not any(tensor.constant for tensor in one.inputs):
+        return "ADD whose sum is an output and is used again, of which GPUs of phones return a summand (LiteRT issue 8599)"
+    if one.name == "FULLY_CONNECTED" and one.inputs[1].stored in ("INT8", "INT4"):
+        return f"FULLY_CONNECTED with weights that a DEQUANTIZE makes of {one.inputs[1].stored}, which no GPU takes"
     return ""

@@ -7,6 +7,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from converters.device.parts import Part
+from converters.device.recipes import CHECKED, RECIPES
 from tfsd import __version__
 from tfsd.api import StableDiffusion
 from tfsd.arguments import MAX_INDEX
@@ -14,14 +15,14 @@ from tfsd.device import FORMAT, MANIFEST
 from tfsd.files import sha256
 from tfsd.hub import PUBLISHED
 from tfsd.noise import SEED_PERIOD, highest_index
-from tfsd.samplers.plans import fitting_samplers
+from tfsd.samplers.plans import fitting_samplers, sampler_names
 
 TOKENIZER = "tokenizer.json"
 
 
 def describe(model: StableDiffusion, parts: dict[str, Part], quantize: str, size: tuple[int, int], max_steps: int) -> dict:
     """Returns the manifest of a bundle, but for the hashes of its files and the memory that its parts need."""
-    spec, text = model.spec, model.spec.text
+    spec, text, samplers = model.spec, model.spec.text, fitting_samplers(model.spec.schedule)
     latents = model.pipeline.latent_shape(*size)
     published = next((one for one in PUBLISHED.values() if one.spec.licence == spec.licence), None)
     own = dict(model.identity)
@@ -38,7 +39,8 @@ def describe(model: StableDiffusion, parts: dict[str, Part], quantize: str, size
         "size": list(size),
         "latents": list(latents),
         "tokenizer": {"file": TOKENIZER, **tokens},
-        "samplers": fitting_samplers(spec.schedule),
+        "samplers": samplers,
+        "sampler_aliases": {name: key for name, key in sampler_names().items() if key in samplers},  # in lower case
         "max_steps": max_steps,
         "max_index": min(MAX_INDEX, highest_index(latents)),
         "seed_period": SEED_PERIOD,
@@ -48,8 +50,16 @@ def describe(model: StableDiffusion, parts: dict[str, Part], quantize: str, size
             "sampler": spec.default_sampler,
         },
         "parts": {
-            name: {"file": f"{name}.tflite", "memory": 0, "signatures": dict(_signatures(part))} for name, part in parts.items()
+            name: {
+                "file": f"{name}.tflite",
+                "memory": 0,
+                "accelerators": list(RECIPES[quantize].accelerators(name)),
+                "signatures": dict(_signatures(part)),
+            }
+            for name, part in parts.items()
         },
+        "checked": CHECKED,
+        "no_gpu": RECIPES[quantize].no_gpu,
         "licence": spec.licence,
         "licence_url": published.licence_url if published else "",
         "use_restrictions": published.terms if published else "",

@@ -101,7 +101,9 @@ def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> Part:
         output = pipeline.denoise(latents, unet.time.embed(waves), unet.keys_values(context), guidance_scale)
         before = (history0, history1, history2, history3, tf.zeros_like(latents))  # the oldest is never read
         moved, (newest, *_) = step(unpack(row), latents, before, output, noise)
-        return {"latents": moved, "history": newest}
+        # The sum itself may not be an output: where it is used again, too, GPUs of phones return one of its summands
+        # (LiteRT issue 8599). The maximum changes no number.
+        return {"latents": moved, "history": tf.maximum(newest, tf.float32.min)}
 
     picture, text = (1, *shape), (2, spec.text.length, spec.denoiser.context_width)
     inputs = _floats(latents=picture, context=text, waves=(1, spec.denoiser.channels[0]), row=(ROW_SIZE,), noise=picture)
@@ -112,9 +114,9 @@ def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> Part:
 def _decoder(pipeline: Pipeline, shape: tuple[int, int, int], size: tuple[int, int]) -> Part:
     def decode(latents):
         """The picture as int32 ARGB colours, [H, W]: Kotlin's tensors hold no uint8."""
-        levels = tf.reshape(pipeline.decode_levels(latents), (*size, 3))
-        red, green, blue = tf.unstack(tf.cast(levels, tf.int32), axis=-1)
-        return {"colours": (red * 256 + green) * 256 + blue + OPAQUE}
+        # Split before the cast: LiteRT's GPU accelerator does not split whole numbers.
+        red, green, blue = (tf.cast(levels, tf.int32) for levels in tf.split(pipeline.decode_levels(latents), 3, axis=-1))
+        return {"colours": tf.reshape((red * 256 + green) * 256 + blue + OPAQUE, size)}
 
     variables = [v.value for v in pipeline.parts.decoder.variables]
     return Part(variables, {"decode": Signature(decode, _floats(latents=(1, *shape)))})

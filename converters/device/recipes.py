@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from converters.device.jobs import CONVERSION_BYTES
+from tfsd.h5 import CheckpointError
 from tfsd.specs import ModelSpec
 
 BLOCK = 32  # weights that share a scale in four bits
@@ -21,6 +22,13 @@ CALIBRATION_CALLS = 40  # of a part, spread over the trajectories
 # Layers that read what no norm bounds, by the names of their outputs: a few of their inputs are many times the others, so one
 # range for all calls, which "int8" needs, costs most there. They keep a range of each call's own.
 UNBOUNDED = r"(dense[01]_\d+/MatMul|embed_|conv_in_|conv_out_|skip_|downsample|upsample|proj_out_|feed_forward|/out_|key_|value_)"
+# What may run on GPUs. `sampling` has tables and whole numbers of 32 bits; the text encoder runs once, looks up tables, and
+# squares numbers that half precision cannot hold.
+GPU_PARTS = ("denoiser", "decoder")
+CHECKED = (
+    "GPU: the denoiser and the decoder of tiny, whole, by LiteRT 2.3.0's accelerator over WebGPU and SwiftShader, a Vulkan in "
+    "software, which computes in float32. CPU: LiteRT 2.3.0 on x86-64."
+)
 _CHUNK_BYTES = 2**25
 _MODEL_PARTS = {"text_encoder": "text_encoder", "denoiser": "unet", "decoder": "decoder"}
 
@@ -39,7 +47,8 @@ class Recipe(NamedTuple):
     `dense_bytes` and `conv_bytes`: of a weight in the file; `packed_bytes`: of it in LiteRT's own copy; `gate`: the least PSNR
     in dB that a picture may have against the same one in float32; `points`: the most of a hundred prompts of the embedded model
     that may be followed less often; `rules`: part -> what sets up its Quantizer, given that and
-    the part's file; `calibrated`: whether the ranges of activations are measured first.
+    the part's file; `calibrated`: whether the ranges of activations are measured first; `no_gpu`: why no part may run on a GPU,
+    "" if `GPU_PARTS` passed there whole, as `CHECKED` says.
     """
 
     summary: str
@@ -50,6 +59,11 @@ class Recipe(NamedTuple):
     points: int
     rules: dict[str, Callable] | None
     calibrated: bool = False
+    no_gpu: str = ""
+
+    def accelerators(self, part: str) -> tuple[str, ...]:
+        """Returns what a part may run on, the fastest first."""
+        return ("gpu", "cpu") if part in GPU_PARTS and not self.no_gpu else ("cpu",)
 
     def size(self, dense: int, others: int, tables: int) -> PartSize:
         """Returns what a part with so many weights in dense layers, others, and in tables, which stay float32, will need."""
@@ -130,6 +144,7 @@ RECIPES = {
     "int8-weights": Recipe(
         "weights int8, products in float32: least loss in 8 bits, slow on CPUs and large in their memory",
         1, 1, 8, 20.0, 2, _all_parts(_int8_weights),
+        no_gpu="LiteRT's GPU compiles no dense layer whose weights are made floats first; of dynamic it computes the same",
     ),
     # The text encoder runs once and is small beside the denoiser, and of its activations single ones are hundreds of times
     # the others: neither one range for all nor four bits are worth it there.
@@ -140,8 +155,18 @@ RECIPES = {
     "int4": Recipe(
         "the denoiser's dense layers in 4 bits, all else as dynamic: smallest",
         0.5625, 1, 0.5625, 12.0, 10, _all_parts(_dynamic, denoiser=_int4),
+        no_gpu="LiteRT's GPU ends the program at weights in 4 bits of which each block has a scale of its own",
     ),
 }  # fmt: skip
+
+
+def known_recipe(name: str, path: Path) -> Recipe:
+    """Returns the recipe of a name that the manifest at `path` has. Raises: `CheckpointError` for one that this tfsd lacks."""
+    if name not in RECIPES:
+        raise CheckpointError(
+            f"{path} has quantize {name[:30]!r}; this tfsd knows {', '.join(RECIPES)}. Export it again, or use a newer tfsd."
+        )
+    return RECIPES[name]
 
 
 def plan_sizes(spec: ModelSpec) -> dict[str, dict[str, PartSize]]:

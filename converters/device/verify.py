@@ -7,12 +7,14 @@ import numpy as np
 from PIL import Image
 
 from converters.device.quality import compare_pictures
-from converters.device.recipes import RECIPES
+from converters.device.recipes import known_recipe
 from converters.verify import ExportError
-from tfsd.device import DeviceBundle
+from tfsd.device import MANIFEST, DeviceBundle
+from tfsd.h5 import CheckpointError
 from tfsd.image_files import read_recipe
 
 REFERENCE = "reference.png"  # its recipe says how it was drawn
+_DRAWN = ("prompt", "seed", "negative_prompt", "num_steps", "guidance_scale", "sampler", "index")
 
 
 class Verdict(NamedTuple):
@@ -32,13 +34,14 @@ def verify_bundle(folder: str | Path) -> Verdict:
     folder = Path(folder)
     bundle = DeviceBundle(folder)
     file = folder / REFERENCE
+    gate = known_recipe(bundle.manifest["quantize"], folder / MANIFEST).gate
     recipe = read_recipe(file)
-    named = ("seed", "negative_prompt", "num_steps", "guidance_scale", "sampler", "index")
-    made = bundle.text_to_image(recipe["prompt"], **{name: recipe[name] for name in named})
+    if missing := [name for name in _DRAWN if name not in recipe]:
+        raise CheckpointError(f"{file} is damaged: its recipe lacks {', '.join(missing)}. Export the bundle again.")
+    made = bundle.text_to_image(**{name: recipe[name] for name in _DRAWN})
     with Image.open(file) as picture:
         expected = np.asarray(picture.convert("RGB"))[None]
     psnr = compare_pictures(np.asarray(made), expected, [recipe["prompt"]])[0]["psnr"]
-    gate = RECIPES[bundle.manifest["quantize"]].gate
     if psnr < gate:
         raise ExportError(
             f"{folder} draws another picture than when it was exported: {psnr:.1f} dB, at least {gate:.0f} expected."

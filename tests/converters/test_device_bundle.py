@@ -82,7 +82,8 @@ def test_quantized_bundles_are_smaller_and_lint_clean(quantize, toy_folder, tmp_
     made = export_tflite(toy_folder, tmp_path / "made", quantize=quantize, max_steps=10)
     assert (made / "denoiser.tflite").stat().st_size < (bundle / "denoiser.tflite").stat().st_size
     assert (made / "sampling.tflite").read_bytes() == (bundle / "sampling.tflite").read_bytes()
-    assert not [line for name in PARTS for line in lint(made / f"{name}.tflite", name)]
+    parts = load_bundle_manifest(made)["parts"]
+    assert not [line for name in PARTS for line in lint(made / f"{name}.tflite", gpu="gpu" in parts[name]["accelerators"])]
     report = json.loads((made / REPORT).read_text())
     assert report["lowest_psnr"] >= RECIPES[quantize].gate and len(report["pictures"]) > 2
     errors = {part: one["relative_error"] for part, one in report["parts"].items()}
@@ -98,6 +99,53 @@ def test_manifest_describes_every_signature(bundle):
         content = look(bundle / part["file"])
         described = {name: (sorted(one["inputs"]), sorted(one["outputs"])) for name, one in part["signatures"].items()}
         assert described == content.signatures
+
+
+def test_manifest_says_what_passed_on_a_gpu_and_why_others_did_not(bundle):
+    manifest = load_bundle_manifest(bundle)
+    both, cpu = ["gpu", "cpu"], ["cpu"]
+    found = {name: part["accelerators"] for name, part in manifest["parts"].items()}
+    assert found == {"sampling": cpu, "text_encoder": cpu, "denoiser": both, "decoder": both}
+    assert "SwiftShader" in manifest["checked"] and manifest["no_gpu"] == ""
+    for name in ("none", "float16", "dynamic", "int8"):
+        assert [RECIPES[name].accelerators(part) for part in PARTS] == [("cpu",)] * 2 + [("gpu", "cpu")] * 2
+    for name in ("int8-weights", "int4"):
+        assert RECIPES[name].no_gpu and {RECIPES[name].accelerators(part) for part in PARTS} == {("cpu",)}
+
+
+def test_gpu_is_refused_where_a_recipe_did_not_pass_there(damaged):
+    for changes, words in (
+        ({"quantize": "int4", "no_gpu": "It ends the program"}, "'int4'; got 'gpu'. It ends the program. Export it again, with"),
+        ({"quantize": "dynamic", "no_gpu": ""}, "got 'gpu'. The version that exported it tried no GPU. Export it again"),
+    ):
+        manifest = json.loads((damaged / MANIFEST).read_text()) | changes
+        for part in manifest["parts"].values():
+            part["accelerators"] = ["cpu"]
+        (damaged / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match=words):
+            DeviceBundle(damaged, accelerator="gpu")
+    with pytest.raises(ValueError, match="accelerator must be one of cpu, gpu; got 'npu'"):
+        DeviceBundle(damaged, accelerator="npu")
+
+
+def test_bundles_of_older_versions_draw_on_the_cpu_and_know_the_names_of_samplers(damaged, device):
+    manifest = json.loads((damaged / MANIFEST).read_text())
+    for part in manifest["parts"].values():
+        del part["accelerators"]
+    for name in ("sampler_aliases", "checked", "no_gpu"):
+        del manifest[name]
+    (damaged / MANIFEST).write_text(json.dumps(manifest))
+    asked = {"prompt": "red", "seed": 1, "num_steps": 2, "sampler": "Euler a"}
+    before = DeviceBundle(damaged)
+    assert {tuple(before.accelerators(part)) for part in PARTS} == {("cpu",)}
+    np.testing.assert_array_equal(before.text_to_image(**asked), device.text_to_image(**asked))
+
+
+@pytest.mark.parametrize("alias", ["DPM++ 2M Karras", "dpm++ 2m karras", "DPMPP_2M_KARRAS"])
+def test_samplers_have_their_names_in_other_programs(alias, device):
+    pictures = [device.text_to_image("red", seed=1, num_steps=2, sampler=name) for name in (alias, "dpmpp_2m_karras")]
+    np.testing.assert_array_equal(*pictures)
+    assert pictures[0].recipes[0]["sampler"] == "dpmpp_2m_karras"
 
 
 def test_progress_is_told_and_cancelling_stops(device):
@@ -160,6 +208,11 @@ def test_damaged_files_are_named(damaged):
         ({"identity": None}, "lacks identity"),
         ({"samplers": "ddim"}, "samplers is missing or not what it should be"),
         ({"max_steps": "7"}, "max_steps is missing or not what it should be"),
+        ({"defaults": {"num_steps": 3, "sampler": "ddim"}}, "defaults.guidance_scale is missing or not what it should be"),
+        ({"tokenizer": {"file": "tokenizer.json"}}, "tokenizer.length is missing or not what it should be"),
+        ({"seed_period": 0}, "seed_period is missing or not what it should be"),
+        ({"latents": [4, -4, 4]}, "latents is missing or not what it should be"),
+        ({"sampler_aliases": ["euler"]}, "sampler_aliases is missing or not what it should be"),
     ],
 )
 def test_manifest_that_is_none_is_refused(change, words, damaged):
@@ -230,8 +283,12 @@ def test_part_too_large_for_phones_is_refused_before_anything_is_loaded(tmp_path
 
 
 class Refused(tf.Module):
+    table = tf.constant([[1.0, 2.0], [3.0, 4.0]])
+
     @tf.function(input_signature=[tf.TensorSpec([1, 2, 3, 4], tf.float32)])
     def __call__(self, x):
+        numbers = tf.cast(x, tf.int32)
+        total = 2 * x + tf.sin(x)
         spread = tf.broadcast_to(tf.reduce_mean(x, axis=3, keepdims=True), [1, 2, 3, 4])
         turned = tf.transpose(tf.reshape(x, [1, 2, 3, 2, 2]), [0, 1, 2, 4, 3])
         outer = x[:, :, :, :1] * tf.reduce_max(x, axis=2, keepdims=True)
@@ -240,6 +297,12 @@ class Refused(tf.Module):
             "spread": spread,
             "outer": outer,
             "row": x[0, 1] + 1,
+            "scaled": x * tf.unstack(x[0, 0, 0])[0],
+            "unpacked": tf.unstack(numbers, axis=-1)[1] * 2,
+            "split": tf.split(numbers, 2, axis=-1)[1] * 2,
+            "read": tf.gather(self.table, numbers[0, 0] % 2),
+            "total": total,
+            "again": total * x,
             "counts": tf.cast(tf.cast(x, tf.int64), tf.int32),
         }
 
@@ -249,14 +312,38 @@ def test_lint_finds_what_accelerators_refuse(tmp_path):
     tf.saved_model.save(module, str(tmp_path / "saved"), signatures={"run": module.__call__})
     file = tmp_path / "refused.tflite"
     file.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"), signature_keys=["run"]).convert())
-    found = " ".join(lint(file, "denoiser"))
+    found = " ".join(lint(file, gpu=True))
     assert "1 BROADCAST_TO, which no GPU takes" in found and "TRANSPOSE of more than 4 dimensions" in found
     assert "MUL of two tensors of which neither is the larger one" in found and "CAST of INT64" in found
     assert "STRIDED_SLICE that adds or drops dimensions" in found
-    assert not lint(file, "sampling")  # the CPU takes them
+    assert "1 MUL of a number without dimensions that is computed" in found
+    assert "1 UNPACK of INT32, which GPUs split only as floats" in found and "SPLIT of INT32" in found
+    assert "1 GATHER with other than one dimension of indices" in found
+    assert "1 ADD whose sum is an output and is used again" in found
+    assert not lint(file, gpu=False)  # the CPU takes them
     with pytest.raises(ValueError, match="is no TFLite model"):
         (tmp_path / "text").write_text("no model")
         look(tmp_path / "text")
+
+
+def test_verify_names_a_recipe_that_this_version_does_not_know(damaged):
+    manifest = json.loads((damaged / MANIFEST).read_text()) | {"quantize": "int2"}
+    (damaged / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(
+        CheckpointError, match="manifest.json has quantize 'int2'; this tfsd knows none, float16"
+    ):
+        verify_bundle(damaged)
+
+
+def test_verify_names_a_reference_without_its_arguments(damaged):
+    recipe = read_recipe(damaged / REFERENCE)
+    del recipe["seed"]
+    with Image.open(damaged / REFERENCE) as picture:
+        content = encode(picture.convert("RGB"), recipe)
+    (damaged / REFERENCE).write_bytes(content)
+    write(damaged, json.loads((damaged / MANIFEST).read_text()))
+    with pytest.raises(CheckpointError, match="reference.png is damaged: its recipe lacks seed"):
+        verify_bundle(damaged)
 
 
 def test_verify_finds_a_bundle_that_draws_another_picture(bundle, tmp_path):

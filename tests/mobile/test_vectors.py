@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "mobile" / "vectors"
 CLOSE = 2e-6  # logarithm, sine and cosine of two float32 libraries; values reach 5
 LATENTS = 1e-4  # float32 convolutions of two machines, after five steps
-NOT_OF_PYTHON = ("no_json", "field")  # it names the place in the JSON, and trusts entries of files that have the right hash
+NOT_OF_PYTHON = ("no_json",)  # it names the place in the JSON
 
 
 def load_make():

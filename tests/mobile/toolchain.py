@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 MOBILE = Path(__file__).resolve().parents[2] / "mobile"
@@ -122,9 +122,14 @@ def run(command: Sequence[str], **options) -> str:
     return done.stdout
 
 
-def ended(command: Sequence[str], timeout: float = LONGEST, **options) -> subprocess.CompletedProcess:
-    """Returns a program that has ended, well or not; `options` as of `subprocess.run`. Raises: `ToolError` if it takes longer."""
-    own = {**os.environ, "LC_ALL": "C.UTF-8"}  # by which Java reads its arguments
+def ended(
+    command: Sequence[str], timeout: float = LONGEST, variables: Mapping[str, str] | None = None, **options
+) -> subprocess.CompletedProcess:
+    """Returns a program that has ended, well or not; `variables` of its environment, `options` as of `subprocess.run`.
+
+    Raises: `ToolError` if it takes longer.
+    """
+    own = {**os.environ, "LC_ALL": "C.UTF-8", **(variables or {})}  # LC_ALL: by which Java reads its arguments
     try:
         return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=timeout, env=own, **options)
     except subprocess.TimeoutExpired as error:

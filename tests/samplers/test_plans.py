@@ -222,6 +222,15 @@ def test_changing_sampler_and_num_steps_does_not_retrace(jit):
     assert len({result.numpy().tobytes() for result in results}) == len(results)
 
 
+@pytest.mark.parametrize("shape", [(ROW_SIZE,), (1, ROW_SIZE), (3, ROW_SIZE)], ids=str)
+def test_rows_have_the_dimensions_of_latents_as_gpus_of_phones_need(shape):
+    packed = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    row = unpack(tf.constant(packed))
+    numbers = np.stack([*row[:6], *row.mix, row.noise])
+    assert numbers.shape == (ROW_SIZE, packed.size // ROW_SIZE, 1, 1, 1)
+    np.testing.assert_array_equal(numbers[:, :, 0, 0, 0].T.reshape(shape), packed)
+
+
 def test_step_converts_to_tflite_builtins_and_agrees():
     def flat(row, latents, history, output, noise):
         moved, history = step(unpack(row), latents, tf.split(history, 5), output, noise)

@@ -2,12 +2,15 @@
 
 import tensorflow as tf
 
-from tfsd.samplers.rows import HISTORY, Row
+from tfsd.samplers.rows import HISTORY, ROW_SIZE, Row
 
 
 def unpack(packed: tf.Tensor) -> Row:
-    """Returns one row of a plan, float32 [ROW_SIZE], as a `Row` of scalars; one per picture, [B, ROW_SIZE], as [B, 1, 1, 1]."""
-    numbers = tf.unstack(packed if len(packed.shape) == 1 else packed[:, None, None, None, :], axis=-1)
+    """Returns rows of plans, float32 [ROW_SIZE] or one per picture [B, ROW_SIZE], as a `Row` of [1, 1, 1, 1] or [B, 1, 1, 1].
+
+    They have four dimensions in either case, since LiteRT's GPU accelerator multiplies by no scalar that is computed.
+    """
+    numbers = tf.split(tf.reshape(packed, [-1, 1, 1, ROW_SIZE]), ROW_SIZE, axis=-1)
     return Row(*numbers[:6], mix=tuple(numbers[6 : 6 + HISTORY]), noise=numbers[6 + HISTORY])
 
 
