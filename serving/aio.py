@@ -65,16 +65,23 @@ class AsyncClient(Caller):
         batch_size: int = 1,
         seed: int | Sequence[int] | None = None,
         *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        sampler: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        index: int = 0,
         progress: bool = False,
         callback: Callable[[int, int], bool | None] | None = None,
         timeout: float | None = None,
-        **options,
     ) -> list[bytes]:
         """Returns the PNG files that the server made, untouched; the arguments are those of `text_to_image`.
 
         Raises: as `text_to_image`.
         """
-        request = checked(prompt, batch_size, seed, Options(**options))
+        options = Options(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
+        request = checked(prompt, batch_size, seed, options)
         columns, answers = await self._draw(request, Progress(progress, callback), timeout)
         warn_of_truncation(columns, answers, stacklevel=2)
         return [png for answer in answers for png in answer.pngs]

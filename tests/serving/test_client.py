@@ -1,5 +1,6 @@
 """Both clients against a server that fails as it is told: what is sent, what comes back, what errors become."""
 
+import inspect
 import threading
 import time
 import warnings
@@ -23,9 +24,10 @@ from scripted import (
     until,
 )
 
+from serving.aio import AsyncClient
 from serving.client import Client
 from serving.errors import ServerError
-from tfsd import Cancelled, Images
+from tfsd import Cancelled, Images, StableDiffusion
 from tfsd.images import read_recipe
 from tfsd.text import PromptTruncationWarning
 
@@ -36,6 +38,14 @@ FAST = {"retries": 3, "timeout": 20.0}
 def draw(request):
     """Draws with one of the clients."""
     return request.param
+
+
+def test_all_methods_have_the_arguments_of_text_to_image_that_a_server_takes():
+    fixed = {"eta", "on_long"}  # by the export
+    wanted = [one for one in inspect.signature(StableDiffusion.text_to_image).parameters if one not in fixed] + ["timeout"]
+    for kind in (Client, AsyncClient):
+        for method in (kind.text_to_image, kind.text_to_png):
+            assert list(inspect.signature(method).parameters) == wanted
 
 
 def test_pictures_come_with_recipes_that_make_them_again(draw, tmp_path):
