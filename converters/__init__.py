@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from converters.sources import detect
 from tfsd.errors import TfsdWarning, shown
 from tfsd.files import require_space
+from tfsd.progress import Stages
 from tfsd.samplers.plans import check_fits, find_sampler
 from tfsd.specs import SD_1_4, ModelSpec
 from tfsd.weights import DTYPES, write_model
@@ -90,7 +89,8 @@ def convert(
         total = sum(math.prod(t.shape) * ITEM_BYTES[dtype or t.dtype] for part in parts.values() for t in part.values())
         require_space(dst, total)
         streams = {part: ((path, t.read()) for path, t in tensors.items()) for part, tensors in parts.items()}
-        with tqdm(total=total, desc=f"writing {dst.name}", unit="B", unit_scale=True, disable=not progress) as bar:
+        with Stages.within(progress) as stages:
+            stages(f"writing {dst.name}", total, unit="B", scale=True)
             return write_model(
                 dst,
                 spec,
@@ -98,5 +98,5 @@ def convert(
                 dtype=dtype,
                 notes={"converted_from": kind, **({"warnings": told} if told else {}), **(notes or {})},
                 overwrite=overwrite,
-                progress=lambda part, path, size: bar.update(size),
+                progress=lambda part, path, size: stages.advance(size),
             )

@@ -2,8 +2,8 @@
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
+from tfsd.progress import Stages
 from tfsd.samplers.plans import MAX_ROWS, build_plan, fitting_samplers, sampler_names
 from tfsd.specs import ScheduleSpec
 
@@ -26,11 +26,14 @@ class PlanBank(tf.Module):
             np.zeros((len(self.samplers), max_steps), np.int32),
             np.zeros((len(self.samplers), max_steps)),
         )
-        for which, name in enumerate(tqdm(self.samplers, desc="plans", disable=not progress, leave=False)):
-            for steps in range(1, max_steps + 1):
-                plan = build_plan(schedule, name, steps)
-                rows.append(plan.rows[: plan.count])
-                counts[which, steps - 1], scales[which, steps - 1] = plan.count, plan.init_scale
+        with Stages.within(progress) as stages:
+            stages("making plans", len(self.samplers), unit="sampler")
+            for which, name in enumerate(self.samplers):
+                for steps in range(1, max_steps + 1):
+                    plan = build_plan(schedule, name, steps)
+                    rows.append(plan.rows[: plan.count])
+                    counts[which, steps - 1], scales[which, steps - 1] = plan.count, plan.init_scale
+                stages.advance()
         starts = 1 + np.cumsum(counts).reshape(counts.shape) - counts
         self.rows = tf.Variable(np.concatenate(rows), trainable=False, name="rows")  # row 0 is where finished pictures rest
         self.starts = tf.Variable(starts.astype(np.int32), trainable=False, name="starts")

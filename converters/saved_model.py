@@ -24,6 +24,7 @@ from tfsd.errors import shown
 from tfsd.files import sha256
 from tfsd.h5 import CheckpointError
 from tfsd.hub import PUBLISHED
+from tfsd.progress import Stages
 from tfsd.samplers.plans import MAX_STEPS, fitting_samplers
 
 REFERENCE_PROMPT = "a red star above a blue house at night"
@@ -56,7 +57,9 @@ def export_saved_model(
     """
     if batching not in ("exact", "fused"):
         raise ValueError(f'batching must be "exact" or "fused"; got {shown(batching)}.')
-    loaded = model if isinstance(model, StableDiffusion) else load(model, dtype=dtype, jit_compile=xla)
+    with Stages.within(progress) as stages:
+        stages("loading")
+        loaded = model if isinstance(model, StableDiffusion) else load(model, dtype=dtype, jit_compile=xla)
     limits = Limits(
         sizes=_sizes(sizes, loaded.spec),
         batch_sizes=_batch_sizes(batch_sizes),
@@ -65,11 +68,17 @@ def export_saved_model(
     )
     name = served_name(loaded)
     folder = Path(out) / name / str(_version(Path(out) / name, version))
-    with new_folder(folder, kind="saved_model") as new, tempfile.TemporaryDirectory() as assets:
+    with (
+        Stages.within(progress) as stages,
+        new_folder(folder, kind="saved_model") as new,
+        tempfile.TemporaryDirectory() as assets,
+    ):
         signatures = Signatures(loaded.pipeline, limits, assets=Path(assets), progress=progress)
+        stages("tracing and saving")
         tf.saved_model.save(signatures, str(new), signatures=signatures.functions())
         manifest = _manifest(loaded, limits, name, int(folder.name))
         write_warmup(new, name, signatures, limits)
+        stages("comparing with Python")
         manifest["reference"] = _reference(new, loaded, limits)
         files = sorted(path for path in new.rglob("*") if path.is_file())
         manifest["files"] = {

@@ -12,14 +12,13 @@ from pathlib import Path
 import grpc
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import StringValue
-from tqdm import tqdm
 
 from serving import protos
 from serving.errors import ServerError
 from serving.requests import Answer, Columns, defaults_of, model_spec, parsed, predict_requests
 from tfsd.arguments import whole
 from tfsd.errors import shown
-from tfsd.progress import Cancelled, Progress
+from tfsd.progress import Cancelled, Progress, Stages
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
@@ -195,13 +194,15 @@ class Tracker:
         self._answered: set[int] = set()
         self._lock = threading.Lock()  # what the server tells comes in threads of its own
         self._told, self._told_at = (0, sum(steps)), time.monotonic()
-        self._bar = tqdm(total=sum(steps), desc="waiting", unit="step", disable=not show.bar)
+        self._stages = Stages.within(show.bar)
 
     def __enter__(self) -> "Tracker":
+        self._stages.__enter__()
+        self._stages("waiting for the server")
         return self
 
-    def __exit__(self, *_):
-        self._bar.close()
+    def __exit__(self, *failure):
+        self._stages.__exit__(*failure)
 
     def heard(self, call: int, data: bytes):
         """Takes what the server told of a call, a Struct {state, done, steps}; passes over what is none, or comes late."""
@@ -232,8 +233,9 @@ class Tracker:
         if (done, steps) == self._told and now - self._told_at < HEARTBEAT_SECONDS:
             return
         self._told, self._told_at = (done, steps), now
-        self._bar.total, self._bar.n = steps, done
-        self._bar.set_description("drawing" if done else "waiting")
+        if done and self._stages.name != "drawing":
+            self._stages("drawing", steps)
+        self._stages.step(done, steps if done else None)
         if self._callback is not None and self._callback(done, steps) is False:
             raise Cancelled(f"Cancelled after {done} of {steps} steps.")
 

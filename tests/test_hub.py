@@ -1,5 +1,6 @@
 import hashlib
 import http.server
+import io
 import json
 import os
 import shutil
@@ -251,13 +252,17 @@ def test_a_failed_conversion_keeps_the_files_and_leaves_no_model(fetch, hub, tmp
     assert left_in(tmp_path / "cache") == [f"downloads/sd-1.4/{name}" for name in sorted(FILES.values())]
 
 
-def test_progress_is_shown_on_request(fetch, capfd, tmp_path):
-    """Of the conversion; the hub's client shows the download's in a terminal alone."""
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_on_request(terminal, fetch, monkeypatch):
+    """Of the conversion; the hub's client shows the download's."""
+    errors = io.StringIO()
+    errors.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stderr", errors)
     folder = fetch()
-    assert capfd.readouterr().err == ""
+    assert errors.getvalue() == ""
     shutil.rmtree(folder)
     fetch(progress=True)
-    assert "writing sd-1.4: 100%" in capfd.readouterr().err
+    assert ("writing sd-1.4: 100%" in errors.getvalue()) == terminal
 
 
 DOWNLOADER = """

@@ -245,7 +245,7 @@ class StableDiffusion:
             both = tf.concat([negative, contexts], axis=0)
         if noise is not None:
             state = state._replace(latents=tf.constant(noise, tf.float32))
-        for first, last in show.chunks(int(request.count), (batch, *size)):
+        for first, last in show.chunks(int(request.count), (batch, *size), compiles=True):
             images, state = pipeline.generate(request, state, both, tf.constant(first), tf.constant(last))
         return images.numpy()
 

@@ -8,11 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfsd.errors import shown
-
-MAX_SIDE = 2048  # pixels
-MAX_SCALE = 100  # of guidance
-MAX_INDEX = 2**20  # of a picture in its seed's batch
-INT64 = (-(2**63), 2**63 - 1)  # lowest and highest seed
+from tfsd.limits import INT64, MAX_INDEX, MAX_SCALE, MAX_SIDE
 
 
 def whole(name: str, value, low: int, high: int) -> int:

@@ -7,8 +7,6 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from converters.device.capture import Records
 from converters.device.convert import convert
 from converters.device.jobs import CONVERSION_BYTES
@@ -25,6 +23,7 @@ from tfsd.atomic import new_folder
 from tfsd.device import MAX_BATCH, available_memory
 from tfsd.errors import shown
 from tfsd.files import require_space
+from tfsd.progress import Stages
 from tfsd.samplers.plans import MAX_STEPS
 from tfsd.specs import ModelSpec
 from tfsd.text.portable import write_tokenizer_data
@@ -68,14 +67,22 @@ def export_tflite(
     max_steps = whole("max_steps", max_steps, 1, min(MAX_STEPS, spec.schedule.train_steps))
     check = _checked(check or Check(), max_steps)
     require_room(spec, quantize)
-    with new_folder(out, kind="device", overwrite=overwrite) as new, tempfile.TemporaryDirectory() as work:
+    with (
+        Stages.within(progress) as stages,
+        new_folder(out, kind="device", overwrite=overwrite) as new,
+        tempfile.TemporaryDirectory() as work,
+    ):
+        stages("loading, tracing and drawing references")
         saved, manifest, evidence = _prepare(model, Path(work), quantize, size, max_steps, check)
         gc.collect()  # a large model leaves memory before it is converted: Keras' layers are cycles
-        files = _convert(saved, Path(work), progress)
+        files = _convert(saved, Path(work), stages)
+        stages("quantizing")
         _quantize(files, new, quantize, recipe, evidence.calibration)
         if found := [line for name in files for line in lint(new / f"{name}.tflite", gpu="gpu" in recipe.accelerators(name))]:
             raise ExportError(" ".join(found))
+        stages("measuring memory")
         _complete(new, manifest)
+        stages("comparing pictures")
         report, ours = make_report(new, files, evidence, check)
         write_report(new, report, ours, evidence.pictures)
         if failed := [f"{gate['what']} {gate['found']}, {gate['limit']}" for gate in report["gates"] if not gate["passed"]]:
@@ -133,10 +140,11 @@ def _prepare(model, work: Path, quantize: str, size: tuple[int, int], max_steps:
     return saved, manifest, gather(loaded, manifest, parts, check)
 
 
-def _convert(saved: dict[str, Saved], work: Path, progress: bool) -> dict[str, Path]:
+def _convert(saved: dict[str, Saved], work: Path, stages: Stages) -> dict[str, Path]:
     """Returns the parts' files in float32."""
     files = {}
-    for name, one in tqdm(saved.items(), desc="converting", unit="file", disable=None if progress else True):
+    for name, one in saved.items():
+        stages(f"converting {name}")
         files[name] = convert(one.folder, work / f"{name}.tflite", one.signatures, one.weights)
         shutil.rmtree(one.folder)
     return files

@@ -14,7 +14,7 @@ from tfsd.images import read_recipe
     ("argv", "message"),
     [
         (["--device-bundle", "b", "--server", "localhost:1"], "give --server or --device-bundle, not both"),
-        (["--threads", "2"], "--threads is of --device-bundle. Add --device-bundle DIR"),
+        (["--threads", "2"], "--threads requires --device-bundle. Add --device-bundle DIR"),
         (["--device-bundle", "b", "--eta", "0.5"], "--eta cannot be given with --device-bundle"),
         (["--device-bundle", "b", "--model", "toy"], "--model cannot be given with --device-bundle"),
     ],

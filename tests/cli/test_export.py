@@ -12,14 +12,14 @@ from command_line import made, one_line
     ("argv", "message"),
     [
         ([], "target"),
-        (["onnx", "--out", "models"], "invalid choice: 'onnx'"),
-        (["saved_model", "--out", "models", "--quantize", "float16"], "--quantize is not of saved_model"),
-        (["tflite", "--out", "bundle", "--no-xla"], "--no-xla is not of tflite"),
-        (["tflite", "--out", "bundle", "--quantize", "int3"], "invalid choice: 'int3'"),
+        (["onnx", "--out", "models"], "target must be one of saved_model, tflite; got 'onnx'"),
+        (["saved_model", "--out", "models", "--quantize", "float16"], "--quantize does not apply to saved_model"),
+        (["tflite", "--out", "bundle", "--no-xla"], "--no-xla does not apply to tflite"),
+        (["tflite", "--out", "bundle", "--quantize", "int3"], "--quantize must be one of none, float16"),
         (["tflite", "--out", "bundle", "--size", "32x32", "--size", "64x64"], "a bundle has one size"),
         (["saved_model"], "--out"),
-        (["saved_model", "--out", "models", "--size", "128"], "must be height x width in pixels, as 512x768; got '128'"),
-        (["saved_model", "--out", "models", "--batch-sizes", "0"], "must be a whole number from 1 to 64"),
+        (["saved_model", "--out", "models", "--size", "128x"], "--size must be height x width in pixels, as 512x768; got '128x'"),
+        (["saved_model", "--out", "models", "--batch-sizes", "0"], "--batch-sizes must be a whole number from 1 to 64"),
         (["saved_model", "--out", "models", "--max-steps", "1001"], "must be a whole number from 1 to 1000"),
         (["saved_model", "--out", "models", "--version", "0"], "must be a whole number of at least 1"),
     ],
@@ -32,9 +32,9 @@ def test_usage_error_is_one_line(argv, message, place, run):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--size", "20x32"], "sizes must be a multiple of 8; got 20. Use 16 or 24."),
-        (["--size", "32x32", "--size", "32x32"], "sizes must be different pairs"),
-        (["--batch-sizes", "4", "2"], "batch_sizes must be rising numbers; got [4, 2]"),
+        (["--size", "20x32"], "--size must be a multiple of 8; got 20. Use 16 or 24."),
+        (["--size", "32x32", "--size", "32x32"], "--size must be different pairs"),
+        (["--batch-sizes", "4", "2"], "--batch-sizes must be rising numbers; got [4, 2]"),
     ],
 )
 def test_what_does_not_fit_the_model_is_one_line(argv, message, place, run):
@@ -52,7 +52,7 @@ def test_version_that_is_there_is_not_replaced(place, run):
 
 def test_folder_that_is_no_export_cannot_be_verified(place, run):
     status, out, err = run("verify", "toy")
-    assert (status, out) == (1, "") and one_line(err) and "no version of an export" in err
+    assert (status, out) == (1, "") and one_line(err) and "toy is no export: neither a version" in err
     assert made(".") == []
 
 

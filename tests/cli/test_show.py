@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,7 @@ def test_shell_reads_the_prompt_from_the_command_that_show_prints(prompt, encodi
     script = line.replace("tfsd generate", "printf '%s\\0'", 1).encode(encoding)
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
     expected = ["--negative=" + prompt] * (prompt != "") + ["--seed=1"]
+    expected += ["--allow-empty"] * (prompt.strip() == "")
     expected = [*expected, "--", prompt] if prompt.startswith("-") else [prompt, *expected]
     assert words == [word.encode("utf-8", "surrogateescape") for word in expected]
 
@@ -113,3 +115,38 @@ def test_show_tells_where_the_model_is_another(place, run):
     out = run("show", with_recipe({"prompt": "a", "model": "gone", "weights": "4e2e00000000"}))[1]
     assert "made with weights (4e2e00000000) of a model 'gone' that is not here: pass --model FOLDER\n" in out
     assert "nothing tells which weights" in run("show", with_recipe({"prompt": "a", "model": "toy"}))[1]
+
+
+def test_several_files_are_shown_and_those_that_cannot_be_read_are_named(place, run):
+    one, two = with_recipe({"prompt": "a cat", "seed": 1}, "one.png"), with_recipe({"prompt": "a dog", "seed": 2}, "two.png")
+    status, out, err = run("show", one, "missing.png", two)
+    assert status == 1 and one_line(err) and "missing.png" in err
+    assert out.index("one.png:") < out.index("a cat") < out.index("two.png:") < out.index("a dog")
+    status, out, err = run("show", one, two, "--json")
+    assert (status, err) == (0, "") and json.loads(out)["two.png"] == {"prompt": "a dog", "seed": 2}
+
+
+def test_nothing_is_shown_of_what_a_recipe_leaves_open(place, run):
+    file = with_recipe({"prompt": "a cat", "numerics_override": None, "model_version": None})
+    assert "null" not in run("show", file)[1] and "numerics_override" not in run("show", file)[1]
+    assert json.loads(run("show", file, "--json")[1])["numerics_override"] is None
+
+
+def test_parameters_of_other_programs_are_shown_with_a_command_for_a_picture_of_the_kind(place, run):
+    last = "Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 5, Size: 64x32, Clip skip: 2"
+    text = f"a (red:1.2) star\nNegative prompt: blue\n{last}"
+    info = PngInfo()
+    info.add_text("parameters", text)
+    Image.new("RGB", (1, 1)).save("theirs.png", pnginfo=info)
+    status, out, err = run("show", "theirs.png")
+    assert (status, err) == (0, "")
+    again = shlex.split(next(line for line in out.splitlines() if line.startswith("like it:")))[2:]
+    assert {"--negative=blue", "--steps=20", "--sampler=dpmpp_2m_karras", "--scale=7.0", "--height=32"} <= set(again)
+    assert "Clip skip" in out and "plain words" in out and "not the same" in out
+    assert json.loads(run("show", "theirs.png", "--json")[1])["num_steps"] == 20
+
+
+def test_picture_without_any_recipe_says_so(place, run):
+    Image.new("RGB", (1, 1)).save("bare.png")
+    status, out, err = run("show", "bare.png")
+    assert (status, out) == (1, "") and one_line(err) and "bare.png has no recipe" in err

@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -66,11 +67,15 @@ def test_options_of_the_other_kind_are_refused(sd1, tmp_path):
         convert(sd1, tmp_path / "x", kind="kerascv", variant="fp16")
 
 
-def test_progress_is_shown_on_request(sd1, tmp_path, capsys):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_on_request(terminal, sd1, tmp_path, monkeypatch):
+    errors = io.StringIO()
+    errors.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stderr", errors)
     convert(sd1, tmp_path / "quiet")
-    assert capsys.readouterr().err == ""
+    assert errors.getvalue() == ""
     convert(sd1, tmp_path / "loud", progress=True)
-    assert "writing loud: 100%" in capsys.readouterr().err
+    assert ("writing loud: 100%" in errors.getvalue()) == terminal
 
 
 def test_importing_the_converters_loads_no_tensorflow():

@@ -1,38 +1,50 @@
-"""The command `tfsd`. TensorFlow is imported only inside the commands that need it."""
+"""The command `tfsd`. TensorFlow and numpy are imported only inside the commands that need them."""
 
 import argparse
+import importlib
 import os
 import sys
-import warnings
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from tfsd import __version__
-from tfsd.cli import bench, convert, download, evaluate, export, generate, load_test, models, serve, show, tokens, train
-from tfsd.cli.parsing import Parser, UsageError
-from tfsd.cli.terminal import describe, printable
-from tfsd.errors import shown
+from tfsd.cli import words
+from tfsd.cli.parsing import Parser, UsageError, with_flags
+from tfsd.cli.terminal import describe, own_warnings, say
+from tfsd.cli.words import require_prompt
+
+
+class Command(NamedTuple):
+    """Where a command is: its module below `tfsd.cli`, and the function there that adds its parser."""
+
+    module: str
+    add: str
+
 
 COMMANDS = {
-    "generate": generate.add_generate,
-    "tokens": tokens.add_tokens,
-    "show": show.add_show,
-    "models": models.add_models,
-    "download": download.add_download,
-    "convert": convert.add_convert,
-    "train": train.add_train,
-    "eval": evaluate.add_eval,
-    "bench": bench.add_bench,
-    "export": export.add_export,
-    "verify": export.add_verify,
-    "serve": serve.add_serve,
-    "load-test": load_test.add_load_test,
+    "generate": Command("generate", "add_generate"),
+    "tokens": Command("tokens", "add_tokens"),
+    "show": Command("show", "add_show"),
+    "models": Command("models", "add_models"),
+    "download": Command("download", "add_download"),
+    "convert": Command("convert", "add_convert"),
+    "train": Command("train", "add_train"),
+    "eval": Command("evaluate", "add_eval"),
+    "bench": Command("bench", "add_bench"),
+    "export": Command("export", "add_export"),
+    "verify": Command("export", "add_verify"),
+    "serve": Command("serve", "add_serve"),
+    "load-test": Command("load_test", "add_load_test"),
+    "completion": Command("completion", "add_completion"),
 }
 EPILOG = """examples:
   tfsd "a red star above a blue house at night"     one picture, made by the embedded model
   tfsd "a cat in the snow" --n 4 --grid --seed 7    four of them in one file
   tfsd show a-cat-in-the-snow.png                   how a picture was made
   tfsd models                                       what else there is
+  tfsd help serve                                   explains a command
 
-`tfsd COMMAND --help` explains a command. The first argument is a prompt if it is no command."""
+The first argument is a prompt if it is no command and nothing like one. After -- everything is a prompt: tfsd -- help"""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -44,47 +56,22 @@ class _Help(argparse.RawDescriptionHelpFormatter):
             self._action_max_length = max(self._action_max_length, 4 + max(map(len, action.choices)))
 
 
-def build_parser() -> Parser:
-    """Returns the parser of all commands; what it parses has `run`, the function of the command."""
+def build_parser(names: Iterable[str] = tuple(COMMANDS)) -> Parser:
+    """Returns the parser of the named commands; what it parses has `run`, the function of the command."""
     description = "Stable Diffusion, deployed with TensorFlow."
     parser = Parser(prog="tfsd", description=description, epilog=EPILOG, formatter_class=_Help)
-    parser.add_argument("--version", action="version", version=f"tfsd {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", "-V", action="version", version=f"tfsd {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error, and all warnings")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=Parser)
-    for add in COMMANDS.values():
-        add(commands)
+    for name in names:
+        module = importlib.import_module(f"tfsd.cli.{COMMANDS[name].module}")
+        getattr(module, COMMANDS[name].add)(commands)
     return parser
 
 
 def with_command(argv: list[str]) -> list[str]:
-    """Returns the arguments with `generate` put in where they begin with a prompt or its options.
-
-    Raises: `UsageError` for a word that is a mistyped command.
-    """
-    first = next((i for i, word in enumerate(argv) if word != "--debug"), None)
-    if first is None or argv[first] in (*COMMANDS, "-h", "--help", "--version"):
-        return argv
-    word = argv[first]
-    for command in COMMANDS:
-        if _mistyped(word, command):
-            word = shown(word)
-            raise UsageError(f"there is no command {word}. Did you mean {command!r}? For a picture: tfsd generate {word}.")
-    return [*argv[:first], "generate", *argv[first:]]
-
-
-def _mistyped(word: str, command: str) -> bool:
-    """Tells whether two neighbours of a command's letters changed places or one, not the first, is missing or too much.
-
-    Other letters in place of its own are no sign: a beach is no bench, snow no show. Words one letter longer or shorter
-    than the commands of four are words themselves: a sow.
-    """
-    swapped = {command[:i] + command[i + 1] + command[i] + command[i + 2 :] for i in range(len(command) - 1)}
-    near = len(command) > 4 and (word in _shorter(command) or command in _shorter(word))
-    return word in swapped or near
-
-
-def _shorter(word: str) -> set[str]:
-    return {word[:i] + word[i + 1 :] for i in range(1, len(word))} if len(word) < 20 else set()
+    """Returns the arguments with the command put in that they mean; see `tfsd.cli.words.with_command`."""
+    return words.with_command(argv, tuple(COMMANDS))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,14 +82,13 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # not every terminal can show every prompt
             stream.reconfigure(errors="backslashreplace")
     try:
-        with warnings.catch_warnings():
-            if not debug:
-                _one_line_warnings()
-            return _run(argv)
+        try:
+            return _run(argv, debug)
+        finally:
+            _flush()
     except KeyboardInterrupt:
         return _fail("interrupted; nothing more was written", 130)
     except BrokenPipeError:  # of `tfsd tokens ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains at exit that it cannot flush
         return 1
     except Exception as error:  # the last stop: whatever it is, a user gets one line
         if debug:
@@ -111,26 +97,43 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(message, status)
 
 
-def _run(argv: list[str]) -> int:
-    parser = build_parser()
+def _run(argv: list[str], debug: bool) -> int:
     if not argv or argv == ["--debug"]:
-        parser.print_help()
+        build_parser().print_help()
         return 0
-    args = parser.parse_args(with_command(argv))
-    status = args.run(args)
-    sys.stdout.flush()
-    return status
+    args = _parsed(argv)
+    with own_warnings(args.flags, everything=debug):
+        try:
+            return args.run(args)
+        except ValueError as error:
+            message = with_flags(str(error), args.flags)
+            if debug or message == str(error):
+                raise
+            raise UsageError(message) from error
 
 
-def _one_line_warnings():
-    """Shows what this package warns of, such as text that is cut off, and nothing that its libraries do."""
-    from tfsd.text import PromptTruncationWarning
+def _flush():
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains at exit that it cannot flush
+        raise
 
-    warnings.simplefilter("ignore")
-    warnings.simplefilter("always", PromptTruncationWarning)
-    warnings.showwarning = lambda message, *_: print(f"tfsd: warning: {printable(str(message))}", file=sys.stderr)
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    """Returns the parsed arguments; only the modules of the command that they name are imported."""
+    full = with_command(argv)
+    name = next((word for word in full if word in COMMANDS), None) if full[0] in (*COMMANDS, "--debug") else None
+    args = build_parser(COMMANDS if name is None else [name]).parse_args(full)
+    if args.command is None:
+        raise UsageError("a command or a prompt is missing. See tfsd --help.")
+    if len(full) > len(argv) and "--" not in argv:  # a prompt may come after its options
+        for prompt in args.prompt[:1]:
+            require_prompt(prompt, tuple(COMMANDS))
+    return args
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"tfsd: {printable(message)}", file=sys.stderr)
+    say(message)
     return status

@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 from tfsd.cli.parsing import Parser, UsageError, add_command, whole
-from tfsd.cli.terminal import print_json, print_table, printable, quiet_tensorflow
+from tfsd.cli.terminal import print_json, print_table, quiet_tensorflow, say, stages
 from tfsd.errors import shown
+from tfsd.limits import DTYPES
+from tfsd.progress import aside
 
 EXAMPLES = """  tfsd bench                               float32 and bfloat16, with XLA and without; takes minutes and 10 GB
   tfsd bench --dtype float32 --jit on --steps 5 --json
@@ -41,7 +42,7 @@ def add_bench(commands):
     add("--size", type=whole(64, 2048), default=_OWN["size"], help="height and width in pixels, a multiple of 8 (default: 256)")
     add("--batch", type=whole(1, 64), default=_OWN["batch"], help="pictures at once (default: 1)")
     add("--steps", type=whole(1, 1000), default=_OWN["steps"], help="steps to time after the first (default: 5)")
-    add("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=_OWN["dtype"], help="one or more")
+    add("--dtype", nargs="+", choices=DTYPES, default=_OWN["dtype"], help="one or more")
     add(
         "--jit",
         choices=("both", "on", "off"),
@@ -85,14 +86,21 @@ def bench(args) -> int:
     from tfsd.benchmark import as_line, benchmark_unet
 
     jit = {"both": (True, False), "on": (True,), "off": (False,)}[args.jit]
-    records = benchmark_unet(
-        model=args.model,
-        size=args.size,
-        batch=args.batch,
-        steps=args.steps,
-        settings=[(dtype, on) for dtype in args.dtype for on in jit],
-        report=None if args.json else lambda record: print(as_line(record), flush=True),
-    )
+
+    def report(record: dict):
+        with aside():
+            print(as_line(record), flush=True)
+
+    with stages(args.json) as shown:
+        shown("timing, each setting in a process of its own")
+        records = benchmark_unet(
+            model=args.model,
+            size=args.size,
+            batch=args.batch,
+            steps=args.steps,
+            settings=[(dtype, on) for dtype in args.dtype for on in jit],
+            report=None if args.json else report,
+        )
     if args.json:
         print_json(records)
     return 0
@@ -105,7 +113,7 @@ def bench_device(args) -> int:
     from converters.device.bench import bench_bundle, bench_full_size
     from converters.device.tables import bundle_table, conversion_table, full_size_table
 
-    given = {"threads": args.threads, "report": lambda line: print(f"tfsd: {printable(line)}", file=sys.stderr, flush=True)}
+    given = {"threads": args.threads, "report": say}
     given |= {} if args.runs is None else {"runs": args.runs}
     given |= {} if args.device_model is None else {"model": args.device_model}
     if args.full_size:
@@ -119,7 +127,7 @@ def bench_device(args) -> int:
         print_table(rows, header)
     failed = [one["error"] for one in found.get("conversions", []) + found["signatures"] if "error" in one]
     for line in [*failed, *filter(None, [found.get("note")])]:
-        print(f"tfsd: {printable(line)}", file=sys.stderr)
+        say(line)
     if args.json_file is not None:
         Path(args.json_file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return int(bool(failed))
@@ -129,14 +137,14 @@ def _check_device(args):
     """Raises: `UsageError` for options that do not go together; `OSError` for what is missing; before minutes are spent."""
     foreign = [name for name, default in _OWN.items() if getattr(args, name) != default]
     if foreign:
-        raise UsageError(f"--{foreign[0]} is not of `tfsd bench device` where it stands. Write options behind `device`")
+        raise UsageError(f"--{foreign[0]} must stand behind `device`: tfsd bench device --{foreign[0]} ...")
     if args.full_size and args.folder is not None:
         raise UsageError("give a bundle DIR or --full-size, not both")
     if not args.full_size and args.folder is None:
         raise UsageError("give a bundle DIR, or --full-size. `tfsd export tflite` makes bundles")
     for name in _FULL_SIZE_ONLY:
         if not args.full_size and getattr(args, name) is not None:
-            raise UsageError(f"--{name} is of --full-size; a bundle has its own. Leave it out")
+            raise UsageError(f"--{name} requires --full-size; a bundle has its own. Leave it out")
     if args.json_file is not None and (Path(args.json_file).is_dir() or not Path(args.json_file).parent.is_dir()):
         raise UsageError(f"--json must be a file in a folder that is there; got {shown(args.json_file, 300)}")
     needed = ("ai_edge_litert", "ai_edge_quantizer") if args.full_size else ("ai_edge_litert",)

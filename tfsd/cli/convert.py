@@ -3,7 +3,8 @@
 import os
 
 from tfsd.cli.parsing import add_command
-from tfsd.cli.terminal import quiet_tensorflow
+from tfsd.cli.terminal import quiet_tensorflow, stages
+from tfsd.limits import DTYPES, NUMERICS
 
 EXAMPLES = """  tfsd convert ~/stable-diffusion-v1-5 sd15              a diffusers folder of safetensors
   tfsd convert ~/.keras/datasets sd14 --dtype float16     KerasCV's four .h5 files
@@ -28,32 +29,35 @@ def add_convert(commands):
     add("--kind", choices=("diffusers", "kerascv"), default=None, help="what SRC is (default: looks for itself)")
     add("--variant", default=None, help="of diffusers' files, such as fp16; parts without it are read from plain files")
     add("--sampler", default=None, help="the model's default, a name from `tfsd generate --help` (default: the source's)")
-    add("--numerics", choices=("compvis", "kerascv"), default=None, help="whose numbers to follow: CompVis' and "
+    add("--numerics", choices=NUMERICS, default=None, help="whose numbers to follow: CompVis' and "
         "diffusers', or KerasCV 0.9's; its earlier releases had other timesteps (default: the source's)")  # fmt: skip
-    add("--dtype", choices=("float32", "float16", "bfloat16", "keep"), default="float32", help="to store (default: float32)")
+    add("--dtype", choices=(*DTYPES, "keep"), default="float32", help="to store (default: float32)")
     add("--name", default=None, help="of the model (default: the name of DST)")
     add("--overwrite", action="store_true", help="replace DST if it is a model folder and holds nothing else")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--quiet", action="store_true", help="no progress")
     return parser
 
 
 def convert(args) -> int:
     """Runs the command."""
-    from converters import convert as run
+    with stages(args.quiet) as shown:
+        shown("looking at the source")
+        from converters import convert as run
 
-    if os.path.exists(args.src):  # else the error need not wait for TensorFlow
-        quiet_tensorflow()
-    folder = run(
-        args.src,
-        args.dst,
-        kind=args.kind,
-        numerics=args.numerics,
-        sampler=args.sampler,
-        dtype=None if args.dtype == "keep" else args.dtype,
-        name=args.name,
-        overwrite=args.overwrite,
-        progress=not args.quiet,
-        **({"variant": args.variant} if args.variant is not None else {}),
-    )
+        if os.path.exists(args.src):  # else the error need not wait for TensorFlow
+            quiet_tensorflow(shown)
+            shown("reading the source")
+        folder = run(
+            args.src,
+            args.dst,
+            kind=args.kind,
+            numerics=args.numerics,
+            sampler=args.sampler,
+            dtype=None if args.dtype == "keep" else args.dtype,
+            name=args.name,
+            overwrite=args.overwrite,
+            progress=not args.quiet,
+            **({"variant": args.variant} if args.variant is not None else {}),
+        )
     print(folder)
     return 0

@@ -3,7 +3,8 @@
 import sys
 
 from tfsd.cli.parsing import add_command
-from tfsd.cli.terminal import quiet_tensorflow
+from tfsd.cli.terminal import quiet_tensorflow, stages
+from tfsd.limits import DTYPES
 
 EXAMPLES = """  tfsd download sd-1.4                      shows the licence of the weights, downloads nothing
   tfsd download sd-1.4 --accept-licence     4.3 GB; continues where it was interrupted
@@ -25,8 +26,8 @@ def add_download(commands):
     add("preset", metavar="PRESET", help="a name from `tfsd models`")
     add("--accept-licence", action="store_true", help="accept the licence that is shown without it")
     add("--offline", action="store_true", help="use the files fetched before, no network")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="to store (default: float32)")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--dtype", choices=DTYPES, default="float32", help="to store (default: float32)")
+    add("--quiet", action="store_true", help="no progress")
     return parser
 
 
@@ -37,7 +38,8 @@ def download(args) -> int:
     text = hub.notice(args.preset)
     if args.accept_licence:
         print(text, file=sys.stderr)
-        quiet_tensorflow()
+        with stages(args.quiet) as shown:
+            quiet_tensorflow(shown)
     from converters import convert
 
     folder = hub.download(

@@ -1,7 +1,7 @@
 """`tfsd eval`: how well a model's pictures follow their prompts."""
 
 from tfsd.cli.parsing import add_command, real, whole
-from tfsd.cli.terminal import print_json, quiet_tensorflow
+from tfsd.cli.terminal import print_json, quiet_tensorflow, stages
 
 EXAMPLES = """  tfsd eval
   tfsd eval --n 50 --seed 1 --json
@@ -29,7 +29,7 @@ def add_eval(commands):
     add("--sampler", default=None, help="a name from `tfsd generate --help` (default: the model's)")
     add("--sheet", metavar="FILE", default=None, help="PNG file to show the first pictures in")
     add("--json", action="store_true", help="as JSON")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--quiet", action="store_true", help="no progress")
     return parser
 
 
@@ -44,7 +44,8 @@ def evaluate(args) -> int:
         find_sampler(args.sampler)
     if args.sheet is not None:
         check_targets([image_path(args.sheet, "--sheet", (".png",))])
-    quiet_tensorflow()
+    with stages(args.quiet) as shown:
+        quiet_tensorflow(shown)
     from tfsd.training import evaluate as measure
 
     report = measure.evaluate(

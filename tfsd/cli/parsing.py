@@ -1,26 +1,147 @@
-"""What all commands' parsers share: one-line errors, and types that say what they expect."""
+"""What all commands' parsers share: one-line errors, usual names of options, and types that say what they expect."""
 
 import argparse
+import difflib
 import math
+import re
 import textwrap
 
 from tfsd.errors import shown
+
+ALIASES = {  # other names that every command with the option has
+    "--n": ("-n", "--n"),
+    "--seed": ("-s", "--seed"),
+    "--out": ("-o", "--out", "--output"),
+    "--quiet": ("-q", "--quiet"),
+    "--steps": ("--steps", "--num-steps"),
+    "--scale": ("--scale", "--guidance", "--guidance-scale"),
+    "--negative": ("--negative", "--negative-prompt"),
+}
+_FOREIGN = {  # what other programs call them; only named in messages, since some mean something else there
+    **dict.fromkeys(("--cfg", "--cfg-scale", "--guidance_scale"), "--scale"),
+    **dict.fromkeys(("--num-inference-steps", "--num_inference_steps", "--iterations"), "--steps"),
+    **dict.fromkeys(("--num-images", "--num-images-per-prompt", "--count", "--batch-count", "--samples"), "--n"),
+    **dict.fromkeys(("--batch-size", "--batch_size"), "--batch"),
+    **dict.fromkeys(("--scheduler", "--sampling-method", "--solver"), "--sampler"),
+    **dict.fromkeys(("--file", "--prompt-file", "--prompts-file", "--from-file"), "--prompts"),
+    **dict.fromkeys(("--outdir", "--output-dir", "--output_dir", "--filename"), "--out"),
+    **dict.fromkeys(("--verbose", "--traceback"), "--debug"),
+    **dict.fromkeys(("--precision", "--torch-dtype"), "--dtype"),
+    **dict.fromkeys(("-W", "-w"), "--width"),
+    **dict.fromkeys(("-H",), "--height"),
+    **dict.fromkeys(("-f", "--force"), "--overwrite"),
+    **dict.fromkeys(("-m", "--ckpt", "--checkpoint"), "--model"),
+    **dict.fromkeys(("--neg", "--negative_prompt"), "--negative"),
+    "--random-seed": "--seed",
+    "--port": "--rest-port",
+}
+_PYTHON = {  # arguments of functions that errors name -> the options that set them
+    "negative_prompt": "negative",
+    "num_steps": "steps",
+    "guidance_scale": "scale",
+    "sizes": "size",
+    "path": "out",
+    "check.pictures": "report_pictures",
+    "check.steps": "report_steps",
+    "check.adherence": "report_prompts",
+}
 
 
 class UsageError(Exception):
     """A command line that cannot be understood; exits with 2."""
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of examples, and names an option's value once."""
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and whose help keeps the lines of its examples."""
+    """A parser whose errors are one line that names the option as it was typed.
+
+    What it parses has `flags`: how each option was typed, or else its usual name.
+    """
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("formatter_class", _Help)
         super().__init__(*args, allow_abbrev=False, **kwargs)
+        self._flags: dict[str, str] = {}
+
+    def add_argument(self, *names, **kwargs):
+        """Adds an argument with all the names that `ALIASES` has for it."""
+        names = ALIASES.get(names[0], names) if len(names) == 1 else names
+        return super().add_argument(*names, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Returns what was parsed, and no rest: what is not known is an error here, where its help page is known."""
+        args = list(args or ())
+        self._flags = {action.dest: _typed(action, args) for action in self._actions if action.option_strings}
+        namespace, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(self._unexpected(rest))
+        namespace.flags = self._flags | getattr(namespace, "flags", {})
+        return namespace, []
+
+    def format_help(self) -> str:
+        """Returns the help page. Texts that cost imports are functions, which are called here."""
+        for action in self._actions:
+            action.help = action.help() if callable(action.help) else action.help
+        return super().format_help()
 
     def error(self, message: str):
         """Raises: `UsageError`, where argparse would print the usage and end the process."""
-        raise UsageError(f"{message}. See {self.prog} --help.")
+        found = re.match(r"argument (\S+): ", message)
+        if found:
+            names = {"/".join(action.option_strings): self._flags.get(action.dest) for action in self._actions}
+            name, rest = names.get(found[1]) or found[1], message[found.end() :]
+            rest = re.sub(r"^expected (one|at least one) argument$", "needs a value", rest)
+            message = f"{name} {rest}" if rest.startswith(("must", "needs")) else f"{name}: {rest}"
+        raise UsageError(f"{message}{'' if message.endswith(('.', '?')) else '.'} See {self.prog} --help.")
+
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            near = difflib.get_close_matches(str(value)[:100], [str(choice) for choice in action.choices], 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            listed = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"must be one of {listed}; got {shown(value)}.{hint}")
+
+    def _unexpected(self, rest: list[str]) -> str:
+        flag = next((word for word in rest if word.startswith("-") and word != "-"), None)
+        if flag is None:
+            return f"unexpected argument {shown(rest[0])}"
+        flag = flag.partition("=")[0]
+        names = [name for action in self._actions for name in action.option_strings]
+        bare = {name.lstrip("-"): name for name in names if name.startswith("--")}
+        close = difflib.get_close_matches(flag.lstrip("-")[:100], bare, 1)
+        near = [_FOREIGN[flag]] if _FOREIGN.get(flag) in names else [bare[one] for one in close]
+        hint = f". Did you mean {near[0]}?" if near else ""
+        return f"unknown option {shown(flag)[1:-1]}{hint}"
+
+
+def _typed(action, args: list[str]) -> str:
+    """Returns the last name by which an option was given, or its usual one: the first long name."""
+    usual = next((name for name in action.option_strings if name.startswith("--")), action.option_strings[0])
+    for word in reversed(args[: args.index("--")] if "--" in args else args):
+        for name in action.option_strings:
+            if word == name or (name.startswith("--") and word.startswith(name + "=")):
+                return name
+            if not name.startswith("--") and word.startswith(name) and not word.startswith("--"):
+                return name
+    return usual
+
+
+def with_flags(message: str, flags: dict[str, str]) -> str:
+    """Returns a function's message in the words of the command line: the option for the argument that it begins with."""
+    found = re.match(r"([a-z_.]+)(?=(\[\d+\])? (must|has|is|are|may|and|costs|needs)\b)", message)
+    if not found:
+        return message
+    name = found[1] if found[1] in flags else _PYTHON.get(found[1])
+    return flags[name] + message[found.end() :] if name in flags else message
 
 
 def add_command(commands, name: str, run, *, help: str, examples: str = "", description: str | None = None) -> Parser:
@@ -55,7 +176,7 @@ def whole(low: int, high: int | None = None):
 
 
 def real(low: float, high: float):
-    """Returns a type for numbers from `low` to `high`; NaN is none."""
+    """Returns a type for numbers from `low` to `high`; NaN is refused."""
 
     def parse(text: str) -> float:
         try:
@@ -67,3 +188,11 @@ def real(low: float, high: float):
         return number
 
     return parse
+
+
+def size(text: str) -> tuple[int, int]:
+    """Returns (height, width) of text like 512x768, or of one number for both."""
+    found = re.fullmatch(r"([0-9]{1,4})(?:x([0-9]{1,4}))?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be height x width in pixels, as 512x768; got {shown(text)}")
+    return int(found[1]), int(found[2] or found[1])

@@ -1,6 +1,5 @@
 """`tfsd generate --server` and `--device-bundle`: the pictures are made by an export, and nothing of a model is loaded here."""
 
-import warnings
 from pathlib import Path
 
 from tfsd.cli.parsing import UsageError, real, whole
@@ -28,21 +27,22 @@ def add_server_options(parser):
 
 def check_options(args):
     """Raises: `UsageError` for options of --server or --device-bundle without it, and for those that it cannot have."""
+    flags = args.flags
     for owner, example, names in (("server", "HOST:PORT", _SERVER_ONLY), ("device_bundle", "DIR", ("threads",))):
         for name in names:
             if getattr(args, owner) is None and getattr(args, name) is not None:
-                raise UsageError(f"{_flag(name)} is of {_flag(owner)}. Add {_flag(owner)} {example}")
-    given = [_flag(name) for name in ("server", "device_bundle") if getattr(args, name) is not None]
+                raise UsageError(f"{flags[name]} requires {flags[owner]}. Add {flags[owner]} {example}")
+    given = [flags[name] for name in ("server", "device_bundle") if getattr(args, name) is not None]
     if len(given) > 1:
         raise UsageError(f"give {' or '.join(given)}, not both")
     fixed = _FIXED | ({"model": "tiny"} if args.device_bundle is not None else {})
     for name, default in fixed.items() if given else ():
         if getattr(args, name) != default:
-            raise UsageError(f"{_flag(name)} cannot be given with {given[0]}: its model was exported with what it has")
+            raise UsageError(f"{flags[name]} cannot be given with {given[0]}: its model was exported with what it has")
 
 
 def connect(args):
-    """Returns the client for `args.server`, on which nothing was called yet; and warns of a cut prompt only once.
+    """Returns the client for `args.server`, on which nothing was called yet.
 
     Raises: `UsageError` for an address that is none; `OSError` for files that cannot be read or if gRPC is missing.
     """
@@ -51,9 +51,7 @@ def connect(args):
     except ImportError as error:
         raise OSError("--server needs gRPC, which is not installed: pip install grpcio") from error
     from serving.client import Client
-    from tfsd.text import PromptTruncationWarning
 
-    warnings.simplefilter("once", PromptTruncationWarning)
     token = None if args.token_file is None else token_in(args.token_file)
     timeout = {} if args.timeout is None else {"timeout": args.timeout}
     return _Model(Client(args.server, model=args.model, token=token, tls=args.tls_ca, max_batch=min(args.batch, 8), **timeout))
@@ -85,7 +83,3 @@ def token_in(name: str) -> str:
     if not token or len(data) > _MAX_TOKEN_FILE or len(token.split()) != 1:
         raise UsageError(f"--token-file must hold one word of ASCII; {Path(name)} does not")
     return token
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""`tfsd show`: the recipe that a picture carries."""
+"""`tfsd show`: the recipes that pictures carry."""
 
 import functools
 import math
@@ -6,10 +6,11 @@ import shlex
 import sys
 
 from tfsd.cli.parsing import add_command
-from tfsd.cli.terminal import print_json, print_values, printable
+from tfsd.cli.terminal import describe, print_json, print_values, printable, say
 from tfsd.errors import shown
 
 EXAMPLES = """  tfsd show star.png
+  tfsd show *.png *.webp                   several files
   tfsd show star.png --json
 """
 _FLAGS = {  # of `tfsd generate`, for what a recipe holds
@@ -43,32 +44,72 @@ def add_show(commands):
         "show",
         show,
         help="show how a picture was made",
-        description="Prints the recipe that a PNG file written by tfsd carries, and the command that makes it again.",
+        description="Prints the recipe that a picture file of tfsd carries, and the command that makes it again. Of files by "
+        "other image generators it prints what their `parameters` say, and a command for a picture of the same kind.",
         examples=EXAMPLES,
     )
-    parser.add_argument("file", metavar="FILE", help="a PNG file")
-    parser.add_argument("--json", action="store_true", help="the recipe as JSON, alone")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a PNG, JPEG or WebP file")
+    parser.add_argument("--json", action="store_true", help="the recipe as JSON, alone; of several files, by their names")
     return parser
 
 
 def show(args) -> int:
-    """Runs the command."""
-    from tfsd.images import read_recipe
-
-    recipe = read_recipe(args.file)
+    """Runs the command. With several files, those that cannot be read are named and the others shown."""
+    found, failed = {}, 0
+    for file in args.files:
+        try:
+            found[file] = _read(file)
+        except OSError as error:
+            if len(args.files) == 1:
+                raise
+            failed = 1
+            say(describe(error)[1])
     if args.json:
-        print_json(recipe)
-        return 0
-    pictures = recipe.get("pictures", [recipe])
-    for one in pictures:
-        _check(one, args.file)
+        recipes = {file: recipe | ({"unknown": foreign.unknown} if foreign else {}) for file, (recipe, foreign) in found.items()}
+        print_json(recipes if len(args.files) > 1 else recipes[args.files[0]])
+        return failed
+    for file, (recipe, foreign) in found.items():
+        if len(args.files) > 1:
+            print(f"{printable(file)}:")
+        _print_foreign(foreign) if foreign else _print_own(recipe)
+    return failed
+
+
+def _read(file: str):
+    """Returns the recipe of a picture, and what else another program's `parameters` say: None for pictures of tfsd.
+
+    Raises: `ImageFileError`.
+    """
+    from tfsd.image_files import NoRecipeError, foreign_recipe, parse_infotext, read_parameters, read_recipe
+
+    try:
+        recipe = read_recipe(file)
+    except NoRecipeError:
+        foreign = foreign_recipe(parse_infotext(read_parameters(file)))
+        _check(foreign.recipe, file)
+        return foreign.recipe, foreign
+    for one in recipe.get("pictures", [recipe]):
+        _check(one, file)
+    return recipe, None
+
+
+def _print_own(recipe: dict):
     about_weights = functools.cache(_about_weights)  # a grid has many pictures of one model
-    for one in pictures:
-        print_values(one)
+    for one in recipe.get("pictures", [recipe]):
+        print_values({name: value for name, value in one.items() if value is not None})
         print(f"again:  {command(one)}")
         note = about_weights(one.get("model"), one.get("weights"))
         print(f"        {printable(note)}\n" if note else "")
-    return 0
+
+
+def _print_foreign(foreign):
+    print_values({name: value for name, value in foreign.recipe.items() if value is not None})
+    if foreign.unknown:
+        print_values({"not read by tfsd": foreign.unknown})
+    if foreign.syntax:
+        print(f"the prompt has {', '.join(foreign.syntax)}, which tfsd reads as plain words")
+    print(f"like it:  {command(foreign.recipe)}")
+    print("          another program made it, from other noise for its seed: expect a picture of the same kind, not the same\n")
 
 
 def _check(recipe: dict, file: str):
@@ -94,6 +135,9 @@ def command(recipe: dict) -> str:
             words.append(f"{flag}={recipe[name]}")
     words += ["--no-jit"] if recipe.get("jit_compile") is False else []
     prompt = recipe["prompt"]
+    if prompt == "-":
+        return "(made in Python: its prompt would read standard input)"
+    words += [] if prompt.strip() else ["--allow-empty"]
     words = [*words, "--", prompt] if prompt.startswith("-") else [*words[:2], prompt, *words[2:]]
     try:
         return " ".join(quoted(word) for word in words)

@@ -1,12 +1,21 @@
 """What commands say, and keeping TensorFlow from saying more."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
 
-from tfsd.cli.parsing import UsageError
-from tfsd.errors import CheckpointError, printable
+from tfsd.cli.parsing import UsageError, with_flags
+from tfsd.errors import CheckpointError, TfsdWarning, printable
+from tfsd.progress import Stages, answering_interrupts, aside
 
 _MAX_MESSAGE = 1000  # letters of an error; a prompt in it may have many more
+
+
+def cut(message: str) -> str:
+    """Returns a message that is not too long to read."""
+    return message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "..."
 
 
 def describe(error: Exception) -> tuple[int, str]:
@@ -14,7 +23,7 @@ def describe(error: Exception) -> tuple[int, str]:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = lines[0] if lines else type(error).__name__
     message += "" if message.endswith((".", "?", ")")) else "."
-    message = message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "..."
+    message = cut(message)
     if isinstance(error, (UsageError, ValueError)):  # the functions behind the commands check their arguments with ValueError
         return 2, message
     if isinstance(error, (CheckpointError, OSError)):
@@ -24,8 +33,45 @@ def describe(error: Exception) -> tuple[int, str]:
     return 1, f"{type(error).__name__}: {message.rstrip('.')} (--debug shows where)"
 
 
-def quiet_tensorflow():
-    """Imports TensorFlow and hides what its Python part logs below errors; `tfsd.startup` hides the rest."""
+def say(message: str):
+    """Writes one line to standard error, above the line that shows progress."""
+    with aside():
+        print(f"tfsd: {printable(message)}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def own_warnings(flags: dict[str, str], *, everything: bool) -> Iterator[None]:
+    """Shows what this package warns of, each text once and on one line, and nothing that its libraries warn of.
+
+    `flags` are the options as they were typed, for arguments that a warning names. With `everything`, Python shows all.
+    """
+    told = set()
+
+    def show(message, category, *_):
+        text = with_flags(" ".join(str(message).split()), flags)
+        if issubclass(category, TfsdWarning) and text not in told:
+            told.add(text)
+            say(f"warning: {cut(text)}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default" if everything else "ignore")
+        if not everything:
+            warnings.simplefilter("always", TfsdWarning)
+            warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
+def stages(quiet: bool, *, keep: bool = False) -> Iterator[Stages]:
+    """Shows what a long command does, and answers Ctrl-C at once."""
+    with answering_interrupts(say), Stages(not quiet, keep=keep) as shown:
+        yield shown
+
+
+def quiet_tensorflow(shown: Stages | None = None):
+    """Imports TensorFlow, as a stage of `shown`; what it logs in Python below errors is hidden, `tfsd.startup` hides the rest."""
+    if shown is not None and "tensorflow" not in sys.modules:
+        shown("importing TensorFlow")
     import tensorflow as tf
 
     tf.get_logger().setLevel("ERROR")

@@ -3,7 +3,7 @@
 import os
 
 from tfsd.cli.parsing import add_command, whole
-from tfsd.cli.terminal import quiet_tensorflow
+from tfsd.cli.terminal import quiet_tensorflow, stages
 
 EXAMPLES = """  tfsd train runs/tiny                        all stages, hours on a CPU; continues where it was interrupted
   tfsd train runs/try --steps 100 --stage autoencoder
@@ -32,14 +32,15 @@ def add_train(commands):
     )
     parser.add_argument("--from", dest="begin", metavar="MODEL", help="begin with the weights of a model, such as tiny")
     parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of weights and pictures (default: 0)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
 
 def train(args) -> int:
     """Runs the command."""
     if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":  # training needs Keras alone
-        quiet_tensorflow()
+        with stages(args.quiet) as shown:
+            quiet_tensorflow(shown)
     from tfsd.training.train import train as run
 
     print(run(args.folder, stage=args.stage, steps=args.steps, seed=args.seed, begin=args.begin, progress=not args.quiet))

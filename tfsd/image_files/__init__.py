@@ -19,11 +19,11 @@ from tfsd.image_files.formats import FORMATS, QUALITY, image_path
 from tfsd.image_files.infotext import foreign_recipe, infotext, parse_infotext
 from tfsd.image_files.limits import MAX_TEXT
 from tfsd.image_files.names import file_names, free_names
-from tfsd.image_files.writing import FileThereError, ImageFileError, check_targets, write_files
+from tfsd.image_files.writing import FileThereError, ImageFileError, NoRecipeError, check_targets, write_files
 
 __all__ = [
-    "FORMATS", "FileThereError", "ImageFileError", "check_targets", "encode", "file_names", "foreign_recipe", "free_names",
-    "image_path", "infotext", "parse_infotext", "read_parameters", "read_recipe", "write_files",
+    "FORMATS", "FileThereError", "ImageFileError", "NoRecipeError", "check_targets", "encode", "file_names", "foreign_recipe",
+    "free_names", "image_path", "infotext", "parse_infotext", "read_parameters", "read_recipe", "write_files",
 ]  # fmt: skip
 
 RECIPE_KEY = "tfsd"
@@ -78,7 +78,7 @@ def read_recipe(path: str | os.PathLike) -> dict:
     """
     text = _first_text(path, RECIPE_KEY)
     if text is None:
-        raise ImageFileError(f"{path} has no recipe: it was not written by tfsd, or another program removed it.")
+        raise NoRecipeError(f"{path} has no recipe: it was not written by tfsd, or another program removed it.")
     return _parsed(text, path)
 
 
@@ -90,7 +90,7 @@ def read_parameters(path: str | os.PathLike) -> str:
     """
     text = _first_text(path, READABLE_KEY)
     if text is None:
-        raise ImageFileError(f"{path} has no recipe: no image generator that tfsd knows wrote it, or another program removed it.")
+        raise NoRecipeError(f"{path} has no recipe: no image generator that tfsd knows wrote it, or another program removed it.")
     return text
 
 

@@ -13,6 +13,10 @@ class ImageFileError(OSError):
     """A picture that cannot be written, or a file that has no recipe to read."""
 
 
+class NoRecipeError(ImageFileError):
+    """A whole picture file without the text that is looked for."""
+
+
 class FileThereError(ImageFileError):
     """A file that is there and may not be replaced."""
 

@@ -50,7 +50,7 @@ def evaluate(
         padded = prompts + prompts[-1:] * (min(BATCH, n) - len(prompts))  # one shape, one compile
         return loaded.text_to_image(padded, index=index, **options)[: len(prompts)]
 
-    with tqdm(total=n * len(kinds), unit="picture", disable=not progress) as bar:
+    with tqdm(total=n * len(kinds), unit="picture", disable=None if progress else True) as bar:
         for kind in kinds:
             verdicts, first = judge(draw, kind, n, seed, bar)
             report["kinds"][kind] = _shares(verdicts)

@@ -107,7 +107,7 @@ class Trainer:
         """Trains up to `steps` (the recipe's number), saving and calling `on_checkpoint(trainer)` every so many."""
         last = self.recipe.steps if steps is None else min(steps, self.recipe.steps)
         started, mean = time.monotonic(), None
-        bar = tqdm(total=last, initial=self.step, disable=not progress, unit="step", mininterval=5)
+        bar = tqdm(total=last, initial=self.step, disable=None if progress else True, unit="step", mininterval=5)
         while self.step < last:
             self.model.optimizer.learning_rate = self.recipe.rate(self.step)
             logs = self.model.train_on_batch(*self.batch(self.step), return_dict=True)
