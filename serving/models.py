@@ -13,6 +13,7 @@ from pathlib import Path
 from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusResponse, ModelVersionStatus
 
 from serving.errors import CODES, ServerError
+from serving.message_size import request_limits
 from serving.metrics import Metrics
 from serving.model_config import ModelConfig, configs_from, configs_in
 from serving.versions import Lease, Versions
@@ -60,6 +61,7 @@ class Models:
         self._labels = {name: dict(config.labels) for name, config in self._configs.items()}
         self._versions = Versions(load, metrics or Metrics())
         self._started = False
+        self._request_bytes: int | None = None
         self._changing = threading.Lock()  # one change after another
         self._closing = threading.Event()
         self._poller: threading.Thread | None = None
@@ -113,6 +115,18 @@ class Models:
             status.status.error_code = 0 if found.code == "OK" else CODES[found.code][0]
             status.status.error_message = found.message
         return response
+
+    def folders(self) -> list[Path]:
+        """Returns the folders of all versions that are to be served."""
+        found = []
+        for config in self._configs.values():
+            versions = config.versions()
+            found += [versions[number] for number in config.policy.choose(list(versions))]
+        return found
+
+    def warn_above(self, request_bytes: int):
+        """Warns, from now on, of versions that take larger requests than a server that has started can receive."""
+        self._request_bytes = request_bytes
 
     def manifests(self) -> dict[str, dict[int, dict]]:
         """Returns the manifests of the versions that are available, the latest first: model -> version -> manifest."""
@@ -204,9 +218,18 @@ class Models:
                 continue
             wanted = config.policy.choose(list(folders))
             for number in wanted:
+                self._warn_of_size(name, number, folders[number])
                 self._versions.ensure(name, number, folders[number], retry=retry)
             if not wanted or set(wanted) & set(self._versions.available(name)):
                 self._versions.unload(name, but=wanted)
+
+    def _warn_of_size(self, name: str, number: int, folder: Path):
+        known = self._versions.of(name).get(number)
+        if self._request_bytes is None or known is not None:
+            return
+        if (wanted := request_limits([folder])[0]) > self._request_bytes:
+            message = "Version %d of %s takes requests of up to %.1f MB, but this server was started for %.1f MB. Restart it."
+            LOG.warning(message, number, name, wanted / 2**20, self._request_bytes / 2**20)
 
     def _require_available(self, names: list[str]):
         """Raises `ServerError` UNKNOWN, in TF Serving's words, if one of the models can't be served at all."""

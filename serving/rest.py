@@ -54,7 +54,7 @@ class Rest:
         self,
         service: Service,
         *,
-        body_mb: float,
+        body_bytes: int,
         timeout: float,
         ready: Callable[[], bool],
         token: str | None = None,
@@ -62,7 +62,7 @@ class Rest:
     ):
         self.service, self.timeout, self.ready = service, timeout, ready
         self.access = access or Access()
-        self.limit = int(body_mb * 2**20)
+        self.limit = body_bytes
         self._expected = f"Bearer {token}".encode() if token else None
 
     def app(self) -> web.Application:

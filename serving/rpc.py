@@ -31,7 +31,6 @@ PROGRESS = "tfsd.Progress"
 # TF Serving's health service knows its services by their short names.
 HEALTH_NAMES = ("", PREDICTION, MODELS, PROGRESS, "PredictionService", "ModelService")
 MAX_MESSAGE = 1024  # letters of an error, as TF Serving cuts them
-SEND_MB = 256  # of an answer; eight float32 latents or pictures of 1024 pixels are 25
 MAX_RPCS = 512  # under way at once; each may hold a message of the size limit
 MAX_STREAMS = 128  # of those, such as last for as long as the client likes: they must leave room for Predict
 
@@ -237,11 +236,11 @@ def _parsed(kind, message: bytes):
         raise ServerError("INTERNAL", f"The message is no {kind.DESCRIPTOR.full_name}.") from None
 
 
-def build(service: Service, *, receive_mb: float, token: str | None = None) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+def build(service: Service, *, receive_bytes: int, token: str | None = None) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     """Returns a gRPC server without a port yet, and its health, which is NOT_SERVING."""
     options = [
-        ("grpc.max_receive_message_length", int(receive_mb * 2**20)),
-        ("grpc.max_send_message_length", SEND_MB * 2**20),
+        ("grpc.max_receive_message_length", receive_bytes),
+        ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # a second server on one port fails, where it would take half of the requests
     ]
     interceptors = [*([Token(token)] if token else []), Streams(MAX_STREAMS)]

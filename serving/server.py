@@ -16,6 +16,7 @@ from aiohttp import web
 from serving import rpc
 from serving.access import Access
 from serving.logs import LOGGER
+from serving.message_size import request_limits
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.rest import Rest
@@ -33,9 +34,9 @@ class Options:
     Args:
         host: address of both ports; only this machine can reach the default.
         grpc_port, rest_port: 0 takes a free one.
-        message_mb: of a gRPC request. 4, gRPC's own default, holds eight pairs of contexts of Stable Diffusion 1.x, the
-            largest that a signature takes; prompts are a thousand times smaller. Answers are not limited by it.
-        body_mb: of an HTTP request.
+        message_mb: of a gRPC request; None is what the signatures of the models take that are there when the server starts,
+            and at least 4, gRPC's own default. Answers are not limited by it.
+        body_mb: of an HTTP request; None likewise, with room for numbers as text.
         rest_timeout: seconds for an HTTP request; gRPC clients send a deadline of their own.
         tls_cert, tls_key: PEM files, for both ports.
         token: what clients must send as `authorization: Bearer TOKEN`.
@@ -46,8 +47,8 @@ class Options:
     host: str = "127.0.0.1"
     grpc_port: int = 8500
     rest_port: int = 8501
-    message_mb: float = 4.0
-    body_mb: float = 4.0
+    message_mb: float | None = None
+    body_mb: float | None = None
     rest_timeout: float = 300.0
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -86,11 +87,12 @@ class Server:
         certificate = _certificate(self.options)
         self.scheduler = Scheduler(self.limits, self.metrics)
         self._service = service = Service(self.models, self.scheduler, self.metrics)
-        self._grpc, self._health = rpc.build(service, receive_mb=self.options.message_mb, token=self.options.token)
+        message_bytes, body_bytes = self._limits()
+        self._grpc, self._health = rpc.build(service, receive_bytes=message_bytes, token=self.options.token)
         await rpc.set_health(self._health, False)
         rest = Rest(
             service,
-            body_mb=self.options.body_mb,
+            body_bytes=body_bytes,
             timeout=self.options.rest_timeout,
             ready=lambda: self.ready,
             token=self.options.token,
@@ -108,6 +110,15 @@ class Server:
             raise
         self.ready = True
         await rpc.set_health(self._health, True)
+
+    def _limits(self) -> tuple[int, int]:
+        """Returns the most bytes of a gRPC request and of an HTTP body."""
+        derived = request_limits(self.models.folders())
+        given = (None if mb is None else int(mb * 2**20) for mb in (self.options.message_mb, self.options.body_mb))
+        message, body = (own if mb is None else mb for own, mb in zip(derived, given))
+        if self.options.message_mb is None:
+            self.models.warn_above(message)
+        return message, body
 
     async def _listen(self, certificate: ssl.SSLContext | None):
         options = self.options

@@ -10,7 +10,7 @@ from tensorflow.core.framework.tensor_pb2 import TensorProto
 from serving.errors import ServerError
 
 MAX_ROWS = 1024  # no export allows as many; refused before anything is done with them
-MAX_VALUES = 2**22  # of one tensor; a message of the default limit, 4 MB, holds a quarter of them as float32
+MAX_VALUES = 2**22  # of a tensor that holds fewer values than its shape says, so that its last one is repeated
 CONTENT_BYTES = 4096  # larger answers go as tensor_content, a hundred times faster to write and read than a field of values
 
 # What a tensor's values are in numpy, and in which field of a TensorProto they lie.
@@ -104,17 +104,18 @@ def require_shapes(signature, arrays: Mapping[str, np.ndarray]):
 def array_of(name: str, proto: TensorProto) -> np.ndarray:
     """Returns a tensor's values; strings as an array of bytes.
 
-    As in TensorFlow, values that are left out at the end repeat the last one given, within `MAX_VALUES`.
+    As in TensorFlow, values that are left out at the end repeat the last one given, within `MAX_VALUES`; what is sent in full
+    is bounded by the size of messages alone.
     Raises: `ServerError` INVALID_ARGUMENT for a tensor whose shape and values do not go together.
     """
     dims = [dim.size for dim in proto.tensor_shape.dim]
     if proto.tensor_shape.unknown_rank or len(dims) > 8 or any(side < 0 for side in dims):
         raise invalid(f"tensor parsing error: {name}")
     size = math.prod(dims)
-    if size > MAX_VALUES:
-        raise invalid(f"{name} has {size} values; at most {MAX_VALUES} are accepted. Send fewer rows.")
     dtype, field = FIELDS[proto.dtype]
     content = proto.tensor_content
+    if size > max(MAX_VALUES, len(content), len(getattr(proto, field))):
+        raise invalid(f"{name} has {size} values; at most {MAX_VALUES} are accepted of which not all are sent. Send fewer rows.")
     if content and dtype == "object":
         return _object_array(_strings(name, content, size)).reshape(dims)
     if content:

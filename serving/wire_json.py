@@ -15,7 +15,7 @@ import numpy as np
 from tensorflow.core.framework import types_pb2
 
 from serving.errors import ServerError
-from serving.wire import FIELDS, MAX_ROWS, MAX_VALUES, default_of, invalid, require_shapes, type_name
+from serving.wire import FIELDS, MAX_ROWS, default_of, invalid, require_shapes, type_name
 
 MAX_NESTING = 8  # lists in lists of one tensor
 _KINDS = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
@@ -171,8 +171,6 @@ def _array(value, dtype: int) -> np.ndarray:
                 raise invalid(f"Encountered list at unexpected size: {len(item)} at level: {len(shape)} expected size: {size}")
         flat = list(chain.from_iterable(flat))
         shape.append(size)
-    if len(flat) > MAX_VALUES:
-        raise invalid(f"A tensor has {len(flat)} values; at most {MAX_VALUES} are accepted. Send fewer rows.")
     array = np.empty(len(flat), FIELDS[dtype][0])
     array[:] = _leaves(flat, dtype, len(shape))
     return array.reshape(shape)

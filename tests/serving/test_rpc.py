@@ -30,7 +30,8 @@ class Client:
     """A stock client: TF Serving's own stubs."""
 
     def __init__(self, server, channel=None):
-        self.channel = channel or grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", [("grpc.max_send_message_length", -1)])
+        limits = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        self.channel = channel or grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", limits)
         self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)

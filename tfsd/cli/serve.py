@@ -90,8 +90,9 @@ def _add_limits(group):
     add = group.add_argument
     add("--max-queue", type=whole(1, 100_000), default=64, metavar="ROWS", help="pictures that may wait (default: 64)")
     add("--batch-wait-ms", type=real(0, 10_000), default=2.0, metavar="MS", help="to wait for company in a batch (default: 2)")
-    add("--max-message-mb", type=real(0.001, 2047), default=4.0, metavar="MB", help="of a gRPC request (default: 4)")
-    add("--max-body-mb", type=real(0.001, 2047), default=4.0, metavar="MB", help="of a REST request (default: 4)")
+    size = real(0.001, 2047)
+    add("--max-message-mb", type=size, metavar="MB", help="of a gRPC request (default: what the models take, at least 4)")
+    add("--max-body-mb", type=size, metavar="MB", help="of a REST request (default: likewise, as text)")
     add("--rest-timeout", type=real(0.001, 86400), default=300.0, metavar="S", help="for a REST request (default: 300)")
     add("--grace", type=real(0, 86400), default=30.0, metavar="S", help="for requests under way at the end (default: 30)")
 
