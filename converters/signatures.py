@@ -21,8 +21,9 @@ PARALLEL = 64  # pictures of an exact batch that may be computed side by side; t
 class Signatures(tf.Module):
     """What is exported. Sampling, guidance and noise are the pipeline's; here is what a server needs around them.
 
-    `prepare` and `advance` are for a server that runs the loop itself, to tell of progress and to stop: functions of the
-    loaded object, which run the same compiled program as the signatures. Files of assets are written to `assets`, where
+    `prepare`, `advance` and `advance_contexts`, which begins with contexts as `denoise` does, are for a server that runs the
+    loop itself, to tell of progress and to stop: functions of the loaded object, which run the same compiled program as the
+    signatures. Files of assets are written to `assets`, where
     they must last until the module is saved.
     """
 
@@ -37,6 +38,7 @@ class Signatures(tf.Module):
         draw = [functools.partial(self._pictures, size=size) for size in range(len(limits.sizes))]
         self._own.draw = [tf.function(one, autograph=False, reduce_retracing=True) for one in draw]
         self.advance = {f"{batch}x{height}x{width}": self._advance(batch, height, width) for batch, height, width in self.jobs()}
+        self.advance_contexts = {name: self._advance(*job, own_contexts=True) for name, job in zip(self.advance, self.jobs())}
 
     @property
     def model_spec(self) -> ModelSpec:
@@ -231,26 +233,32 @@ class Signatures(tf.Module):
         _, images, state = tf.while_loop(lambda first, *_: first < steps, body, start)
         return images, state.latents
 
-    def _advance(self, batch: int, height: int, width: int):
+    def _advance(self, batch: int, height: int, width: int, *, own_contexts: bool = False):
         """Returns the function that takes a job of so many pictures some steps further.
 
-        Call: the fields of `Request` up to `guidance`, the leaves of `State`, first, last -> images, the leaves of `State`.
+        Call: the fields of `Request` up to `guidance`, with `own_contexts` negative contexts and contexts [B, L, W], the leaves
+        of `State`, first, last -> images, the leaves of `State`. With `own_contexts` nothing is decoded: the latents, the first
+        of the leaves, are the result.
         """
         pipeline, spec = self._own.pipeline, self._own.spec
         empty = pipeline.empty_state(batch, height, width)
-        contexts = (2 * batch, spec.text.length, spec.denoiser.context_width)
+        context = (batch, spec.text.length, spec.denoiser.context_width)
         inputs = [tf.TensorSpec([batch, *one.shape[1:]], one.dtype, name=name) for name, one in self._job_inputs().items()]
+        contexts = [tf.TensorSpec(context, name=name) for name in ("negative_context", "context")] if own_contexts else []
         leaves = [tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in tf.nest.flatten(empty)]
         numbers = [tf.TensorSpec([], tf.int32, name=name) for name in ("first", "last")]
 
         def advance(*values):
             tokens, negative, plan, count, *rest = values[: len(inputs)]
-            state = tf.nest.pack_sequence_as(empty, values[len(inputs) : -2])
-            request = Request(tokens, negative, plan, tf.reduce_max(count), *rest, tf.constant(False), tf.constant(False))
-            images, state = pipeline.generate(request, state, tf.zeros(contexts), *values[-2:])
+            given = values[len(inputs) : len(inputs) + len(contexts)]
+            both = tf.concat(given, axis=0) if own_contexts else tf.zeros((2 * batch, *context[1:]))
+            count = tf.constant(-1) if own_contexts else tf.reduce_max(count)
+            state = tf.nest.pack_sequence_as(empty, values[len(inputs) + len(contexts) : -2])
+            request = Request(tokens, negative, plan, count, *rest, tf.constant(False), tf.constant(own_contexts))
+            images, state = pipeline.generate(request, state, both, *values[-2:])
             return [images, *tf.nest.flatten(state)]
 
-        return tf.function(advance, input_signature=inputs + leaves + numbers, autograph=False)
+        return tf.function(advance, input_signature=inputs + contexts + leaves + numbers, autograph=False)
 
     def _job_inputs(self) -> dict[str, tf.TensorSpec]:
         """Returns what a job is told of each of its pictures: of what `prepare` returns, all but sizes and truncated tokens."""

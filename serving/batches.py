@@ -26,15 +26,14 @@ class Trace:
 
 @dataclass(eq=False)
 class Request:
-    """A request on its way: rows to compute (or one `call` of a signature, with its rows), of which `unstarted` wait."""
+    """A request on its way: rows to compute, of which `unstarted` wait."""
 
     engine: Any
     future: asyncio.Future
     deadline: float | None
     trace: Trace
     entry: Entry | None = None
-    call: tuple[str, dict] | None = None
-    finish: Callable[[Any], Any] | None = None  # makes of a row's picture what the request is answered
+    finish: Callable[[Any], Any] | None = None  # makes of a row's result what the request is answered
     rows: list = field(default_factory=list)
     unstarted: list[int] = field(default_factory=list)
     done: list[int] = field(default_factory=list)  # steps made, by row
@@ -50,13 +49,13 @@ class Request:
         self.unstarted, self.done, self.results = list(range(len(rows))), [0] * len(rows), [None] * len(rows)
 
     def kind(self, index: int) -> Hashable:
-        """Rows of one engine and one kind can share a job; every call is a kind of its own."""
-        return id(self) if self.call else self.rows[index].size
+        """Rows of one engine and one kind can share a job; `alone` are those that share none with other requests."""
+        row = self.rows[index]
+        return (id(self), row.kind) if row.alone else row.kind
 
     def progress(self, state: str) -> Progress:
         """Returns the progress over all rows."""
-        steps = 1 if self.call else sum(row.steps for row in self.rows)
-        return Progress(state, sum(self.done), steps)
+        return Progress(state, sum(self.done), sum(row.steps for row in self.rows))
 
     def start(self, now: float):
         """Notes when the first row leaves the queue."""
@@ -73,7 +72,7 @@ class Request:
 
 
 class Member(NamedTuple):
-    """A row in a batch: row `index` of `request`; for a call, `row` is None."""
+    """A row in a batch: row `index` of `request`."""
 
     request: Request
     index: int
@@ -81,7 +80,7 @@ class Member(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows for one job of `engine`, or all the rows of one call."""
+    """Rows for one job of `engine`."""
 
     engine: Any
     kind: Hashable
@@ -131,13 +130,14 @@ class Waiting:
             if is_free(request.engine):
                 for index in request.unstarted:
                     group = groups.setdefault((id(request.engine), request.kind(index)), [])
-                    if request.call or len(group) < request.engine.batch_rows:
+                    if len(group) < request.engine.batch_rows:
                         group.append((request, index))
         soonest = None
         for (_, kind), group in groups.items():
             oldest = group[0][0]
             due = oldest.arrived + wait - now
-            if oldest.call or len(group) >= oldest.engine.batch_rows or due <= 0:
+            alone = oldest.rows[group[0][1]].alone  # no company can come
+            if alone or len(group) >= oldest.engine.batch_rows or due <= 0:
                 return self._remove(oldest.engine, kind, group), None
             soonest = due if soonest is None else min(soonest, due)
         return None, soonest
@@ -145,7 +145,7 @@ class Waiting:
     def _remove(self, engine, kind: Hashable, group: list[tuple[Request, int]]) -> Batch:
         members = []
         for request, index in group:
-            members.append(Member(request, index, None if request.call else request.rows[index]))
+            members.append(Member(request, index, request.rows[index]))
             request.unstarted.remove(index)
             if not request.unstarted:
                 del self._requests[request]

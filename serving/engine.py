@@ -16,16 +16,40 @@ from tfsd.h5 import CheckpointError
 
 MANIFEST = "assets.extra/manifest.json"
 _ROW_INPUTS = 8  # tokens, negative tokens, and of a drawing all but the size
+_CONTEXTS = ("negative_context", "context")  # inputs of denoise, in the order of `advance_contexts`
 _FAILED_CHECK = re.compile(r"assertion failed: \[(.*?)\]\s*(?:\[\[\{\{node|$)", re.DOTALL)
 
 
 class Row(NamedTuple):
-    """One picture to make, checked and tokenized."""
+    """One picture to make, checked and tokenized; or one of a denoising."""
 
     inputs: tuple[tf.Tensor, ...]  # of a job, one row each
     steps: int  # rows of its plan
     size: tuple[int, int]  # height and width in pixels
     truncated: int  # tokens of its prompt that were cut off
+    contexts: bool = False  # whether `inputs` end with contexts, from which latents are made
+
+    alone = False  # rows of different requests may share a job
+
+    @property
+    def kind(self) -> tuple:
+        """What rows of one job have in common."""
+        return (*self.size, self.contexts)
+
+
+class CallRow(NamedTuple):
+    """One row of the inputs of another signature."""
+
+    signature: str
+    inputs: dict[str, np.ndarray]  # one row each
+
+    alone = True  # its values are checked in the graph only, where one that is wrong fails the whole job
+    steps, truncated = 1, 0
+
+    @property
+    def kind(self) -> str:
+        """What rows of one job have in common."""
+        return self.signature
 
 
 class Engine:
@@ -45,6 +69,8 @@ class Engine:
             self._model = tf.saved_model.load(str(self.folder))
             self._prepare = self._model.prepare.get_concrete_function()
             self._advance = {name: call.get_concrete_function() for name, call in self._model.advance.items()}
+            with_contexts = getattr(self._model, "advance_contexts", {})  # which exports of format 1 may lack
+            self._advance_contexts = {name: call.get_concrete_function() for name, call in with_contexts.items()}
         except Exception as error:  # TensorFlow raises many kinds for a damaged SavedModel
             raise CheckpointError(f"{self.folder} cannot be loaded: {_last_line(error)}") from error
         self._zeros = {name: _empty_state(call) for name, call in self._advance.items()}
@@ -73,7 +99,7 @@ class Engine:
                 job = self.start(self.prepare(self.defaults() | inputs))
                 job.advance(1)
                 job.advance(job.steps)
-                self.png(job.images()[0])
+                self.png(job.results()[0])
 
     def defaults(self, signature: str = "text_to_png") -> dict[str, np.ndarray]:
         """Returns the values of inputs that a request may leave out."""
@@ -92,12 +118,36 @@ class Engine:
         counts, sizes, cut = drawing.count.numpy(), size.numpy(), truncated.numpy()
         return [Row(row, int(counts[i]), self.sizes[sizes[i]], int(cut[i])) for i, row in enumerate(rows)]
 
-    def start(self, rows: Sequence[Row]) -> "Job":
-        """Returns a job for rows of one size, at most `batch_rows`."""
+    def split(self, signature: str, inputs: dict[str, np.ndarray]) -> list[Row | CallRow]:
+        """Returns one row per row of the inputs of encode, denoise or decode, so that each can be computed by itself.
+
+        Raises: `ServerError` with INVALID_ARGUMENT.
+        """
+        count = max(map(len, inputs.values()))
+        most = self.manifest["batch_sizes"][-1]
+        if count > most:
+            raise ServerError("INVALID_ARGUMENT", f"a request must be for 1 to {most} pictures; got {count}")
+        rows = [{name: value[[min(i, len(value) - 1)]] for name, value in inputs.items()} for i in range(count)]
+        if signature != "denoise" or not self._advance_contexts:
+            return [CallRow(signature, row) for row in rows]
+        for name in _CONTEXTS:
+            if not np.isfinite(inputs[name]).all():
+                raise ServerError("INVALID_ARGUMENT", f"{name} must hold finite numbers")
+        numbers = {name: value for name, value in inputs.items() if name not in _CONTEXTS}
+        texts = {"prompt": np.array([b""] * count, object), "negative_prompt": np.array([b""], object)}
+        contexts = [tuple(tf.constant(row[name]) for name in _CONTEXTS) for row in rows]
+        drawings = self.prepare(texts | numbers)
+        return [row._replace(inputs=row.inputs + own, contexts=True) for row, own in zip(drawings, contexts)]
+
+    def start(self, rows: Sequence[Row | CallRow]) -> "Job | CallJob":
+        """Returns a job for rows of one kind, at most `batch_rows`."""
+        if isinstance(rows[0], CallRow):
+            return CallJob(self.run, rows)
         batch = next(size for size in self.batch_sizes if size >= len(rows))
         height, width = rows[0].size
         name = f"{batch}x{height}x{width}"
-        return Job(self._advance[name], rows, batch, self._zeros[name])
+        functions = self._advance_contexts if rows[0].contexts else self._advance
+        return Job(functions[name], rows, batch, self._zeros[name])
 
     def run(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the outputs of a signature, computed in one call.
@@ -118,7 +168,7 @@ class Job:
     def __init__(self, function, rows: Sequence[Row], batch: int, zeros: Sequence[tf.Tensor]):
         self.steps = max(row.steps for row in rows)
         self.done = 0
-        self._count = len(rows)
+        self._count, self._contexts = len(rows), rows[0].contexts
         self._function = function
         filled = [*rows, *[rows[-1]] * (batch - len(rows))]
         self._request = [values[0] if batch == 1 else tf.concat(values, 0) for values in zip(*(row.inputs for row in filled))]
@@ -136,16 +186,38 @@ class Job:
             self._images, *self._state = self._function(*self._request, *self._state, *numbers)
             # Reading waits for an accelerator, too: else all chunks were asked for before the first was computed.
             if last == self.steps:
-                self._images = self._images.numpy()[: self._count]
+                self._images = (self._state[0] if self._contexts else self._images).numpy()[: self._count]
             else:
                 self._state[0].numpy()
         except tf.errors.OpError as error:
             raise _server_error(error) from error
         self.done = last
 
-    def images(self) -> np.ndarray:
-        """Returns the pictures uint8 [rows, H, W, 3] of a job that is done."""
-        return self._images
+    def results(self) -> Sequence:
+        """Returns, of a job that is done, each row's picture uint8 [H, W, 3] or {"latents": float32 [1, h, w, c]}."""
+        return [{"latents": row[None]} for row in self._images] if self._contexts else self._images
+
+
+class CallJob:
+    """Rows of one signature, computed in one call."""
+
+    steps, done = 1, 0
+
+    def __init__(self, run: Callable[[str, dict], dict], rows: Sequence[CallRow]):
+        self._run, self._rows = run, rows
+        self._outputs: dict[str, np.ndarray] = {}
+
+    def advance(self, steps: int):
+        """Computes all. Raises: `ServerError`."""
+        names = self._rows[0].inputs
+        self._outputs = self._run(
+            self._rows[0].signature, {n: np.concatenate([row.inputs[n] for row in self._rows]) for n in names}
+        )
+        self.done = 1
+
+    def results(self) -> Sequence[dict[str, np.ndarray]]:
+        """Returns each row's outputs, one row each."""
+        return [{name: value[[i]] for name, value in self._outputs.items()} for i in range(len(self._rows))]
 
 
 def _empty_state(advance) -> list[tf.Tensor]:

@@ -268,7 +268,7 @@ async def _own(engine, inputs: dict[str, np.ndarray]) -> bytes:
     """Returns the PNG file of a request for one picture, by the calls that the server makes, without its chunks."""
     job = engine.start(engine.prepare(inputs))
     job.advance(job.steps)
-    return engine.png(job.images()[0])
+    return engine.png(job.results()[0])
 
 
 def _added(turns: np.ndarray, *, rest: bool) -> dict:

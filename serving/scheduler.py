@@ -105,25 +105,36 @@ class Scheduler:
         Returns: for each row what `finish` gave, by default its picture uint8 [H, W, 3]; and truncated_tokens int32 [B].
         Raises: `ServerError` INVALID_ARGUMENT, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL.
         """
-        loop = asyncio.get_running_loop()
-        request = self._ledger.open(engine, loop.create_future(), deadline, trace, request_id)
+        request = self._open(engine, deadline, trace, request_id)
         request.finish = finish
-        with self._lifetime(request, request_id):
-            self._workers.hire(engine)
-            truncated = await loop.run_in_executor(self._preparers, self._prepare, request, inputs)
-            return await request.future, truncated
+        rows, results = await self._run(request, partial(engine.prepare, inputs), request_id)
+        return results, np.array([row.truncated for row in rows], np.int32)
 
     async def call(
-        self, engine, signature: str, inputs: dict, *, deadline: float | None = None, trace: Trace | None = None
+        self,
+        engine,
+        signature: str,
+        inputs: dict,
+        *,
+        deadline: float | None = None,
+        request_id: str | None = None,
+        trace: Trace | None = None,
     ) -> dict[str, np.ndarray]:
-        """Runs a signature in one piece (encode, denoise, decode) in a worker's slot; raises as `generate` does."""
-        request = self._ledger.open(engine, asyncio.get_running_loop().create_future(), deadline, trace, None)
-        request.call = (signature, inputs)
-        with self._lifetime(request, None):
-            rows = max([1, *(len(value) for value in inputs.values() if np.ndim(value))])
-            self._workers.hire(engine)
-            self._ledger.enqueue(request, [None] * rows)
-            return await request.future
+        """Returns the outputs of another signature (encode, denoise, decode), computed row by row; raises as `generate` does."""
+        request = self._open(engine, deadline, trace, request_id)
+        _, results = await self._run(request, partial(engine.split, signature, inputs), request_id)
+        return {name: np.concatenate([row[name] for row in results]) for name in results[0]}
+
+    def _open(self, engine, deadline: float | None, trace: Trace | None, request_id: str | None) -> Request:
+        return self._ledger.open(engine, asyncio.get_running_loop().create_future(), deadline, trace, request_id)
+
+    async def _run(self, request: Request, read: Callable[[], list], request_id: str | None) -> tuple[list, list]:
+        """Returns the rows that `read` finds in a request's inputs, and what came of them."""
+        with self._lifetime(request, request_id):
+            self._workers.hire(request.engine)
+            loop = asyncio.get_running_loop()
+            rows = await loop.run_in_executor(self._preparers, self._prepare, request, read)
+            return rows, await request.future
 
     async def drain(self, grace: float):
         """Refuses new requests, gives those that live `grace` seconds, fails the rest UNAVAILABLE, and ends the threads."""
@@ -143,11 +154,11 @@ class Scheduler:
         self._ledger.stop()
         self._preparers.shutdown(wait=False)
 
-    def _prepare(self, request: Request, inputs: dict) -> np.ndarray:
-        """Puts the request's rows in the queue and returns how many tokens of each were cut off."""
+    def _prepare(self, request: Request, read: Callable[[], list]) -> list:
+        """Puts the request's rows in the queue and returns them."""
         began = time.monotonic()
         try:
-            rows = request.engine.prepare(inputs)
+            rows = read()
         except ServerError:
             raise
         except Exception as error:
@@ -157,7 +168,7 @@ class Scheduler:
         if not rows:
             raise ServerError("INVALID_ARGUMENT", "The inputs must have at least one row; got none.")
         self._ledger.enqueue(request, rows)
-        return np.array([row.truncated for row in rows], np.int32)
+        return rows
 
     @contextlib.contextmanager
     def _lifetime(self, request: Request, request_id: str | None):

@@ -112,10 +112,13 @@ class Service:
         outputs = engine.signatures[call.signature].outputs
         picture = next((name for name in ("png_bytes", "images") if name in outputs), None)
         if picture is None or "prompt" not in call.inputs:
-            made = await self.scheduler.call(engine, call.signature, call.inputs, deadline=deadline, trace=trace)
-            return {name: np.asarray(made[name]) for name in call.outputs}
+            _require_one_size(call)
+            made = await self.scheduler.call(
+                engine, call.signature, call.inputs, deadline=deadline, request_id=request_id, trace=trace
+            )
+            return {name: made[name] for name in call.outputs}
         if picture == "images":
-            _require_one_size(call.inputs)
+            _require_one_size(call)
         finish = engine.png if "png_bytes" in call.outputs else None
         pictures, truncated = await self.scheduler.generate(
             engine, call.inputs, finish=finish, deadline=deadline, request_id=request_id, trace=trace
@@ -129,7 +132,7 @@ class Service:
         return {name: made[name] for name in call.outputs}
 
 
-def _require_one_size(inputs: dict[str, np.ndarray]):
+def _require_one_size(call: Call):
     for name in ("height", "width"):
-        if name in inputs and len(sides := set(inputs[name].tolist())) > 1:
-            raise invalid(f"{name} must be the same in all rows of text_to_image; got {sorted(sides)}. Use text_to_png.")
+        if name in call.inputs and len(sides := set(call.inputs[name].tolist())) > 1:
+            raise invalid(f"{name} must be the same in all rows of {call.signature}; got {sorted(sides)}. Use text_to_png.")

@@ -74,11 +74,8 @@ class Workers:
             self._ledger.finish(request, ServerError(error.code, error.message))
 
     def _compute(self, batch: Batch):
-        ledger, first = self._ledger, batch.members[0].request
+        ledger = self._ledger
         if not ledger.wanted(batch):
-            return
-        if first.call is not None:
-            ledger.finish(first, batch.engine.run(*first.call))
             return
         job = batch.engine.start([member.row for member in batch.members])
         began = time.monotonic()
@@ -91,13 +88,14 @@ class Workers:
                 raise RuntimeError(f"a chunk made no step after {before} of {job.steps}")
             ended = time.monotonic()
             # The average since the beginning: the first chunk also encodes the prompt, and the last one makes the picture.
-            self._pace.measure(batch, (ended - began) / job.done)
+            if job.steps > 1:  # else nothing can be cut, and kinds of rows that stay alone are without number
+                self._pace.measure(batch, (ended - began) / job.done)
             ledger.metrics.step_seconds.labels(batch.engine.name).observe((ended - started) / (job.done - before))
             ledger.advance(batch, job.done)
         if ledger.wanted(batch):
-            ledger.deliver(batch, self._finished(batch, job.images()))
+            ledger.deliver(batch, self._finished(batch, job.results()))
 
-    def _finished(self, batch: Batch, images) -> list:
-        """Returns what the batch's requests want of their pictures; made here while those are still in the core's cache."""
-        wants = [(member.request.finish, image) for member, image in zip(batch.members, images, strict=True)]
-        return [image if finish is None else finish(image) for finish, image in wants]
+    def _finished(self, batch: Batch, results) -> list:
+        """Returns what the batch's requests want of their results; made here while those are still in the core's cache."""
+        wants = [(member.request.finish, result) for member, result in zip(batch.members, results, strict=True)]
+        return [result if finish is None else finish(result) for finish, result in wants]

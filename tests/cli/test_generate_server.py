@@ -15,7 +15,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/serving"))
 
-from scripted import Scripted, fails, hangs, picture, serving, until  # noqa: E402
+from patience import LONG, until  # noqa: E402
+from scripted import Scripted, fails, hangs, picture, serving  # noqa: E402
 
 from tfsd.images import read_recipe  # noqa: E402
 
@@ -146,10 +147,10 @@ def test_interruption_cancels_on_the_server_and_exits_130(folder):
     servicer = Scripted([hangs])
     with serving(servicer) as address:
         process = start("a red star", "--server", address, "--out", "x.png", cwd=folder)
-        assert until(lambda: servicer.running == 1, 30)
+        assert until(lambda: servicer.running == 1)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-        assert servicer.gone.wait(5)
+        _, err = process.communicate(timeout=LONG)
+        assert servicer.gone.wait(LONG)
     assert process.returncode == 130 and one_line(err) and "interrupted" in err
     assert os.listdir(folder) == []
 

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from patience import LONG
 
 from serving.errors import ServerError
 from serving.scheduler import Limits, Scheduler
@@ -16,7 +17,7 @@ def on_a_loop(test):
 
     @functools.wraps(test)
     def run(*args, **kwargs):
-        return asyncio.run(asyncio.wait_for(test(*args, **kwargs), 60))
+        return asyncio.run(asyncio.wait_for(test(*args, **kwargs), LONG))
 
     return run
 

@@ -7,7 +7,9 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
+from patience import LONG
 
+from serving.engine import CallJob, CallRow
 from serving.errors import ServerError
 
 
@@ -16,6 +18,12 @@ class Row(NamedTuple):
     steps: int
     size: tuple[int, int]
     truncated: int
+
+    alone = False
+
+    @property
+    def kind(self):
+        return self.size
 
 
 def picture(text: str, size=(8, 8)) -> np.ndarray:
@@ -48,20 +56,23 @@ class HeldEngine:
         return [Row(text, inputs.get("num_steps", 4), (size, 8), len(text)) for text, size in zip(texts, sizes)]
 
     def start(self, rows):
-        assert len(rows) <= self.batch_rows and len({row.size for row in rows}) == 1
-        job = Job(self, rows)
+        assert len(rows) <= self.batch_rows and len({row.kind for row in rows}) == 1
+        job = CallJob(self.run, rows) if isinstance(rows[0], CallRow) else Job(self, rows)
         self.jobs.append(job)
         return job
+
+    def split(self, signature, inputs):
+        return [CallRow(signature, {"inputs": inputs["inputs"][[i]]}) for i in range(len(inputs["inputs"]))]
 
     def run(self, signature, inputs):
         if signature == "crash":
             raise ValueError("crashed")
-        assert self.gate.wait(20)
+        assert self.gate.wait(LONG)
         return {"outputs": 2 * inputs["inputs"]}
 
     @property
     def started(self) -> list[list[str]]:
-        return [[row.text for row in job.rows] for job in self.jobs]
+        return [[row.text for row in job.rows] for job in self.jobs if isinstance(job, Job)]
 
 
 class Job:
@@ -74,7 +85,7 @@ class Job:
             self.engine.computing += 1
             self.engine.most_at_once = max(self.engine.most_at_once, self.engine.computing)
         try:
-            assert self.engine.gate.wait(20)
+            assert self.engine.gate.wait(LONG)
             if self.engine.step_seconds:
                 time.sleep(steps * self.engine.step_seconds)
             for row in self.rows:
@@ -90,12 +101,12 @@ class Job:
             with self.engine.lock:
                 self.engine.computing -= 1
 
-    def images(self):
+    def results(self):
         assert self.done == self.steps
         return np.stack([picture(row.text, row.size) for row in self.rows])
 
 
-async def until(condition, seconds: float = 10.0):
+async def until(condition, seconds: float = LONG):
     """Waits until a condition holds; a test that would hang fails instead."""
     end = time.monotonic() + seconds
     while not condition():

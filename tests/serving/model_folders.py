@@ -1,11 +1,11 @@
 """Folders of versions that need no networks, and a loader for them."""
 
 import threading
-import time
 
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
+from patience import LONG
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from serving.errors import ServerError
@@ -30,7 +30,7 @@ class Loader:
 
     def __call__(self, folder):
         self.began.set()
-        assert self.go.wait(20)
+        assert self.go.wait(LONG)
         text = (folder / "saved_model.pb").read_text()
         self.loaded.append(f"{folder.parent.name}/{folder.name}")
         if text == "damaged":
@@ -76,10 +76,3 @@ def error_of(call, *args, **kwargs) -> ServerError:
     with pytest.raises(ServerError) as caught:
         call(*args, **kwargs)
     return caught.value
-
-
-def wait(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.002)

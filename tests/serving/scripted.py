@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import StringValue
+from patience import LONG, until
 from PIL import Image
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
@@ -71,6 +72,16 @@ def slow(inputs, context):
     """A step of a script: the picture takes its time."""
     time.sleep(0.3)
     return pictures_of(inputs)
+
+
+def waits(event: threading.Event | threading.Barrier):
+    """Returns a step of a script: the picture comes after an event, or when as many are asked for as a barrier wants."""
+
+    def step(inputs, context):
+        event.wait(LONG)
+        return pictures_of(inputs)
+
+    return step
 
 
 class Scripted(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -158,11 +169,3 @@ def _loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     return loop
-
-
-def until(condition, seconds: float = 10.0) -> bool:
-    """Waits for a condition; returns whether it came true."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return bool(condition())

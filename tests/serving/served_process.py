@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+from patience import LONG
 from tensorflow_serving.apis import get_model_status_pb2
 from test_rest import Client as Rest
 from test_rpc import Client as Rpc
@@ -48,5 +49,5 @@ class Served:
     def status(self, version: int):
         wanted = get_model_status_pb2.GetModelStatusRequest()
         wanted.model_spec.name = "toy"
-        found = self.rpc.models.GetModelStatus(wanted, timeout=20).model_version_status
+        found = self.rpc.models.GetModelStatus(wanted, timeout=LONG).model_version_status
         return next((one for one in found if one.version == version), None)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 
+from serving.engine import CallJob, CallRow
 from serving.errors import ServerError
 from serving.metrics import Metrics
 from serving.models import Models
@@ -18,7 +19,6 @@ from serving.scheduler import Limits
 from serving.server import Options, Server, running
 
 TLS = Path(__file__).parents[1] / "data/tls"
-LONG = 300.0  # seconds: what takes as long does not happen; a loaded machine takes its time
 PROMPT_BYTES = 4096
 STEP_SECONDS = 0.003  # else the scheduler takes hundreds of steps for one chunk
 WHOLE = {
@@ -52,6 +52,12 @@ class Row(NamedTuple):
     size: tuple
     truncated: int
 
+    alone = False
+
+    @property
+    def kind(self):
+        return self.size
+
 
 class Engine:
     """Makes grey pictures of a seed's lightness; each step waits until `gate` is open."""
@@ -83,7 +89,11 @@ class Engine:
 
     def start(self, rows):
         self.jobs += 1
-        return Job(self, rows)
+        return CallJob(self.run, rows) if isinstance(rows[0], CallRow) else Job(self, rows)
+
+    def split(self, name, inputs):
+        rows = max(map(len, inputs.values()))
+        return [CallRow(name, {key: value[[i]] for key, value in inputs.items()}) for i in range(rows)]
 
     def run(self, name, inputs):
         if b"crash" in inputs["prompt"]:
@@ -108,7 +118,7 @@ class Job:
         self.done += steps
         self.engine.steps += steps
 
-    def images(self):
+    def results(self):
         return np.stack([np.full((*row.size, 3), row.seed % 256, "uint8") for row in self.rows])
 
 
@@ -116,12 +126,9 @@ def picture(seed: int, size=(8, 8)) -> bytes:
     return tf.io.encode_png(np.full((*size, 3), seed % 256, "uint8")).numpy()
 
 
-def until(condition, seconds: float = LONG):
-    """Waits for what another thread brings about."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
+def cancelled(server) -> float:
+    """Returns how many requests a server has seen to be cancelled by their clients."""
+    return server.metrics.rejected.labels("cancelled")._value.get()
 
 
 @contextlib.contextmanager

@@ -2,12 +2,12 @@
 
 import inspect
 import threading
-import time
 import warnings
 
 import numpy as np
 import pytest
 from google.protobuf.struct_pb2 import Struct
+from patience import LONG, until
 from scripted import (
     DEFAULTS,
     Scripted,
@@ -17,11 +17,10 @@ from scripted import (
     fails,
     hangs,
     picture,
-    pictures_of,
     png,
     serving,
     slow,
-    until,
+    waits,
 )
 
 from serving.aio import AsyncClient
@@ -31,7 +30,7 @@ from tfsd import Cancelled, Images, StableDiffusion
 from tfsd.images import read_recipe
 from tfsd.text import PromptTruncationWarning
 
-FAST = {"retries": 3, "timeout": 20.0}
+FAST = {"retries": 3, "timeout": LONG}
 
 
 @pytest.fixture(params=[draw_sync, draw_async], ids=["sync", "async"])
@@ -180,11 +179,10 @@ def test_unavailable_is_not_tried_more_often_than_allowed(draw):
 
 def test_no_try_begins_after_the_deadline(draw):
     servicer = Scripted([fails("UNAVAILABLE")] * 99)
-    begun = time.monotonic()
-    with serving(servicer) as address, pytest.raises(ServerError):
-        draw(address, "a", settings={"retries": 99}, timeout=1.0)
-    assert time.monotonic() - begun < 1.5
-    assert 2 <= len(servicer.seen) <= 8
+    with serving(servicer) as address, pytest.raises((ServerError, TimeoutError)):
+        draw(address, "a", settings={"retries": 99}, timeout=4.0)
+    assert 1 <= len(servicer.seen) <= 12 and all(0 < left <= 4.0 for left in servicer.remaining)
+    assert servicer.remaining == sorted(servicer.remaining, reverse=True)  # all tries have one deadline in common
 
 
 def test_server_that_is_not_there_is_named(draw):
@@ -196,22 +194,22 @@ def test_server_that_is_not_there_is_named(draw):
 def test_server_that_starts_in_the_meantime_is_found(draw):
     with serving(Scripted()) as address:
         port = int(address.rsplit(":", 1)[1])  # free again after this block
-    drawn = []
-    thread = threading.Thread(target=lambda: drawn.append(draw(address, "a", seed=1)))
+    with pytest.raises(ServerError):
+        draw(address, "a", settings={"retries": 0})
+    drawn, patient = [], {"retries": 100, "timeout": LONG}
+    thread = threading.Thread(target=lambda: drawn.append(draw(address, "a", seed=1, settings=patient)))
     thread.start()
-    time.sleep(0.5)
     with serving(Scripted(), port=port):
-        thread.join(20)
+        thread.join(LONG)
     assert len(drawn) == 1
 
 
 def test_deadline_is_sent_and_kept(draw):
-    servicer, begun = Scripted([hangs]), time.monotonic()
+    servicer = Scripted([hangs])
     with serving(servicer) as address:
-        with pytest.raises(TimeoutError, match="did not answer within 0.7 seconds"):
-            draw(address, "a", timeout=0.7)
-        assert time.monotonic() - begun < 3
-    assert 0 < servicer.remaining[0] <= 0.7
+        with pytest.raises(TimeoutError, match="did not answer within 2 seconds"):
+            draw(address, "a", timeout=2.0)
+    assert all(0 < left <= 2.0 for left in servicer.remaining)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +324,7 @@ def test_threads_share_one_client():
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(LONG)
     for i in range(12):
         np.testing.assert_array_equal(drawn[i], np.stack([picture(i, k) for k in range(3)]))
 
@@ -340,7 +338,7 @@ def steps_told(*dones, steps=4, end=None):
             message.update({"state": "running", "done": done, "steps": steps})
             yield message
         if end is not None:
-            end.wait(10)
+            end.wait(LONG)
 
     return watch
 
@@ -348,32 +346,31 @@ def steps_told(*dones, steps=4, end=None):
 def test_progress_of_the_server_reaches_the_callback(draw):
     told, heard = threading.Event(), []
 
-    def waits(inputs, context):
-        told.wait(10)
-        return pictures_of(inputs)
-
     def callback(done, steps):
         heard.append((done, steps))
         if done == 3:
             told.set()
 
-    with serving(Scripted([waits], watch=steps_told(0, 1, 3, end=told))) as address:
+    with serving(Scripted([waits(told)], watch=steps_told(0, 1, 3, end=told))) as address:
         draw(address, "a", callback=callback)
     assert heard[-1] == (4, 4) and (3, 4) in heard
     assert heard == sorted(heard)
 
 
 def test_nonsense_about_progress_is_passed_over(draw):
+    told = threading.Event()
+
     def watch(request, context):
         for content in ({}, {"done": "x", "steps": 4}, {"done": 9, "steps": 4}, {"done": float("nan"), "steps": 1}, {"done": 2}):
             message = Struct()
             message.update(content)
             yield message
+        told.set()
 
     heard = []
-    with serving(Scripted([slow], watch=watch)) as address:
-        draw(address, "a", callback=lambda *told: heard.append(told))
-    assert heard == [(4, 4)]
+    with serving(Scripted([waits(told)], watch=watch)) as address:
+        draw(address, "a", callback=lambda *news: heard.append(news))
+    assert heard[-1] == (4, 4) and set(heard) <= {(0, 4), (4, 4)}  # once a second it hears that nothing is new
 
 
 def test_server_without_progress_still_lets_the_callback_cancel(draw):
@@ -387,7 +384,7 @@ def test_server_without_progress_still_lets_the_callback_cancel(draw):
     with serving(servicer) as address:
         with pytest.raises(Cancelled, match="after 0 of 4 steps"):
             draw(address, "a", callback=callback)
-        assert servicer.gone.wait(5)
+        assert servicer.gone.wait(LONG)
     assert heard == [(0, 4)]
 
 
@@ -403,12 +400,11 @@ def test_error_of_one_call_cancels_the_others(draw):
         until(lambda: servicer.running == 2)
         fails("INTERNAL", "broken")(inputs, context)
 
-    servicer, begun = Scripted([hangs, breaks]), time.monotonic()
+    servicer = Scripted([hangs, breaks])
     with serving(servicer) as address:
         with pytest.raises(ServerError, match="broken"):
             draw(address, "a", 2, settings={"max_batch": 1})
-        assert servicer.gone.wait(5)
-    assert time.monotonic() - begun < 8
+        assert servicer.gone.wait(LONG)
 
 
 def test_error_of_a_callback_comes_out_and_cancels(draw):
@@ -419,7 +415,7 @@ def test_error_of_a_callback_comes_out_and_cancels(draw):
     with serving(servicer) as address:
         with pytest.raises(RuntimeError, match="of the caller"):
             draw(address, "a", callback=callback)
-        assert servicer.gone.wait(5)
+        assert servicer.gone.wait(LONG)
 
 
 def test_closed_client_connects_anew():

@@ -29,6 +29,7 @@ from deployment import (
     published_messages,
     read_yaml,
 )
+from patience import LONG
 
 # Flags of tensorflow_serving/model_servers/main.cc that are of use here, as spelled there.
 FLAGS = {
@@ -197,7 +198,7 @@ def test_health_check_is_passed_by_a_server_that_can_serve_alone(status):
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         command = [word.replace("127.0.0.1/8501", f"127.0.0.1/{server.server_port}") for word in command]
-        result = subprocess.run(command, env={"HEALTH_PATH": health_path(), "PATH": "/usr/bin:/bin"}, timeout=20)
+        result = subprocess.run(command, env={"HEALTH_PATH": health_path(), "PATH": "/usr/bin:/bin"}, timeout=LONG)
         server.shutdown()
     assert asked == [health_path()]
     assert (result.returncode == 0) == (status == 200)
@@ -206,7 +207,7 @@ def test_health_check_is_passed_by_a_server_that_can_serve_alone(status):
 def test_health_check_fails_where_nothing_listens():
     command = json.loads(instructions()["HEALTHCHECK"][0].partition("CMD ")[2])
     command = [word.replace("127.0.0.1/8501", "127.0.0.1/1") for word in command]  # port 1 has no server
-    result = subprocess.run(command, env={"HEALTH_PATH": "/", "PATH": "/usr/bin:/bin"}, capture_output=True, timeout=20)
+    result = subprocess.run(command, env={"HEALTH_PATH": "/", "PATH": "/usr/bin:/bin"}, capture_output=True, timeout=LONG)
     assert result.returncode != 0
 
 

@@ -28,7 +28,56 @@ def test_chunks_give_the_bytes_of_the_signature(chunk, engine):
     while job.done < job.steps:
         job.advance(chunk)
     assert job.done == 7
-    assert engine.png(job.images()[0]) == engine.run("text_to_png", asked)["png_bytes"][0]
+    assert engine.png(job.results()[0]) == engine.run("text_to_png", asked)["png_bytes"][0]
+
+
+def of_rows(engine, signature, given, chunk=1) -> dict:
+    """What the server answers for a signature: every row a job, computed in chunks."""
+    answers = []
+    for row in engine.split(signature, given):
+        job = engine.start([row])
+        while job.done < job.steps:
+            job.advance(chunk)
+        answers += job.results()
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+
+def test_rows_of_encode_denoise_and_decode_give_the_bytes_of_the_signatures(engine):
+    prompts = {"prompt": np.array([b"a red star", b"a star"], object)}
+    encoded = engine.run("encode", prompts)
+    numbers = {key: value for key, value in inputs(engine).items() if not key.endswith("prompt")}
+    numbers |= {"seed": np.array([3, 4], "int64"), "num_steps": np.array([7], "int32"), "sampler": np.array([b"ddpm"], object)}
+    contexts = {
+        "context": encoded["context"],
+        "negative_context": engine.run("encode", {"prompt": np.array([b""], object)})["context"],
+    }
+    denoised = engine.run("denoise", contexts | numbers)
+    for signature, given, whole in (
+        ("encode", prompts, encoded),
+        ("denoise", contexts | numbers, denoised),
+        ("decode", denoised, engine.run("decode", denoised)),
+    ):
+        made = of_rows(engine, signature, given, chunk=3)
+        assert set(made) == set(whole)
+        for name in whole:
+            np.testing.assert_array_equal(made[name], whole[name], err_msg=f"{signature}: {name}")
+    assert [row.steps for row in engine.split("denoise", contexts | numbers)] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"context": np.full((1, 77, 16), np.nan, "float32")}, "context must hold finite numbers"),
+        ({"num_steps": np.array([0], "int32")}, "num_steps must be from 1 to 10; got 0"),
+        ({"seed": np.arange(3)}, "a request must be for 1 to 2 pictures; got 3"),
+    ],
+)
+def test_what_denoise_refuses_is_said_as_by_its_signature(change, message, engine):
+    context = np.zeros((1, 77, 16), "float32")
+    given = {key: value for key, value in inputs(engine).items() if not key.endswith("prompt")}
+    with pytest.raises(ServerError) as error:
+        engine.split("denoise", given | {"context": context, "negative_context": context} | change)
+    assert error.value.code == "INVALID_ARGUMENT" and message in error.value.message
 
 
 def test_rows_know_their_steps_size_and_cut_tokens(engine):

@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
+from patience import LONG
 from stand_in import Engine, served
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_management_pb2
 from test_rpc import CODE
@@ -55,7 +56,7 @@ def mutated(message: bytes, seed: int) -> bytes:
 def test_damaged_messages_are_refused_and_leave_the_server_up(client, name, change):
     message = change if isinstance(change, bytes) else mutated(messages()[name], change)
     try:
-        client.channel.unary_unary(name)(message, timeout=20)
+        client.channel.unary_unary(name)(message, timeout=LONG)
     except grpc.RpcError as error:
         unread = error.code() is CODE.INTERNAL and "The message is no tensorflow.serving." in error.details()
         assert unread or error.code() in REFUSALS, error

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import LONG, until
 from prometheus_client import CollectorRegistry
-from stand_in import until
 
 from serving import load_metrics
 from serving.load_test import latencies
@@ -74,10 +74,10 @@ def test_a_load_test_that_is_terminated_leaves_no_server(toy_export):
     root = Path(__file__).parents[2]
     argv = [sys.executable, "-m", "tfsd", "load-test", str(toy_export), "--requests", "100000", "--seconds", "100"]
     process = subprocess.Popen(argv, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    until(lambda: _servers(process.pid), 60)
+    until(lambda: _servers(process.pid))
     (server,) = _servers(process.pid)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
+    assert process.wait(LONG) == 130
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)
 

@@ -1,11 +1,13 @@
 """The server receives what the signatures of its exports take, as TF Serving does, and not more."""
 
+import json
 import logging
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from stand_in import LONG, Engine, add_version, served, signature
+from patience import LONG
+from stand_in import Engine, add_version, served, signature
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from test_rest import Client as Rest
 from test_rpc import CODE, error
@@ -58,7 +60,8 @@ def test_requests_as_large_as_the_warm_up_says_are_answered(tmp_path):
     with running(server):
         answer = Rpc(server).prediction.Predict(asked(), timeout=LONG).outputs["context"]
         np.testing.assert_array_equal(tf.make_ndarray(answer), np.full(CONTEXT, 0.2, "float32"))
-        body = {"signature_name": "double", "instances": np.full(CONTEXT, 0.123456789).tolist()}
+        body = {"signature_name": "double", "instances": np.full((3, *CONTEXT[1:]), 0.123456789).tolist()}
+        assert len(json.dumps(body)) > LEAST
         assert Rest(server).predict(body).status == 200
         assert error(Rpc(server).prediction.Predict, asked((32, 77, 2048))).code() == CODE.RESOURCE_EXHAUSTED
 

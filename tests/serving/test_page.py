@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from browser import PAGE
+from patience import LONG
 
 from tfsd.samplers.plans import SAMPLERS
 
@@ -91,7 +92,7 @@ def test_scripts_parse():
         pytest.skip("Node is not installed; `pytest -m browser` runs the scripts.")
     for path in SCRIPTS:
         command = [node, "--check", "--input-type=module"]
-        done = subprocess.run(command, input=path.read_bytes(), capture_output=True, timeout=60)
+        done = subprocess.run(command, input=path.read_bytes(), capture_output=True, timeout=LONG)
         assert done.returncode == 0, done.stderr.decode()
 
 

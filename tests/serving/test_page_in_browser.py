@@ -12,8 +12,9 @@ from urllib.parse import parse_qs, urlencode
 import numpy as np
 import pytest
 from browser import chromium, fill, local, make, page_files, recipe, serving, shell_words, shown, step, values, wide
+from patience import until
 from PIL import Image
-from stand_in import Engine, Job, held, picture, until
+from stand_in import Engine, Job, held, picture
 from tf_serving import TFServing
 
 from serving.models import Models, load_engine
@@ -119,7 +120,7 @@ def visit(browser, address):
 
     def visit(where: str = "", *, at: str = address, width: int = 1200, **options):
         context = browser.new_context(viewport={"width": width, "height": 800}, **options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(1000 * LONG)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -239,8 +240,14 @@ def test_seed_is_drawn_anew_unless_it_is_kept(visit):
     assert recipe(page)["seed"] == 5
 
 
-def test_progress_moves_and_cancel_stops_the_model(visit, engine):
-    page = visit()
+def number(address: str, name: str) -> float:
+    """Returns one of the server's own counts."""
+    with urllib.request.urlopen(f"{address}/metrics") as page:
+        return next(float(line.rpartition(" ")[2]) for line in page.read().decode().splitlines() if line.startswith(name))
+
+
+def test_progress_moves_and_cancel_stops_the_model(visit, engine, address):
+    page, cancelled = visit(), number(address, 'tfsd_rejected_total{reason="cancelled"}')
     with held(engine):
         fill(page, prompt="a star", num_steps="50")
         page.click("#generate")
@@ -252,8 +259,8 @@ def test_progress_moves_and_cancel_stops_the_model(visit, engine):
         page.wait_for_selector("#progress-area", state="hidden")
         assert page.locator("#notice").inner_text() == "Cancelled."
         assert page.locator("#figure").is_hidden()
-        time.sleep(0.3)
-    time.sleep(0.3)
+        until(lambda: number(address, 'tfsd_rejected_total{reason="cancelled"}') == cancelled + 1)
+    until(lambda: number(address, "tfsd_running_rows") == 0)
     assert engine.steps - before <= 10  # the chunk of steps that was under way
     make(page)
     assert page.locator("#figure").is_visible() and page.locator("#notice").inner_text() == ""
@@ -440,7 +447,7 @@ def test_foreign_server_that_the_policy_forbids_is_explained(browser, address):
     with serving(TFServing) as far:
         page = browser.new_page()
         page.goto(f"{address}/?{urlencode({'server': far})}")
-        page.wait_for_selector("#error:not(:empty)", timeout=20_000)
+        page.wait_for_selector("#error:not(:empty)", timeout=1000 * LONG)
         message = page.locator("#error").inner_text()
         page.close()
     assert far in message and "--rest_api_enable_cors_support" in message and "Content-Security-Policy" in message

@@ -5,6 +5,7 @@ import pytest
 from asking import Bench, ask, error_of, on_a_loop, rejected, soon
 from held_engine import HeldEngine, picture, until
 
+from serving.batches import Batch, Member, Pace
 from serving.errors import ServerError
 from serving.scheduler import Limits, Trace
 
@@ -134,15 +135,23 @@ async def test_rows_beyond_the_limit_are_refused_and_told_the_limit():
 
 
 @on_a_loop
-async def test_chunks_take_about_the_time_asked_for():
+async def test_the_first_chunk_is_one_step_and_all_steps_are_made_once():
     engine = HeldEngine(step_seconds=0.005)
     async with Bench(chunk_seconds=0.05) as scheduler:
         await ask(scheduler, engine, "a", steps=20)
         await ask(scheduler, engine, "b", steps=20)
     first, second = (job.chunks for job in engine.jobs)
     assert first[0] == 1 and sum(first) == sum(second) == 20
-    assert 2 <= len(second) <= 4  # 0.1 s of steps, or a little more on a busy machine, in chunks of 0.05 s
-    assert max(second) - min(second) <= 2
+
+
+def test_chunks_take_about_the_time_asked_for():
+    engine, pace = HeldEngine(), Pace(chunk_seconds=0.05)
+    batch = Batch(engine, (8, 8), [Member(None, 0, None)])
+    assert pace.steps(batch, 20) == 1  # nothing is known yet
+    for step_seconds, chunk in ((0.005, 10), (0.02, 3), (0.001, 20), (1.0, 1)):
+        pace.measure(batch, step_seconds)
+        assert pace.steps(batch, 20) == chunk
+    assert pace.steps(batch._replace(kind=(16, 8)), 20) == 1
 
 
 @on_a_loop
@@ -208,11 +217,38 @@ async def test_calls_take_a_workers_slot_and_their_errors_come_back():
         engine.gate.set()
         np.testing.assert_array_equal((await call)["outputs"], [0, 2, 4])
         await running
-        assert (await error_of(scheduler.call(engine, "crash", {}))).code == "INTERNAL"
+        assert (await error_of(scheduler.call(engine, "crash", {"inputs": np.arange(1)}))).code == "INTERNAL"
         engine.gate.clear()
-        late = scheduler.call(engine, "encode", {"inputs": np.arange(3)}, deadline=soon(0.05))
+        late = scheduler.call(engine, "encode", {"inputs": np.arange(3)}, deadline=soon(1))
         assert (await error_of(late)).code == "DEADLINE_EXCEEDED"
         engine.gate.set()
+
+
+@on_a_loop
+async def test_a_call_whose_client_left_is_computed_no_further():
+    engine = HeldEngine(parallel_jobs=1, is_open=False)
+    async with Bench() as scheduler:
+        call = asyncio.ensure_future(scheduler.call(engine, "encode", {"inputs": np.arange(8)}, request_id="x"))
+        await until(lambda: engine.jobs and scheduler.queue_rows == 7)
+        assert scheduler.progress["x"] == ("running", 0, 8, 0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert scheduler.queue_rows == 0
+        engine.gate.set()
+        await until(lambda: not scheduler.busy)
+    assert len(engine.jobs) == 1
+
+
+@on_a_loop
+async def test_calls_of_strangers_are_computed_apart_where_rows_of_one_are_computed_together():
+    engine = HeldEngine(batch_rows=4, parallel_jobs=1)
+    async with Bench(batch_wait_ms=1000) as scheduler:
+        asked = [np.arange(3), np.arange(3, 9)]
+        answers = await asyncio.gather(*(scheduler.call(engine, "encode", {"inputs": one}) for one in asked))
+    for one, answer in zip(asked, answers):
+        np.testing.assert_array_equal(answer["outputs"], 2 * one)
+    assert sorted(len(job._rows) for job in engine.jobs) == [2, 3, 4]
 
 
 @on_a_loop
@@ -221,8 +257,8 @@ async def test_trace_tells_rows_and_times_also_of_failures():
     async with Bench() as scheduler:
         trace, failed = Trace(), Trace()
         await ask(scheduler, engine, "a", "b", steps=3, trace=trace)
-        assert trace.rows == 2 and 0.06 <= trace.run_seconds < 5 and trace.queue_seconds < 1
-        await error_of(ask(scheduler, engine, "a", steps=500, deadline=soon(0.05), trace=failed))
+        assert trace.rows == 2 and 0.06 <= trace.run_seconds and trace.queue_seconds >= 0
+        await error_of(ask(scheduler, engine, "a", steps=1000, deadline=soon(2), trace=failed))
         assert failed.rows == 1 and failed.run_seconds > 0.01
 
 

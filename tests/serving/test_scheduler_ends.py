@@ -3,8 +3,6 @@
 import asyncio
 import gc
 import random
-import threading
-import time
 import weakref
 from collections import Counter
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from asking import Bench, ask, error_of, on_a_loop, rejected, soon
 from held_engine import HeldEngine, picture, until
+from patience import LONG
 
 from serving.errors import ServerError
 from serving.scheduler import Scheduler
@@ -23,7 +22,7 @@ async def test_deadline_in_the_queue_frees_the_place():
     async with Bench() as scheduler:
         running = ask(scheduler, engine, "a")
         await until(lambda: engine.computing == 1)
-        error = await error_of(ask(scheduler, engine, "b", "c", deadline=soon(0.05)))
+        error = await error_of(ask(scheduler, engine, "b", "c", deadline=soon(1)))
         assert error.code == "DEADLINE_EXCEEDED" and "waited" in error.message
         assert scheduler.queue_rows == 0
         engine.gate.set()
@@ -35,10 +34,8 @@ async def test_deadline_in_the_queue_frees_the_place():
 async def test_deadline_is_answered_while_a_chunk_still_computes():
     engine = HeldEngine(is_open=False)
     async with Bench() as scheduler:
-        started = time.monotonic()
-        error = await error_of(ask(scheduler, engine, "a", steps=10, deadline=soon(0.1)))
+        error = await error_of(ask(scheduler, engine, "a", steps=10, deadline=soon(1)))
         assert error.code == "DEADLINE_EXCEEDED" and "after 0 of 10 steps" in error.message
-        assert time.monotonic() - started < 5
         engine.gate.set()
         await until(lambda: not scheduler.busy)
         assert engine.jobs[0].done < 10
@@ -135,7 +132,7 @@ async def test_drain_finishes_what_is_here_and_refuses_what_comes():
     scheduler = Scheduler()
     tasks = [ask(scheduler, engine, text) for text in "abc"]
     await until(lambda: engine.jobs)
-    drain = asyncio.ensure_future(scheduler.drain(20))
+    drain = asyncio.ensure_future(scheduler.drain(LONG))
     await asyncio.sleep(0)
     error = await error_of(ask(scheduler, engine, "d"))
     assert error.code == "UNAVAILABLE" and rejected(scheduler, "draining") == 1
@@ -150,10 +147,12 @@ async def test_drain_fails_the_rest_after_the_grace():
     scheduler = Scheduler()
     tasks = [ask(scheduler, engine, text) for text in "ab"]
     await until(lambda: engine.computing == 1)
-    threading.Timer(0.3, engine.gate.set).start()
-    await scheduler.drain(0.05)
+    drain = asyncio.ensure_future(scheduler.drain(0.05))
     for task in tasks:
         assert (await error_of(task)).code == "UNAVAILABLE"
+    engine.gate.set()
+    await drain
+    await until(lambda: not scheduler.busy)
     assert not scheduler.busy and scheduler.queue_rows == 0
 
 
@@ -172,7 +171,7 @@ def test_nothing_hangs_when_the_loop_stops_under_a_request():
     engine.gate.set()
     asyncio.run(until(lambda: not scheduler.busy))
     scheduler.close()
-    scheduler._workers.join(5)
+    scheduler._workers.join(LONG)
     assert not any(thread.is_alive() for thread in scheduler._workers._threads)
 
 
@@ -194,9 +193,12 @@ async def test_idle_threads_keep_no_engine_in_memory(monkeypatch):
         await until(is_gone)
 
 
-async def storm(engines, seed: int, count: int, drain_after: float | None = None) -> list:
-    """Sends random requests of which some are cancelled, some late, some crash; returns (texts, heights, task) of each."""
-    chance = random.Random(seed)
+async def storm(engines, seed: int, count: int, drain_after: int | None = None) -> list:
+    """Sends random requests of which some are cancelled, some late, some crash; returns (texts, heights, task) of each.
+
+    With `drain_after`, the server ends when so many have their pictures.
+    """
+    chance, made = random.Random(seed), []
 
     async def one(i):
         await asyncio.sleep(chance.random() * 0.5)
@@ -215,14 +217,16 @@ async def storm(engines, seed: int, count: int, drain_after: float | None = None
         )
         if chance.random() < 0.2:
             asyncio.get_running_loop().call_later(chance.random() * 0.05, task.cancel)
-        done, _ = await asyncio.wait([task], timeout=20)
+        done, _ = await asyncio.wait([task], timeout=LONG)
+        if done and not task.cancelled() and task.exception() is None:
+            made.append(i)
         return texts, heights, task if done else None
 
     async with Bench(max_queue_rows=250, chunk_seconds=0.003) as scheduler:
         tasks = [asyncio.ensure_future(one(i)) for i in range(count)]
         if drain_after is not None:
-            await asyncio.sleep(drain_after)
-            await scheduler.drain(0.05)
+            await until(lambda: len(made) >= drain_after)
+            await scheduler.drain(0)
         ended = await asyncio.gather(*tasks)
         await until(lambda: not scheduler.busy)
         assert scheduler.queue_rows == 0 and scheduler.metrics.queue_rows._value.get() == 0
@@ -259,11 +263,11 @@ def ways_of(ended: list) -> Counter:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_request_of_a_storm_ends_in_exactly_one_way(seed):
-    ways = ways_of(asyncio.run(asyncio.wait_for(storm(storm_engines(), seed, 400), 60)))
+    ways = ways_of(asyncio.run(asyncio.wait_for(storm(storm_engines(), seed, 400), LONG)))
     assert ways.total() == 400
     assert {"result", "cancelled", "INTERNAL", "INVALID_ARGUMENT"} <= set(ways), ways
 
 
 def test_every_request_of_a_storm_ends_when_the_server_drains_in_the_middle():
-    ways = ways_of(asyncio.run(asyncio.wait_for(storm(storm_engines(), 7, 400, drain_after=0.2), 60)))
+    ways = ways_of(asyncio.run(asyncio.wait_for(storm(storm_engines(), 7, 400, drain_after=10), LONG)))
     assert ways.total() == 400 and {"result", "UNAVAILABLE"} <= set(ways), ways

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import grpc
 import pytest
 import tensorflow as tf
-from stand_in import until
+from patience import LONG, until
 from tensorflow_serving.apis import predict_pb2
 from test_rest import Client as Rest
 from test_rpc import Client as Rpc
@@ -56,7 +56,7 @@ class Command:
     def end(self) -> tuple[int, str]:
         self.process.send_signal(signal.SIGTERM)
         rest = self.process.stdout.read()
-        status = self.process.wait(300)
+        status = self.process.wait(LONG)
         self._reader.join()  # ends with the process, whose standard error it reads
         return status, rest
 
@@ -90,7 +90,7 @@ def request(inputs: dict, signature: str = "text_to_png"):
 
 
 def outputs(command, inputs: dict, signature: str = "text_to_png"):
-    return command.rpc.prediction.Predict(request(inputs, signature), timeout=300).outputs
+    return command.rpc.prediction.Predict(request(inputs, signature), timeout=LONG).outputs
 
 
 def by_rest(command, inputs: dict):
@@ -144,7 +144,7 @@ def test_sigterm_loses_no_answer_and_prints_no_more(command):
         wanted, answers = request({"prompt": "a very private star", "num_steps": 10, "seed": seed}), []
         while True:
             try:
-                answers.append(command.rpc.prediction.Predict(wanted, timeout=300).outputs["png_bytes"].string_val[0])
+                answers.append(command.rpc.prediction.Predict(wanted, timeout=LONG).outputs["png_bytes"].string_val[0])
             except grpc.RpcError as error:
                 assert error.code() == grpc.StatusCode.UNAVAILABLE, error  # else a client would not try another server
                 return answers
@@ -158,7 +158,7 @@ def test_sigterm_loses_no_answer_and_prints_no_more(command):
         asking = [clients.submit(ask_on, seed) for seed in range(8)]
         until(lambda: len(lines("request", code="OK")) > before + 20, 300)
         status, printed = command.end()
-        answers = [one.result(300) for one in asking]
+        answers = [one.result(LONG) for one in asking]
     assert (status, printed) == (0, "")
     assert all(len(set(pngs)) == 1 and pngs[0].startswith(b"\x89PNG") for pngs in answers)
     assert sum(map(len, answers)) == len(lines("request", code="OK")) - before

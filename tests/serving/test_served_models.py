@@ -6,7 +6,8 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from model_folders import Loader, config, error_of, latest, put, served, states, wait
+from model_folders import Loader, config, error_of, latest, put, served, states
+from patience import LONG, until
 
 from serving.errors import CODES
 from serving.metrics import Metrics
@@ -60,10 +61,10 @@ def test_old_version_serves_while_the_new_one_loads(folder, loader):
     loader.go.clear(), loader.began.clear()
     reloading = threading.Thread(target=models.reload)
     reloading.start()
-    assert loader.began.wait(10)
+    assert loader.began.wait(LONG)
     assert states(models) == {2: "LOADING", 1: "AVAILABLE"} and latest(models) == 1 and models.ready
     loader.go.set()
-    reloading.join(10)
+    reloading.join(LONG)
     assert latest(models) == 2
 
 
@@ -79,7 +80,7 @@ def test_version_in_use_is_unloaded_after_its_last_request(folder, loader):
     first.release()  # twice is once
     assert states(models)[1] == "UNLOADING" and second.engine.version == 1
     second.release()
-    wait(lambda: states(models)[1] == "END")
+    until(lambda: states(models)[1] == "END")
     gc.collect()
     assert engine() is None
 
@@ -167,17 +168,18 @@ def test_polling_finds_new_versions_by_itself_and_a_failed_one_again_only_when_i
     models = served(folder, loader, poll_seconds=0.01)
     try:
         put(folder, "tiny/2", text="damaged")
-        wait(lambda: states(models).get(2) == "END")
+        until(lambda: states(models).get(2) == "END")
         time.sleep(0.1)
         assert loader.loaded == ["tiny/1", "tiny/2"]
         put(folder, "tiny/2", text="fine!")
-        wait(lambda: latest(models) == 2)
+        until(lambda: latest(models) == 2)
         assert loader.loaded == ["tiny/1", "tiny/2", "tiny/2"]
     finally:
         models.close()
     put(folder, "tiny/3")
     time.sleep(0.1)
-    assert latest(models) == 2 and not models._poller.is_alive()
+    until(lambda: not models._poller.is_alive())
+    assert latest(models) == 2
 
 
 def test_without_polling_nothing_changes_by_itself(folder, loader):
@@ -235,9 +237,9 @@ def test_requests_find_a_version_at_every_moment_of_many_reloads(folder, loader)
             shutil.rmtree(folder / f"tiny/{version - 1}")
         stop.set()
         for task in asking:
-            task.result(10)
+            task.result(LONG)
     assert len(set(answered)) > 5
-    wait(lambda: {state for version, state in states(models).items() if version < 11} == {"END"})
+    until(lambda: {state for version, state in states(models).items() if version < 11} == {"END"})
     assert all(version.leases == 0 for version in models._versions.of("tiny").values())
 
 
