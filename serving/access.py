@@ -103,6 +103,7 @@ class Access:
 
     def mark(self, request: web.Request, response: web.StreamResponse):
         """Tells the browser which page may read an answer."""
+        response.headers.setdefault("Server", "tfsd")  # in place of the versions of Python and aiohttp
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         response.headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
         if not self._origins:

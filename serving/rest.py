@@ -36,10 +36,13 @@ PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
 BODY_SECONDS = 60.0  # for a body to arrive
+MAX_REQUESTS = 512  # predictions under way at once; each may hold a body of the size limit
 IN_THREAD = 2**16  # bytes of a body, or of an answer's arrays, from which JSON is made off the event loop
 
 _PLACE = r"(?:/versions/(\d+)|/labels/([^/:]+))?"
@@ -63,6 +66,7 @@ class Rest:
         self.service, self.timeout, self.ready = service, timeout, ready
         self.access = access or Access()
         self.limit = body_bytes
+        self._under_way = 0
         self._expected = f"Bearer {token}".encode() if token else None
 
     def app(self) -> web.Application:
@@ -157,7 +161,13 @@ class Rest:
             require_json(request)
             if verb.lower() != "predict":
                 raise ServerError("UNIMPLEMENTED", f"This server has no {verb.lower()}; use predict.")
-            return await self.predict(request, target)
+            if self._under_way >= MAX_REQUESTS:
+                raise ServerError("RESOURCE_EXHAUSTED", f"{MAX_REQUESTS} requests are under way. Try again later.")
+            self._under_way += 1
+            try:
+                return await self.predict(request, target)
+            finally:
+                self._under_way -= 1
         if not target.name:
             raise invalid("Missing model name in request.")
         return _metadata(self.service.models, target) if verb else _status(self.service.models, target)

@@ -24,6 +24,7 @@ from serving.scheduler import Limits, Scheduler
 from serving.service import Service
 
 QUIET_SECONDS = 0.1  # without a new request, after which the ports are closed
+IDLE_SECONDS = 75.0  # for the first request of a connection to arrive with all its headers, and for each further one
 ANSWER_SECONDS = 5.0  # for answers that are made to reach their clients, once nothing runs any more
 
 
@@ -100,7 +101,12 @@ class Server:
         )
         # handler_cancellation: a client that is gone needs no picture
         self._runner = web.AppRunner(
-            rest.app(), access_log=None, handler_cancellation=True, shutdown_timeout=ANSWER_SECONDS, auto_decompress=False
+            rest.app(),
+            access_log=None,
+            handler_cancellation=True,
+            keepalive_timeout=IDLE_SECONDS,
+            shutdown_timeout=ANSWER_SECONDS,
+            auto_decompress=False,
         )
         try:
             await self._listen(certificate)

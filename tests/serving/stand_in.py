@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from patience import LONG
 from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 
 from serving.engine import CallJob, CallRow
@@ -150,7 +151,7 @@ def served(*engines, max_queue_rows=64, load=None, **options):
             add_version(folder, version)
         metrics = Metrics()
         models = Models(folder, metrics=metrics, load=load or (lambda path: engines[int(path.name)]))
-        made = Options(grpc_port=0, rest_port=0, **{"grace": 10, **options})
+        made = Options(grpc_port=0, rest_port=0, **{"grace": LONG, **options})
         server = Server(models, made, limits=Limits(max_queue_rows=max_queue_rows), metrics=metrics)
         with running(server):
             yield server

@@ -2,6 +2,7 @@ import base64
 import gzip
 import http.client
 import json
+import socket
 import ssl
 import subprocess
 
@@ -234,6 +235,55 @@ def test_compressed_bodies_are_limited_by_what_is_in_them(client, name):
     assert client.predict(make(), **{"Content-Encoding": encoding}).status == status
 
 
+@pytest.mark.parametrize("sent", [b"", b"POST " + PREDICT.encode() + b" HTTP/1.1\r\nHost: localhost\r\nX: "])
+def test_a_connection_that_sends_no_whole_request_is_closed(monkeypatch, sent):
+    monkeypatch.setattr("serving.server.IDLE_SECONDS", 0.5)
+    with served(Engine()) as server, socket.create_connection(("127.0.0.1", server.rest_port), LONG) as slow:
+        slow.sendall(sent)
+        assert slow.recv(1000) == b""
+
+
+def test_a_body_that_does_not_arrive_is_given_up(monkeypatch):
+    monkeypatch.setattr("serving.rest.BODY_SECONDS", 0.5)
+    with served(Engine()) as server, socket.create_connection(("127.0.0.1", server.rest_port), LONG) as slow:
+        slow.sendall(b"POST " + PREDICT.encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n{")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 504 ")
+
+
+def test_bodies_that_arrive_at_once_are_bounded(monkeypatch):
+    monkeypatch.setattr("serving.rest.MAX_REQUESTS", 1)
+    head = b"POST " + PREDICT.encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n{"
+    with served(Engine()) as server:
+        with socket.create_connection(("127.0.0.1", server.rest_port), LONG) as slow:
+            slow.sendall(head)
+            until(lambda: Client(server).predict(rows({})).status == 429)
+        until(lambda: Client(server).predict(rows({})).status == 200)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Host: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+        b"Host: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"Host: localhost\r\nContent-Length: +2\r\n\r\n{}",
+        b"Host: localhost\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"Host: localhost\r\nHost: other\r\nContent-Length: 2\r\n\r\n{}",
+        b"Host: localhost\r\nX: " + b"a" * 10_000 + b"\r\n\r\n",
+        b"Host: localhost\r\nBad Name: x\r\n\r\n",
+    ],
+)
+def test_requests_that_servers_could_understand_differently_are_refused(server, lines):
+    with socket.create_connection(("127.0.0.1", server.rest_port), LONG) as raw:
+        raw.sendall(b"POST " + PREDICT.encode() + b" HTTP/1.1\r\n" + lines)
+        answer = raw.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.0 400 ") and answer.count(b"HTTP/1.") == 1
+
+
+def test_answers_do_not_tell_the_versions_of_the_server(client):
+    for path in ("/", "/metrics", "/nothing"):
+        assert client.ask("GET", path).headers["Server"] == "tfsd"
+
+
 def test_a_timeout_stops_the_steps():
     engine = Engine()
     with served(engine, rest_timeout=0.3) as server, held(engine):
@@ -296,6 +346,7 @@ def test_page_is_served_with_headers_that_keep_others_out(client):
     page = client.ask("GET", "/")
     assert page.status == 200 and page.headers["Content-Type"] == "text/html; charset=utf-8"
     assert page.headers["Cache-Control"] == "no-store" and page.headers["X-Content-Type-Options"] == "nosniff"
+    assert page.headers["X-Frame-Options"] == "DENY" and "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
     assert page.headers["Content-Security-Policy"].startswith("default-src 'self';")
     assert client.ask("GET", "/index.html").body == page.body
     script = client.ask("GET", "/app.js")

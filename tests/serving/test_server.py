@@ -121,16 +121,20 @@ def test_ports_answer_while_models_load(tmp_path):
 
         finish = threading.Event()
         done = thread.submit(run)
-        until(lambda: server.rest_port)
-        rest = Rest(server)
-        until(lambda: _is_open(server.rest_port))
-        assert rest.ask("GET", "/healthz").status == 503
-        assert Rpc(server).health.Check(health_pb2.HealthCheckRequest(), timeout=LONG).status == NOT_SERVING
-        assert rest.ask("GET", "/v1/models/toy").json["model_version_status"][0]["state"] == "LOADING"
-        assert rest.predict(columns()).status == 503
-        loading.set()
-        until(lambda: rest.ask("GET", "/healthz").status == 200)
-        finish.set()
+        try:
+            until(lambda: server.rest_port)
+            rest = Rest(server)
+            until(lambda: _is_open(server.rest_port))
+            assert rest.ask("GET", "/healthz").status == 503
+            assert Rpc(server).health.Check(health_pb2.HealthCheckRequest(), timeout=LONG).status == NOT_SERVING
+            until(lambda: rest.ask("GET", "/v1/models/toy").status == 200)
+            assert rest.ask("GET", "/v1/models/toy").json["model_version_status"][0]["state"] == "LOADING"
+            assert rest.predict(columns()).status == 503
+            loading.set()
+            until(lambda: rest.ask("GET", "/healthz").status == 200)
+        finally:
+            loading.set()
+            finish.set()
         done.result(LONG)
 
 
@@ -152,7 +156,7 @@ def test_a_new_version_takes_over_without_losing_a_request(tmp_path):
 
         def ask(seed):
             versions = []
-            while not stop.is_set():
+            while not stop.is_set() or versions[-1] != 2:
                 response = rpc.prediction.Predict(request("x", seed=[seed]), timeout=LONG)
                 assert response.outputs["png_bytes"].string_val[0] == picture(seed)
                 versions.append(response.model_spec.version.value)
