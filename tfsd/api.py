@@ -136,7 +136,7 @@ class StableDiffusion:
         None draws one; the result's `seeds` tell which. The same call gives the same bytes; the same (prompt, seed,
         index) in a batch of another size gives the same picture within one level of 255 per pixel. KerasCV 0.9 starts
         from the same noise for a seed.
-        `sampler`: a key of `tfsd.samplers.plans.SAMPLERS`, or the name that diffusers or CompVis has for it.
+        `sampler`: a key of `tfsd.samplers.plans.SAMPLERS` or another program's name for it ("Euler a"), in any case.
         `height`, `width`: multiples of the VAE's factor (8). `num_steps`, `guidance_scale`, `sampler` and the
         sizes default to the model's own, `spec.default_...`. KerasCV's names are taken too: see `KERASCV_NAMES`.
         `on_long`: "truncate" warns of text that the model cannot read, "error" raises `ValueError`.
