@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import refusals
 
 from converters import convert
 from converters.kerascv import FILES, export
 from tfsd.h5 import CheckpointError
 from tfsd.hub import PUBLISHED, Published, PublishedFile, download, notice
+from tfsd.hub import fetch as fetch_file
 from tfsd.specs import PRESETS, CLIPSpec, ModelSpec, UNetSpec, VAESpec, to_json
 from tfsd.weights import DOWNLOADABLE, load_spec, part_shapes, resolve
 
@@ -350,6 +352,51 @@ def test_other_contents_in_the_place_of_the_model_are_found_before_anything_is_f
     with pytest.raises(CheckpointError, match=r"models/sd-1\.4 exists and is not empty"):
         fetch()
     assert hub.log == []
+
+
+@pytest.mark.parametrize("forever", [False, True], ids=["one-call", "all-later-calls"])
+def test_whichever_call_of_the_system_fails_nothing_fetched_is_lost(hub, published, source, tmp_path, forever):
+    file = published["sd-1.4"].files[0]
+    path, part, calls = tmp_path / file.name, tmp_path / f"{file.name}.part", 0
+
+    def reset():
+        path.unlink(missing_ok=True)
+        part.write_bytes(source[file.name])
+
+    def run():
+        fetch_file(file, tmp_path, endpoint=hub.address, progress=False)
+
+    for call, error in refusals(run, reset, forever=forever):
+        calls += 1
+        left = path if path.exists() else part
+        assert left.read_bytes() == source[file.name], call
+        assert error is None or isinstance(error, CheckpointError | OSError) and "\n" not in str(error), call
+    assert calls > 2
+
+
+FULL_DISK = """
+import json, resource, sys
+from tfsd.hub import PublishedFile, fetch
+file, endpoint, folder = json.load(sys.stdin)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+try:
+    fetch(PublishedFile(*file), __import__("pathlib").Path(folder), endpoint=endpoint, progress=False)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are POSIX")
+def test_a_disk_that_is_full_at_last_is_one_line_and_keeps_what_was_fetched(hub, published, source, tmp_path):
+    file = published["sd-1.4"].files[0]
+    given = json.dumps([astuple(file), hub.address, str(tmp_path)])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", FULL_DISK]
+    ran = subprocess.run(command, input=given, env=environment, capture_output=True, text=True, timeout=120)
+    part = tmp_path / f"{file.name}.part"
+    expected = f"CheckpointError {part} cannot be written: File too large. Make room, then run it again.\n"
+    assert ran.stdout == expected, ran.stderr
+    assert part.read_bytes() == source[file.name][:3000]
 
 
 def test_files_of_others_in_the_folder_of_downloads_stay(fetch, tmp_path):

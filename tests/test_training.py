@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tfsd.errors import CheckpointError
 from tfsd.models import build
 from tfsd.specs import UNetSpec, VAESpec
 from tfsd.training import autoencoder, denoiser, drawing, scenes
@@ -122,3 +123,13 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 def test_bad_training_arguments_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         train(tmp_path, **options)
+
+
+@pytest.mark.parametrize("name", ["samples.png", "autoencoder/reconstructions.png", "model/notes.txt"])
+def test_training_replaces_no_file_that_it_did_not_write(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"mine")
+    with pytest.raises(CheckpointError, match="samples|reconstructions|model is not replaced"):
+        train(tmp_path, steps=1, progress=False, spec=SPEC)
+    assert path.read_bytes() == b"mine" and list(tmp_path.rglob("*.npz")) == []

@@ -1,6 +1,7 @@
 """The one place that downloads: published weights of presets, verified, then made a model folder."""
 
 import contextlib
+import errno
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,8 @@ from tfsd.files import check_file, require_space
 from tfsd.folders import require_replaceable
 from tfsd.specs import PRESETS, ModelSpec
 from tfsd.weights import home
+
+_OF_DISKS = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS")  # not all systems have all of them
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,8 @@ def fetch(
     try:
         check_file(path, sha256_hex=file.sha256, size=file.bytes)
     except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):  # it could not be read, which is no sign of damage
+            raise
         path.unlink(missing_ok=True)
         raise CheckpointError(f"{error} It was removed; download it again.") from error
     return path
@@ -195,15 +200,17 @@ def _download(file: PublishedFile, part: Path, *, offline: bool, endpoint: str |
     if size is not None and have > size:
         part.unlink()
         have = 0
-    with _clear_errors(file, url), _progress_bars(progress), open(part, "ab") as out:
+    with _clear_errors(file, url, part), _progress_bars(progress), open(part, "ab") as out:
         http_get(url, out, resume_size=have, headers=headers, expected_size=size, displayed_filename=file.name)
 
 
 @contextlib.contextmanager
-def _clear_errors(file: PublishedFile, url: str) -> Iterator[None]:
+def _clear_errors(file: PublishedFile, url: str, part: Path | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # requests', httpx' or the client's own, depending on its release
+        if part is not None and isinstance(error, OSError) and errno.errorcode.get(error.errno) in _OF_DISKS:
+            raise CheckpointError(f"{part} cannot be written: {error.strerror}. Make room, then run it again.") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CheckpointError(
             f"{file.name} could not be downloaded from {url}: {reason}. Run the command again to resume."

@@ -14,6 +14,7 @@ from written import fill, held, write
 from tfsd.atomic import new_file, new_folder, set_aside
 from tfsd.errors import CheckpointError, TfsdWarning
 from tfsd.folders import KINDS
+from tfsd.weights import resolve
 
 HERE = Path(__file__).parent
 LEGACY = {"model": "spec.json", "saved_model": "saved_model.pb"}
@@ -286,6 +287,35 @@ def test_whichever_call_fails_the_old_file_or_the_new_one_is_complete(tmp_path, 
     for call, error in refusals(save, lambda: path.write_bytes(b"old"), forever=forever):
         assert path.read_bytes() == (b"new" if error is None else b"old"), call
         assert error is None or isinstance(error, OSError), call
+
+
+def test_loading_a_folder_that_was_moved_aside_says_where_it_is(tmp_path):
+    write(tmp_path / "m", "old")
+    (tmp_path / "m").rename(tmp_path / ".m.0123abcd.old")
+    with pytest.raises(CheckpointError, match=r"m is missing: an interrupted run moved it to .*/\.m\.0123abcd\.old\. Rename"):
+        resolve(tmp_path / "m")
+
+
+def test_without_locks_nothing_is_put_back_or_removed_and_warnings_say_what_is_there(tmp_path, monkeypatch):
+    """Network file systems without locks, and Windows: another process may be at work."""
+    monkeypatch.setattr("tfsd.atomic.fcntl", None)
+    write(tmp_path / "m", "old")
+    (tmp_path / "m").rename(tmp_path / ".m.0123abcd.old")
+    (tmp_path / ".m.01234567.partial").mkdir()
+    with pytest.warns(TfsdWarning, match=r"\.m\.0123abcd\.old holds earlier contents of m"):
+        write(tmp_path / "m", "new")
+    assert held(tmp_path / "m") == "new" and held(tmp_path / ".m.0123abcd.old") == "old"
+    assert (tmp_path / ".m.01234567.partial").is_dir()
+
+
+def test_a_folder_that_cannot_be_made_names_the_one_that_refuses(tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise OSError(30, "Read-only file system", os.fspath(path))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(CheckpointError) as caught:
+        write(tmp_path / "m", "new")
+    assert str(caught.value) == f"{tmp_path / 'm'} cannot be written: Read-only file system ({tmp_path})."
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes that fork")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tfsd.arguments import whole
 from tfsd.atomic import new_file
-from tfsd.errors import shown
+from tfsd.errors import CheckpointError, shown
 from tfsd.folders import require_replaceable
 from tfsd.models import build
 from tfsd.specs import ModelSpec
@@ -48,7 +48,7 @@ def train(
         raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {shown(stage)}.")
     steps = None if steps is None else whole("steps", steps, 1, 10**9)
     folder, spec = Path(folder), spec or tiny_spec()
-    require_replaceable(folder / "model", "model")  # before hours are spent on what could not be written
+    _require_own(folder)
     options = {"steps": steps, "every": every, "progress": progress}
     first = None if begin is None else load_parts(resolve(begin), spec)
     compressing = autoencoder.trainer(spec, folder / "autoencoder", replace(AUTOENCODER, seed=seed))
@@ -70,6 +70,15 @@ def train(
         decoding.run(on_checkpoint=show_reconstructions, **options)
     write_model(folder, decoding, denoising)
     return folder / "model"
+
+
+def _require_own(folder: Path):
+    """Raises `CheckpointError` if training would replace what it did not write, before hours are spent."""
+    require_replaceable(folder / "model", "model")
+    shown = {"samples.png": "denoiser", **{f"{stage}/reconstructions.png": stage for stage in ("autoencoder", "decoder")}}
+    for name, stage in shown.items():
+        if (folder / name).exists() and not (folder / stage / "checkpoint.npz").is_file():
+            raise CheckpointError(f"{folder / name} is of no training that can go on: {stage} has no checkpoint. Move it away.")
 
 
 def _denoiser(spec: ModelSpec, folder: Path, compressing: Trainer, seed: int) -> Trainer:
