@@ -139,6 +139,7 @@ def _manifest(model: StableDiffusion, limits: Limits, name: str, version: int) -
         "sizes": [list(size) for size in limits.sizes],
         "max_steps": limits.max_steps,
         "samplers": fitting_samplers(spec.schedule),
+        "kept_tokens": list(spec.text.kept_tokens),  # so that a server can tell which words a model never learned
         "defaults": {
             "num_steps": min(spec.default_steps, limits.max_steps),
             "guidance_scale": spec.default_guidance,

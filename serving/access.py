@@ -27,12 +27,13 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 
 from serving.errors import ServerError
+from serving.words import HTTP_HEADER
 from tfsd.errors import printable
 
 ANY = "*"
 METHODS = "GET, POST"
 HEADERS = "Authorization, Content-Type, X-Request-ID"
-EXPOSED = "X-Request-ID"
+EXPOSED = f"X-Request-ID, {HTTP_HEADER}"
 PREFLIGHT_SECONDS = "600"  # for which a browser remembers what is allowed
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\[\]:/@?#\s]+)(?::\d{1,5})?")
 _NAME = re.compile(r"\.?[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")

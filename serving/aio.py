@@ -93,7 +93,7 @@ class AsyncClient(Caller):
         try:
             defaults = self._defaults
             if defaults is None:
-                defaults = self._learn(await self._tried(METADATA, self._metadata_request(), attempts))
+                defaults = self._learn((await self._tried(METADATA, self._metadata_request(), attempts))[0])
             columns = filled(columns, defaults)
             answers = await self._predict_all(columns, show, attempts)
         except BaseException:
@@ -125,18 +125,19 @@ class AsyncClient(Caller):
                 watch = self._watch(request_id, attempts, functools.partial(tracker.heard, i))
                 watches.append(asyncio.create_task(watch))
             try:
-                response = await self._tried(PREDICT, request, attempts, request_id)
+                response, headers = await self._tried(PREDICT, request, attempts, request_id)
             finally:
                 await _ended(watches)
         tracker.finished(i)
-        return answer_of(response, rows_of(request))
+        return answer_of(response, rows_of(request), headers)
 
     async def _tried(self, method: str, request, attempts: Attempts, request_id: str | None = None):
-        """Returns the answer of a method, tried as often as `attempts` allows."""
+        """Returns the answer of a method, tried as often as `attempts` allows, and the headers at its end."""
         for tried in itertools.count(1):
             headers = self._headers(request_id)
             try:
-                return await self._call[method](request, timeout=attempts.remaining(), metadata=headers)
+                call = self._call[method](request, timeout=attempts.remaining(), metadata=headers)
+                return await call, await call.trailing_metadata()
             except grpc.RpcError as error:
                 await asyncio.sleep(attempts.wait_after(error, tried))
 

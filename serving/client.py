@@ -101,7 +101,7 @@ class Client(Caller):
         try:
             defaults = self._defaults
             if defaults is None:
-                defaults = self._learn(self._tried(METADATA, self._metadata_request(), attempts, running))
+                defaults = self._learn(self._tried(METADATA, self._metadata_request(), attempts, running)[0])
             columns = filled(columns, defaults)
             answers = self._predict_all(columns, show, attempts, running)
         except BaseException:  # Ctrl-C, too: nothing of this call shall go on
@@ -135,16 +135,16 @@ class Client(Caller):
         request_id = new_request_id()
         hear = functools.partial(tracker.heard, i) if tracker.wanted and self._watchable else None
         with self._watching(request_id, attempts, hear):
-            response = self._tried(PREDICT, request, attempts, running, request_id)
+            response, headers = self._tried(PREDICT, request, attempts, running, request_id)
         tracker.finished(i)
-        return answer_of(response, rows_of(request))
+        return answer_of(response, rows_of(request), headers)
 
     def _tried(self, method: str, request, attempts: Attempts, running: "_Running", request_id: str | None = None):
-        """Returns the answer of a method, tried as often as `attempts` allows."""
+        """Returns the answer of a method, tried as often as `attempts` allows, and the headers at its end."""
         for tried in itertools.count(1):
             call = self._call[method].future(request, timeout=attempts.remaining(), metadata=self._headers(request_id))
             try:
-                return running.result(call)
+                return running.result(call), call.trailing_metadata()
             except grpc.RpcError as error:
                 running.sleep(attempts.wait_after(error, tried))
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from converters.verify import load_manifest
 from serving.errors import CODES, ServerError
+from serving.words import Words
 from tfsd.encoding import encode_png
 from tfsd.h5 import CheckpointError
 
@@ -63,6 +64,7 @@ class Engine:
         if not self.folder.name.isdigit():
             raise CheckpointError(f"{self.folder} must be named by its version, a number.")
         self.manifest = load_manifest(self.folder)
+        self.words = Words(self.manifest.get("kept_tokens", ()))
         self.name, self.version = str(self.manifest["name"]), int(self.folder.name)
         self.signatures = _signature_defs(self.folder)
         try:

@@ -20,6 +20,8 @@ CODES = {
     "UNAUTHENTICATED": (16, 401),
 }
 
+WARNING_KEY = "tfsd-warning-bin"  # of an answer's headers: what a person should know of a request that went well
+
 
 class ServerError(Exception):
     """A request that got no answer: `code` is a key of `CODES`, `message` one sentence for the caller."""

@@ -12,13 +12,14 @@ from google.protobuf.message import DecodeError
 from PIL import Image
 
 from serving import protos
-from serving.errors import ServerError
+from serving.errors import WARNING_KEY, ServerError
 from tfsd import __version__
 from tfsd.arguments import MAX_SIDE, batch_of, one_each, per_prompt, scales, seeds_of, whole
-from tfsd.errors import shown
+from tfsd.errors import printable, shown
 from tfsd.images import Images
 from tfsd.samplers.plans import MAX_STEPS, find_sampler
 
+_MAX_WARNING = 4096  # bytes
 MAX_PICTURES = 64  # of one call, as of `tfsd.text_to_image`
 # Input -> its kind of tensor; output likewise. Of each kind: its number, the field of its values, and numpy's name.
 INPUTS = {
@@ -54,11 +55,12 @@ class Options(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came back for one call: PNG files, how many tokens of each prompt were cut off, and the model's version."""
+    """What came back for one call: PNG files, how many tokens of each prompt were cut off, the model's version, a warning."""
 
     pngs: list[bytes]
     truncated: list[int]
     version: int
+    warning: str = ""
 
 
 def checked(prompt: str | Sequence[str], batch_size: int, seed: int | Sequence[int] | None, options: Options) -> Columns:
@@ -193,7 +195,7 @@ def parsed(kind: type, data: bytes):
         raise ServerError("INTERNAL", "The server sent an answer that cannot be read.") from None
 
 
-def answer_of(data: bytes, rows: int) -> Answer:
+def answer_of(data: bytes, rows: int, headers: Iterable[tuple[str, str | bytes]] = ()) -> Answer:
     """Returns what the bytes of a PredictResponse hold; raises `ServerError` INTERNAL unless it is `rows` pictures."""
     response = parsed(protos.PredictResponse, data)
     for name in ("png_bytes", "truncated_tokens"):
@@ -201,7 +203,9 @@ def answer_of(data: bytes, rows: int) -> Answer:
             raise ServerError("INTERNAL", f"The server's answer has no {name} but {', '.join(response.outputs) or 'nothing'}.")
     pngs = values_of(response.outputs["png_bytes"], rows, "string")
     truncated = values_of(response.outputs["truncated_tokens"], rows, "int32")
-    return Answer(pngs, truncated, response.model_spec.version.value)
+    warning = dict(headers or ()).get(WARNING_KEY, b"")
+    warning = printable(warning[:_MAX_WARNING].decode("utf-8", "replace")) if isinstance(warning, bytes) else ""
+    return Answer(pngs, truncated, response.model_spec.version.value, warning)
 
 
 def images_of(columns: Columns, answers: Iterable[Answer], model: str) -> Images:
@@ -232,7 +236,8 @@ def _pixels(png: bytes, height: int, width: int) -> np.ndarray:
 
 
 def warn_of_truncation(columns: Columns, answers: Iterable[Answer], stacklevel: int):
-    """Warns, once per prompt, of text that the model did not read."""
+    """Warns, once per prompt, of text that the model did not read, and of words in it that the model never learned."""
+    _warn_of_words(answers, stacklevel + 1)
     counts = [count for answer in answers for count in answer.truncated]
     if not any(counts):
         return
@@ -243,3 +248,12 @@ def warn_of_truncation(columns: Columns, answers: Iterable[Answer], stacklevel: 
             of = f"prompt {shown(prompt, 60)}" + (" with its negative_prompt" if negative else "")
             message = f"{of} is too long: the model did not read its last {count} tokens. `tfsd tokens` shows which."
             warnings.warn(message, PromptTruncationWarning, stacklevel=stacklevel + 1)
+
+
+def _warn_of_words(answers: Iterable[Answer], stacklevel: int):
+    messages = dict.fromkeys(answer.warning for answer in answers if answer.warning)
+    if messages:
+        from tfsd.text import UnknownWordsWarning  # as above
+
+        for message in messages:
+            warnings.warn(message, UnknownWordsWarning, stacklevel=stacklevel + 1)

@@ -23,6 +23,7 @@ from serving.logs import LOGGER
 from serving.rpc import metadata_of
 from serving.service import Call, Service, Target, request_id_of, signature_asked
 from serving.wire import invalid, output_names
+from serving.words import http_headers
 
 PAGE = Path(__file__).parent / "page"
 PAGE_TYPES = {
@@ -192,7 +193,9 @@ class Rest:
         )
         size = sum(array.nbytes for array in answer.outputs.values())
         text = await _off_loop(size, wire_json.answer, answer.outputs, rows)
-        return web.Response(body=text, content_type="application/json", headers={"X-Request-ID": request_id})
+        return web.Response(
+            body=text, content_type="application/json", headers={"X-Request-ID": request_id} | http_headers(answer.warning)
+        )
 
     async def _body(self, request: web.Request) -> bytes:
         if (request.content_length or 0) > self.limit:

@@ -21,7 +21,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2,
 )
 
-from serving.errors import ServerError
+from serving.errors import WARNING_KEY, ServerError
 from serving.service import Call, Service, Target, request_id_of, signature_asked
 from serving.wire import inputs_of, invalid, output_names, proto_of
 
@@ -135,6 +135,8 @@ class Calls:
             request_id=request_id_of(metadata.get("x-request-id")),
             deadline=None if remaining is None else time.monotonic() + remaining,
         )
+        if answer.warning:
+            context.set_trailing_metadata(((WARNING_KEY, answer.warning.encode()),))
         response = predict_pb2.PredictResponse()
         response.model_spec.name, response.model_spec.signature_name = request.model_spec.name, answer.signature
         response.model_spec.version.value = answer.version

@@ -41,6 +41,7 @@ class Answer(NamedTuple):
     version: int
     signature: str
     outputs: dict[str, np.ndarray]
+    warning: str = ""  # what a person should know of the prompts
 
 
 def signature_asked(engine, name: str) -> str | None:
@@ -87,8 +88,11 @@ class Service:
                 rows = max(map(len, call.inputs.values()))
                 seen |= {"signature": call.signature, "rows": rows}
                 outputs = await self._run(engine, call, rows, deadline=deadline, request_id=request_id, trace=trace)
+                unknown = await asyncio.to_thread(engine.words.unknown, call.inputs) if "prompt" in call.inputs else {}
+                if unknown:
+                    seen["unknown_words"] = sum(map(len, unknown.values()))
                 code = "OK"
-                return Answer(engine.version, call.signature, outputs)
+                return Answer(engine.version, call.signature, outputs, engine.words.message(unknown))
         except ServerError as error:
             code = error.code
             raise

@@ -91,9 +91,9 @@ async function generate() {
   const id = newId();
   const watching = watch(id, running);
   try {
-    const { png, truncated } = await server.predict(values, id, running.controller.signal);
+    const { png, truncated, warning } = await server.predict(values, id, running.controller.signal);
     const seconds = (performance.now() - started) / 1000;
-    show(history.add(entryOf(values, model, { png, truncated, hash, seconds })));
+    show(history.add(entryOf(values, model, { png, truncated, warning, hash, seconds })));
     announce("The picture is ready.");
     $("figure").scrollIntoView({ block: "nearest" });
   } catch (error) {
@@ -106,12 +106,13 @@ async function generate() {
   }
 }
 
-function entryOf(values, model, { png, truncated, hash, seconds }) {
+function entryOf(values, model, { png, truncated, warning, hash, seconds }) {
   const recipe = recipeOf(values, model);
   const words = values.prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60);
   return {
     png,
     truncated,
+    warning,
     hash,
     json: exactJson(recipe, "  "),
     command: commandOf(recipe),
@@ -200,6 +201,7 @@ function show(entry) {
     const tokens = entry.truncated === 1 ? "its last token was" : `its last ${entry.truncated} tokens were`;
     showNotice(`The prompt is longer than the model reads: ${tokens} cut off.`);
   }
+  if (entry.warning) showNotice(`${$("notice").textContent} ${entry.warning}`.trim());
 }
 
 /** Returns a part of a command, which is not broken at its hyphens unless it is long. */

@@ -47,7 +47,10 @@ export class Server {
     return { version: answer.model_spec?.version, signature: signatures[SIGNATURE] };
   }
 
-  /** Returns `{png, truncated}`: the bytes of a picture in base64, and how many tokens of the prompts were cut off. */
+  /**
+   * Returns `{png, truncated, warning}`: the bytes of a picture in base64, how many tokens of the prompts were cut off, and what
+   * the server says of their words, empty if nothing.
+   */
   async predict(settings, id, signal) {
     const { model, version, ...inputs } = settings;
     for (const name of Object.keys(inputs)) inputs[name] = [inputs[name]];
@@ -55,10 +58,12 @@ export class Server {
     if (this.sameOrigin || this.isOurs) headers["X-Request-ID"] = id; // TF Serving's CORS answer does not allow it
     const body = exactJson({ signature_name: SIGNATURE, inputs });
     const path = `${pathOf(model, version)}:predict`;
-    const { outputs } = await answerOf(await this.#fetch(path, { method: "POST", headers, body, signal }));
+    const response = await this.#fetch(path, { method: "POST", headers, body, signal });
+    const { outputs } = await answerOf(response);
     const png = outputs?.png_bytes?.[0]?.b64;
     if (typeof png !== "string") throw new RequestError(0, "The server's answer holds no picture.");
-    return { png, truncated: outputs.truncated_tokens?.[0] ?? 0 };
+    const warning = JSON.parse(response.headers.get("X-Tfsd-Warning") ?? '""');
+    return { png, truncated: outputs.truncated_tokens?.[0] ?? 0, warning };
   }
 
   /** Returns `{state, done, steps, position}` of a request, or null where the server tells nothing of it. */

@@ -18,6 +18,7 @@ from serving.metrics import Metrics
 from serving.models import Models
 from serving.scheduler import Limits
 from serving.server import Options, Server, running
+from serving.words import Words
 
 TLS = Path(__file__).parents[1] / "data/tls"
 PROMPT_BYTES = 4096
@@ -67,7 +68,7 @@ class Engine:
     manifest = {"format": 1, "name": "toy", "version": 1, "sizes": [[8, 8]], "files": {"x": {}}}
 
     def __init__(self, version=1):
-        self.version = version
+        self.version, self.words = version, Words(())
         self.gate, self.steps, self.jobs = threading.Event(), 0, 0
         self.gate.set()
         self.signatures = {
