@@ -1,6 +1,7 @@
 """Both clients against a server that fails as it is told: what is sent, what comes back, what errors become."""
 
 import inspect
+import sys
 import threading
 import warnings
 
@@ -388,7 +389,8 @@ def test_server_without_progress_still_lets_the_callback_cancel(draw):
     assert heard == [(0, 4)]
 
 
-def test_bar_says_waiting_until_there_is_progress(draw, capsys):
+def test_bar_says_waiting_until_there_is_progress(draw, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with serving(Scripted([slow])) as address:
         draw(address, "a", progress=True)
     err = capsys.readouterr().err
