@@ -39,3 +39,12 @@ def test_converted_model_has_the_sampler_that_was_named(place, run):
     assert status == 2 and one_line(err) and "Did you mean 'Euler a'" in err
     assert run("convert", source, "new", "--quiet", "--sampler", "Euler a") == (0, "new\n", "")
     assert json.loads(Path("new/spec.json").read_text())["default_sampler"] == "euler_ancestral"
+
+
+def test_what_is_repaired_of_a_source_is_said_at_the_command_line(place, run):
+    shutil.copytree(DATA / "diffusers/a_sd1", "source")
+    path = Path("source/scheduler/scheduler_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"steps_offset": 0}))
+    status, out, err = run("convert", "source", "new", "--quiet")
+    assert (status, out) == (0, "new\n")
+    assert err == f"tfsd: warning: {path}: steps_offset is 0, which is outdated; it is taken as 1, as diffusers does.\n"
