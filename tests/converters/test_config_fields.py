@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from converters.configs import model_spec
+from converters.scheduler_config import CLASSES
 from tfsd.h5 import CheckpointError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -314,6 +315,7 @@ def read(folder: Path):
 
 
 def test_the_table_has_every_field_of_every_class():
+    assert set(CLASSES) == set(SCHEDULERS)
     assert {kind: sorted(fields) for kind, fields in CASES.items()} == {kind: sorted(own) for kind, own in VOCABULARY.items()}
 
 
