@@ -7,9 +7,6 @@ from tfsd.h5 import CheckpointError
 
 SIGNATURES = {"sampling": ("plan", "noise"), "text_encoder": ("encode",), "denoiser": ("step",), "decoder": ("decode",)}
 PARTS = tuple(SIGNATURES)
-_TEXTS = ("name", "quantize", "defaults.sampler", "tokenizer.file")
-_WHOLE = ("max_steps", "max_index", "defaults.num_steps")
-_WHOLE += ("tokenizer.length", "tokenizer.start_token", "tokenizer.end_token", "tokenizer.pad_token")
 _MAX_PERIOD = 2**31  # of seeds, which the signature `noise` takes as int32
 
 
@@ -29,24 +26,33 @@ def require_fields(path: Path, manifest: dict):
 
 
 def _fields(manifest: dict) -> Iterator[tuple[str, Callable[[object], bool]]]:
-    """Yields where a value is, its keys joined by dots, and whether one found there fits."""
-    for name, signatures in SIGNATURES.items():
-        yield f"parts.{name}.memory", _is_whole
-        yield f"parts.{name}.accelerators", lambda value: value is None or _are_texts(value)  # older bundles have none
-        for signature in signatures:
-            yield f"parts.{name}.signatures.{signature}.inputs", _are_tensors
-            yield f"parts.{name}.signatures.{signature}.outputs", _are_tensors
-    yield from ((name, lambda value: isinstance(value, str)) for name in _TEXTS)
-    yield from ((name, _is_whole) for name in _WHOLE)
+    """Yields where a value is, its keys joined by dots, and whether one found there fits; in the order of the apps."""
+    yield "name", _is_text
     yield "identity", lambda value: isinstance(value, dict)
-    yield "size", lambda value: _are_whole(value) and len(value) == 2
+    yield "quantize", _is_text
     yield "latents", lambda value: _are_whole(value) and len(value) == 3
     yield "samplers", _are_texts
     yield "sampler_aliases", lambda value: value is None or (isinstance(value, dict) and _are_texts(list(value.values())))
+    yield "max_steps", _is_whole
+    yield "max_index", _is_whole
     yield "seed_period", lambda value: _is_whole(value) and 1 <= value <= _MAX_PERIOD
+    for name, signatures in SIGNATURES.items():
+        for signature in signatures:
+            yield f"parts.{name}.signatures.{signature}.inputs", _are_tensors
+            yield f"parts.{name}.signatures.{signature}.outputs", _are_tensors
+        yield f"parts.{name}.accelerators", lambda value: value is None or _are_texts(value)  # older bundles have none
+        yield f"parts.{name}.memory", _is_whole
+    yield "size", lambda value: _are_whole(value) and len(value) == 2
+    yield "defaults.num_steps", _is_whole
     yield "defaults.guidance_scale", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
-    yield "tokenizer.file", lambda value: value in manifest["files"]
+    yield "defaults.sampler", _is_text
+    yield "tokenizer.file", lambda value: _is_text(value) and value in manifest["files"]
+    yield from ((f"tokenizer.{name}", _is_whole) for name in ("length", "start_token", "end_token", "pad_token"))
     yield "tokenizer.ftfy", lambda value: isinstance(value, bool)
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
 
 
 def _is_whole(value) -> bool:
@@ -58,7 +64,7 @@ def _are_whole(values) -> bool:
 
 
 def _are_texts(values) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+    return isinstance(values, list) and all(map(_is_text, values))
 
 
 def _are_tensors(values) -> bool:

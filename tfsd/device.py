@@ -12,7 +12,6 @@ import numpy as np
 
 from tfsd.arguments import batch_of, choice, one_each, per_prompt, scales, seeds_of, side_of, whole
 from tfsd.bundle_fields import PARTS, require_fields
-from tfsd.errors import shown
 from tfsd.files import check_files, read_json
 from tfsd.h5 import CheckpointError
 from tfsd.images import Images
@@ -53,7 +52,7 @@ def load_bundle_manifest(folder: str | Path) -> dict:
     if missing := sorted(_NEEDED - set(manifest)):
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}.")
     if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {shown(manifest['format'])}; this tfsd reads {FORMAT}. Export it again.")
+        raise CheckpointError(f"{path} has format {str(manifest['format'])[:20]}; this tfsd reads {FORMAT}. Export it again.")
     check_files(folder, manifest["files"], path)
     require_fields(path, manifest)
     return manifest

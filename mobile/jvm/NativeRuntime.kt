@@ -23,7 +23,7 @@ class NativeRuntime(library: File, private val threads: Int) : Runtime {
         System.loadLibrary("tfsd_jni")
     }
 
-    override fun open(file: File, part: String, signatures: Map<String, Signature>): Model =
+    override fun open(file: File, part: String, accelerators: List<String>, signatures: Map<String, Signature>): Model =
         NativeModel(file, part, signatures, threads)
 }
 

@@ -11,6 +11,7 @@ import ftfy
 import pytest
 import toolchain
 
+from converters.device.recipes import GPU_PARTS
 from tfsd.device import FORMAT, StepLoop, load_bundle_manifest
 from tfsd.h5 import CheckpointError
 from tfsd.specs import CLIPSpec
@@ -87,7 +88,8 @@ def bundle(tmp_path_factory, tokenizer_file):
     for part, own in signatures().items():
         (folder / f"{part}.tflite").write_bytes(f"no model: {part}".encode())
         memory = 1_900_000_000 if part == "denoiser" else 1000
-        parts[part] = {"file": f"{part}.tflite", "memory": memory, "signatures": own}
+        accelerators = ["gpu", "cpu"] if part in GPU_PARTS else ["cpu"]
+        parts[part] = {"file": f"{part}.tflite", "memory": memory, "accelerators": accelerators, "signatures": own}
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     text = {"file": "tokenizer.json", "length": 77, "start_token": 49406, "end_token": 49407, "pad_token": 49407, "ftfy": True}
     manifest = {
@@ -102,6 +104,7 @@ def bundle(tmp_path_factory, tokenizer_file):
         "latents": [2, 2, 4],
         "tokenizer": text,
         "samplers": ["ddim", "euler"],
+        "sampler_aliases": {"ddim": "ddim", "euler": "euler", "k_euler": "euler", "dpm++ 2m": "dpmpp_2m"},
         "max_steps": 10,
         "max_index": 1000,
         "seed_period": 2147483646,
@@ -148,6 +151,7 @@ DAMAGES = {
 ARGUMENTS = {
     "unknown sampler": {"sampler": "dpm3"},
     "sampler of other models": {"sampler": "ddpm"},
+    "alias of a sampler of other models": {"sampler": "DPM++ 2M"},
     "too many steps": {"num_steps": 11},
     "no steps": {"num_steps": 0},
     "negative guidance": {"guidance_scale": -0.5},
@@ -167,13 +171,14 @@ NO_JSON = {  # Python says in more words why
     "manifest that is a list": lambda data: b"[1]",
     "manifest that is nested too deep": lambda data: b"[" * 100_000,
 }
-FIELDS = {  # Python trusts them
+FIELDS = {
     "size": {"size": [8]},
     "latents": {"latents": [2, -2, 4]},
     "defaults.num_steps": {"defaults": {}},
     "max_steps": {"max_steps": "10"},
     "seed_period": {"seed_period": 0},
     "samplers": {"samplers": [1]},
+    "sampler_aliases": {"sampler_aliases": "euler"},
     "tokenizer.ftfy": {"tokenizer": {"file": "tokenizer.json"} | dict.fromkeys(TEXT, 1)},
     "tokenizer.file": {"tokenizer": {"file": "../secret"}},
 }
@@ -245,10 +250,17 @@ def test_damaged_bundles_get_the_same_errors_as_in_python(name, damaged, printed
     assert str(error.value) == in_kotlin(printed, name)
 
 
-@pytest.mark.parametrize("name", [*NO_JSON, *FIELDS])
-def test_other_manifests_that_are_none_are_refused(name, damaged, printed):
-    words = "it is no JSON object" if name in NO_JSON else f"{name} is missing or not what it should be"
-    assert in_kotlin(printed, name) == f"{damaged[name]}/manifest.json is damaged: {words}."
+@pytest.mark.parametrize("name", NO_JSON)
+def test_manifests_that_are_no_json_are_refused(name, damaged, printed):
+    assert in_kotlin(printed, name) == f"{damaged[name]}/manifest.json is damaged: it is no JSON object."
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_wrong_values_in_manifests_are_named_as_in_python(name, damaged, printed):
+    with pytest.raises(CheckpointError) as error:
+        load_bundle_manifest(damaged[name])
+    assert str(error.value) == in_kotlin(printed, name)
+    assert str(error.value) == f"{damaged[name]}/manifest.json is damaged: {name} is missing or not what it should be."
 
 
 class Loop(StepLoop):

@@ -11,6 +11,9 @@ public final class DeviceBundle: Sendable {
         public let file: URL
         /// The bytes of memory that it needs while it runs.
         public let memory: Int64
+        /// What it may run on, `gpu` or `cpu`, the fastest first: what its kind of file has passed on. Bundles of older versions
+        /// do not say it and run on the CPU.
+        public let accelerators: [String]
         /// What it can do, by name.
         public let signatures: [String: Signature]
     }
@@ -45,6 +48,8 @@ public final class DeviceBundle: Sendable {
     public let latents: [Int]
     /// Samplers by name, in the order that the signature `plan` counts them.
     public let samplers: [String]
+    /// Samplers by their other names, in lower case.
+    public let samplerAliases: [String: String]
     /// Most steps that may be asked for.
     public let maxSteps: Int
     /// Highest `index` of a picture.
@@ -60,6 +65,11 @@ public final class DeviceBundle: Sendable {
 
     /// The file with the tokenizer's tables.
     public var tokenizerFile: URL { folder.appendingPathComponent(tokenizer.file) }
+
+    /// Returns the sampler that a name or an alias, in upper or lower case, stands for; nil if there is none.
+    public func findSampler(_ name: String) -> String? {
+        [name, samplerAliases[name.lowercased()]].compactMap { $0 }.first { samplers.contains($0) }
+    }
 
     /// Reads and checks a bundle.
     ///
@@ -92,6 +102,7 @@ public final class DeviceBundle: Sendable {
         width = size[1]
         latents = try fields.ints("latents", count: 3)
         samplers = try fields.get("samplers")
+        samplerAliases = try fields.values["sampler_aliases"] == nil ? [:] : fields.get("sampler_aliases")
         maxSteps = try fields.int("max_steps")
         maxIndex = try fields.int("max_index")
         let period = try fields.int("seed_period")
@@ -221,7 +232,11 @@ public final class DeviceBundle: Sendable {
         }
         let file: String = try fields.get("file")
         return Part(
-            file: folder.appendingPathComponent(file), memory: Int64(try fields.int("memory")), signatures: signatures)
+            file: folder.appendingPathComponent(file),
+            memory: Int64(try fields.int("memory")),
+            accelerators: try fields.values["accelerators"] == nil ? ["cpu"] : fields.get("accelerators"),
+            signatures: signatures
+        )
     }
 }
 

@@ -42,6 +42,8 @@ enum Messages {
             "{part} needs {needed} of memory; {free} are free. Close other programs, or export the bundle with another quantize.",
         "load": "{file} cannot be loaded by LiteRT: {reason}",
         "run": "{part}.{signature} cannot be run by LiteRT: {reason}",
+        "not_finite":
+            "The latents are NaN or infinite after {done} of {steps} steps. Half precision, which GPUs use, ends at 65504: run the bundle on the CPU, or export it with another quantize.",
         "cancelled": "Cancelled after {done} of {steps} steps.",
     ]
 

@@ -31,11 +31,12 @@ public enum Tensor: Equatable, Sendable {
 public protocol Runtime: AnyObject {
     /// Opens the model `file`, the `part` (`sampling`, `text_encoder`, `denoiser` or `decoder`) of a bundle.
     ///
-    /// The file is to be mapped and not read, as the denoiser of a full-size model has gigabytes. `signatures` is what the
-    /// manifest says of each of its signatures. Whoever opened a model closes it.
+    /// The file is to be mapped and not read, as the denoiser of a full-size model has gigabytes. `accelerators` is what the
+    /// manifest says that it may run on, `gpu` or `cpu`, the fastest first, and `signatures` what it says of each of its
+    /// signatures. Whoever opened a model closes it.
     ///
     /// - Throws: any error, if the runtime cannot load the file.
-    func open(_ file: URL, part: String, signatures: [String: Signature]) throws -> OpenModel
+    func open(_ file: URL, part: String, accelerators: [String], signatures: [String: Signature]) throws -> OpenModel
 }
 
 /// An open model file. One thread at a time may use it.

@@ -38,10 +38,10 @@ public final class StableDiffusion: @unchecked Sendable {
     ///   - index: which of the pictures of this seed, from 0: others of a batch in Python.
     ///   - numSteps: from 1 to `bundle.maxSteps`; nil for the bundle's default.
     ///   - guidanceScale: how closely the prompt is followed, from 0 to 100; nil for the bundle's default.
-    ///   - sampler: one of `bundle.samplers`; nil for the bundle's default.
+    ///   - sampler: one of `bundle.samplers`, or another name of one; nil for the bundle's default.
     ///   - progress: called after each step, on a thread of its own, with the steps done and all steps; false stops.
-    /// - Throws: `TFSDError` for an argument that does not fit, too little memory, a file that cannot be run, or if `progress`
-    ///   stopped it; `CancellationError` if the task was cancelled.
+    /// - Throws: `TFSDError` for an argument that does not fit, too little memory, a file that cannot be run or computes what is
+    ///   not finite, or if `progress` stopped it; `CancellationError` if the task was cancelled.
     public func textToImage(
         _ prompt: String,
         negativePrompt: String = "",
@@ -52,6 +52,7 @@ public final class StableDiffusion: @unchecked Sendable {
         sampler: String? = nil,
         progress: @escaping @Sendable (_ done: Int, _ steps: Int) -> Bool = { _, _ in true }
     ) async throws -> Picture {
+        let wanted = sampler ?? bundle.defaults.sampler
         let recipe = Recipe(
             prompt: prompt,
             negativePrompt: negativePrompt,
@@ -59,7 +60,7 @@ public final class StableDiffusion: @unchecked Sendable {
             index: index,
             numSteps: numSteps ?? bundle.defaults.numSteps,
             guidanceScale: guidanceScale ?? bundle.defaults.guidanceScale,
-            sampler: sampler ?? bundle.defaults.sampler,
+            sampler: bundle.findSampler(wanted) ?? wanted,
             model: bundle.name,
             weights: bundle.weights,
             quantize: bundle.quantize,
@@ -169,6 +170,9 @@ public final class StableDiffusion: @unchecked Sendable {
             }
             let moved = try denoiser.run("step", given)
             latents = try moved.tensor("latents")
+            guard latents.isFinite else {
+                throw TFSDError("not_finite", ["done": "\(step + 1)", "steps": "\(count)"])
+            }
             history.insert(try moved.tensor("history"), at: 0)
             history.removeLast()
             try proceed(step + 1, count)
@@ -198,7 +202,9 @@ public final class StableDiffusion: @unchecked Sendable {
             throw TFSDError("memory", ["part": name, "needed": Messages.size(part.memory), "free": Messages.size(free)])
         }
         do {
-            return Opened(name: name, part: part, model: try runtime.open(part.file, part: name, signatures: part.signatures))
+            let model = try runtime.open(
+                part.file, part: name, accelerators: part.accelerators, signatures: part.signatures)
+            return Opened(name: name, part: part, model: model)
         } catch {
             throw TFSDError("load", ["file": part.file.path, "reason": "\(error)"])
         }
@@ -247,6 +253,12 @@ private struct Outputs {
 }
 
 extension Tensor {
+    /// Whether no number is NaN or infinite.
+    fileprivate var isFinite: Bool {
+        guard case .float32(let numbers) = self else { return true }
+        return numbers.allSatisfy { $0.isFinite }
+    }
+
     /// Returns a tensor of one whole number.
     fileprivate static func number(_ value: Int) -> Tensor {
         .int32([Int32(clamping: value)])

@@ -4,11 +4,11 @@ import TFSD
 
 /// Runs models with LiteRT, which maps their files.
 ///
-/// `sampling` always runs on the CPU, so that seeds give the same noise on all phones, and so does the text encoder, which
-/// takes no time worth the while. The other parts run on the GPU by Metal, if that is asked for; the CPU does what it cannot,
-/// and everything if the GPU refuses a file.
+/// A part runs on the GPU by Metal if that is asked for and the bundle says that it may; the CPU does what the GPU cannot, and
+/// everything if the GPU refuses a file. `sampling` always runs on the CPU, so that seeds give the same noise on all phones,
+/// and so does the text encoder, which takes no time worth the while.
 public final class LiteRTRuntime: Runtime {
-    /// What runs the denoiser and the decoder.
+    /// What runs the parts that may run there.
     public enum Accelerator: String, CaseIterable, Sendable {
         /// Metal, with the CPU for what it cannot do.
         case gpu
@@ -39,8 +39,10 @@ public final class LiteRTRuntime: Runtime {
         self.onOpen = onOpen
     }
 
-    public func open(_ file: URL, part: String, signatures: [String: Signature]) throws -> OpenModel {
-        let wanted = ["denoiser", "decoder"].contains(part) ? accelerator : .cpu
+    public func open(
+        _ file: URL, part: String, accelerators: [String], signatures: [String: Signature]
+    ) throws -> OpenModel {
+        let wanted = accelerators.contains(accelerator.rawValue) ? accelerator : .cpu
         var used = wanted
         let compiled: CompiledModel
         do {

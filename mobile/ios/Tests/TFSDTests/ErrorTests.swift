@@ -73,7 +73,7 @@ final class ErrorTests: XCTestCase {
 private final class NoRuntime: Runtime {
     struct Unexpected: Error {}
 
-    func open(_ file: URL, part: String, signatures: [String: Signature]) throws -> OpenModel {
+    func open(_ file: URL, part: String, accelerators: [String], signatures: [String: Signature]) throws -> OpenModel {
         throw Unexpected()
     }
 }

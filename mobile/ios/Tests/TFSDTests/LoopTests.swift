@@ -38,6 +38,41 @@ final class LoopTests: XCTestCase {
         }
     }
 
+    func testARuntimeIsToldWhatAPartMayRunOn() async throws {
+        let generation = try XCTUnwrap(Generation.all().first)
+        let runtime = ScriptedRuntime(generation)
+        _ = try await draw(generation, runtime)
+        let wanted = [
+            "text_encoder": ["cpu"], "sampling": ["cpu"], "denoiser": ["gpu", "cpu"], "decoder": ["gpu", "cpu"],
+        ]
+        XCTAssertEqual(runtime.accelerators, wanted)
+    }
+
+    func testSamplersHaveTheirNamesInOtherPrograms() throws {
+        let bundle = try Vectors.bundle()
+        for (name, wanted) in ["Euler a": "euler_ancestral", "DPM++ 2M Karras": "dpmpp_2m_karras", "ddim": "ddim"] {
+            XCTAssertEqual(bundle.findSampler(name), wanted)
+            XCTAssertEqual(bundle.findSampler(name.uppercased()), wanted)
+        }
+        XCTAssertNil(bundle.findSampler("fancy"))
+    }
+
+    func testLatentsThatAreNotFiniteAreAnErrorAndEverythingIsClosed() async throws {
+        let generation = try XCTUnwrap(Generation.all().first)
+        for damage in [Float.nan, -Float.infinity] {
+            let runtime = ScriptedRuntime(generation)
+            runtime.damage = damage
+            do {
+                _ = try await draw(generation, runtime)
+                XCTFail("It was not refused.")
+            } catch let error as TFSDError {
+                XCTAssertEqual(error.id, "not_finite")
+                XCTAssertEqual(error.values, ["done": "1", "steps": "\(generation.count)"])
+            }
+            XCTAssertEqual(runtime.openCount, 0)
+        }
+    }
+
     func testSeedsStandForTheSameEverywhere() async throws {
         struct Seeds: Decodable {
             struct One: Decodable {
@@ -117,6 +152,8 @@ private final class ScriptedRuntime: Runtime {
     let generation: Generation
     var seed: Int32?
     var opened: [String] = []
+    var accelerators: [String: [String]] = [:]
+    var damage: Float?  // takes the place of latents
     var openCount = 0
     var streams: [Int32] = []
     var complaints: [String] = []
@@ -125,8 +162,9 @@ private final class ScriptedRuntime: Runtime {
         self.generation = generation
     }
 
-    func open(_ file: URL, part: String, signatures: [String: Signature]) throws -> OpenModel {
+    func open(_ file: URL, part: String, accelerators: [String], signatures: [String: Signature]) throws -> OpenModel {
         opened.append(part)
+        self.accelerators[part] = accelerators
         openCount += 1
         return ScriptedModel(self)
     }
@@ -196,6 +234,7 @@ private final class ScriptedModel: OpenModel {
             let wanted: Tensor = age < i ? .float32([Float(100 + i - 1 - age)]) : .float32(zeros)
             runtime.expect(inputs["history\(age)"], wanted, "history \(age) of step \(i)")
         }
-        return ["latents": floats(generation.latents[i]), "history": .float32([Float(100 + i)])]
+        let latents = runtime.damage.map { Tensor.float32([$0]) } ?? floats(generation.latents[i])
+        return ["latents": latents, "history": .float32([Float(100 + i)])]
     }
 }

@@ -3,9 +3,17 @@ package dev.tfsd
 import java.io.File
 import java.io.IOException
 import java.security.MessageDigest
+import java.util.Locale
 
-/** A model file of a bundle: the [memory] in bytes that it needs while it runs, and its [signatures] by name. */
-class Part(val file: File, val memory: Long, val signatures: Map<String, Signature>)
+/**
+ * A model file of a bundle.
+ *
+ * @property memory The bytes that it needs while it runs.
+ * @property accelerators What it may run on, `gpu` or `cpu`, the fastest first: what its kind of file has passed on. Bundles of
+ *   older versions do not say it and run on the CPU.
+ * @property signatures What it can do, by name.
+ */
+class Part(val file: File, val memory: Long, val accelerators: List<String>, val signatures: Map<String, Signature>)
 
 /** What a bundle's text encoder reads: [length] tokens, and whether text is repaired as ftfy does before it is split. */
 class TokenizerSpec(val length: Int, val startToken: Int, val endToken: Int, val padToken: Int, val ftfy: Boolean)
@@ -49,6 +57,10 @@ class Bundle(val folder: File, checkHashes: Boolean = true) {
     /** Samplers by name, in the order that the signature `plan` counts them. */
     val samplers: List<String> = fields.list<String>("samplers")
 
+    /** Samplers by their other names, in lower case. */
+    val samplerAliases: Map<String, String> =
+        if ("sampler_aliases" in fields.values) fields.fields("sampler_aliases").texts() else emptyMap()
+
     /** Most steps that `num_steps` may be. */
     val maxSteps: Int = fields.int("max_steps")
 
@@ -89,6 +101,10 @@ class Bundle(val folder: File, checkHashes: Boolean = true) {
             tokenizer = TokenizerSpec(int("length"), int("start_token"), int("end_token"), int("pad_token"), this["ftfy"])
         }
     }
+
+    /** Returns the sampler that a name or an alias, in upper or lower case, stands for; null if there is none. */
+    fun findSampler(name: String): String? =
+        listOf(name, samplerAliases[name.lowercase(Locale.ROOT)]).firstOrNull { it in samplers }
 
     private fun readManifest(): Fields {
         if (!manifest.isFile) fail("no_bundle", "folder" to folder)
@@ -141,7 +157,8 @@ class Bundle(val folder: File, checkHashes: Boolean = true) {
                 fields(name).run { Signature(tensors("inputs"), tensors("outputs")) }
             }
         }
-        return Part(File(folder, fields["file"]), fields.long("memory"), signatures)
+        val accelerators = if ("accelerators" in fields.values) fields.list<String>("accelerators") else listOf("cpu")
+        return Part(File(folder, fields["file"]), fields.long("memory"), accelerators, signatures)
     }
 
     private fun Fields.tensors(key: String): Map<String, TensorInfo> = fields(key).run {
@@ -205,6 +222,8 @@ private class Fields(private val file: File, private val path: String, values: M
     fun number(key: String): Float = get<Number>(key).toFloat()
 
     inline fun <reified T> list(key: String): List<T> = get<List<*>>(key).map { it as? T ?: fail(key) }
+
+    fun texts(): Map<String, String> = values.keys.associateWith { get<String>(it) }
 
     fun ints(key: String, count: Int? = null): List<Int> {
         val found = list<Long>(key)

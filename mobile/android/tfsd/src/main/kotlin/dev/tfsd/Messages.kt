@@ -43,6 +43,8 @@ internal object Messages {
             "{part} needs {needed} of memory; {free} are free. Close other programs, or export the bundle with another quantize.",
         "load" to "{file} cannot be loaded by LiteRT: {reason}",
         "run" to "{part}.{signature} cannot be run by LiteRT: {reason}",
+        "not_finite" to
+            "The latents are NaN or infinite after {done} of {steps} steps. Half precision, which GPUs use, ends at 65504: run the bundle on the CPU, or export it with another quantize.",
         "cancelled" to "Cancelled after {done} of {steps} steps.",
     )
     private val PLACE = Regex("\\{(\\w+)\\}")

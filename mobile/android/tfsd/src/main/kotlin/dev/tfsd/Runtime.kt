@@ -25,11 +25,12 @@ interface Runtime {
     /**
      * Opens the model [file], the [part] (`sampling`, `text_encoder`, `denoiser` or `decoder`) of a bundle.
      *
+     * @param accelerators What the manifest says that it may run on, `gpu` or `cpu`, the fastest first.
      * @param signatures What the manifest says of each of its signatures.
      * @return The open model; whoever opened it closes it.
      * @throws ModelException If the runtime cannot load the file.
      */
-    fun open(file: File, part: String, signatures: Map<String, Signature>): Model
+    fun open(file: File, part: String, accelerators: List<String>, signatures: Map<String, Signature>): Model
 }
 
 /** An open model file. One thread at a time may use it. */

@@ -27,12 +27,12 @@ class StableDiffusion(
      * @param index Which of the pictures of this seed, from 0: others of a batch in Python.
      * @param numSteps Steps, from 1 to [Bundle.maxSteps]; null for the bundle's default.
      * @param guidanceScale How closely the prompt is followed, from 0 to 100; null for the bundle's default.
-     * @param sampler One of [Bundle.samplers]; null for the bundle's default.
+     * @param sampler One of [Bundle.samplers], or another name of one; null for the bundle's default.
      * @param progress Called on this thread after each step with the steps done and all steps; false stops.
      * @throws IllegalArgumentException For an argument that does not fit; the message names it.
      * @throws BundleException If the tokenizer's file has another format than this version reads.
      * @throws MemoryException If too little memory is free for a part.
-     * @throws ModelException If the runtime cannot load or run a file.
+     * @throws ModelException If the runtime cannot load or run a file, or what it computes is not finite.
      * @throws CancelledException If [progress] returned false.
      */
     @Synchronized
@@ -48,10 +48,10 @@ class StableDiffusion(
     ): Picture {
         val steps = numSteps ?: bundle.defaults.numSteps
         val guidance = guidanceScale ?: bundle.defaults.guidanceScale
-        val chosen = sampler ?: bundle.defaults.sampler
+        val wanted = sampler ?: bundle.defaults.sampler
         requireRange("num_steps", steps, 1, bundle.maxSteps)
-        require(chosen in bundle.samplers) {
-            Messages.text("sampler", "names" to bundle.samplers.joinToString(), "value" to chosen)
+        val chosen = requireNotNull(bundle.findSampler(wanted)) {
+            Messages.text("sampler", "names" to bundle.samplers.joinToString(), "value" to wanted)
         }
         require(guidance in 0f..MAX_GUIDANCE.toFloat()) { // false for NaN, too
             Messages.text("guidance", "high" to MAX_GUIDANCE, "value" to shown(guidance))
@@ -103,6 +103,9 @@ class StableDiffusion(
                 ) + history.mapIndexed { i, past -> "history$i" to past }
                 val moved = denoiser.run("step", given)
                 latents = moved.floats("latents")
+                if (!latents.all(Float::isFinite)) {
+                    throw ModelException(Messages.text("not_finite", "done" to step + 1, "steps" to count))
+                }
                 history = listOf(moved.floats("history")) + history.dropLast(1)
                 if (!progress(step + 1, count)) {
                     throw CancelledException(Messages.text("cancelled", "done" to step + 1, "steps" to count))
@@ -123,7 +126,7 @@ class StableDiffusion(
             val sizes = arrayOf("needed" to Messages.size(part.memory), "free" to Messages.size(free))
             throw MemoryException(Messages.text("memory", "part" to name, *sizes))
         }
-        val model = runtime.open(part.file, name, part.signatures)
+        val model = runtime.open(part.file, name, part.accelerators, part.signatures)
         return object : Model by model {
             override fun run(signature: String, inputs: Map<String, Any>): Map<String, Any> =
                 model.run(signature, part.signatures.getValue(signature).inputs.keys.associateWith(inputs::getValue))

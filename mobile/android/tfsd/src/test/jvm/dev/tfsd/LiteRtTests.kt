@@ -16,9 +16,18 @@ internal fun Tests.liteRt() {
     val outputs = mapOf("y" to TensorInfo("float32", listOf(1)), "z" to TensorInfo("int32", listOf(1)))
     val signatures = mapOf("run" to Signature(tensors, outputs))
     val everything = Environment(setOf(Accelerator.CPU, Accelerator.GPU))
-    fun used(file: String, part: String, environment: Environment): List<Accelerator> {
+    val (both, cpu) = listOf("gpu", "cpu") to listOf("cpu")
+    fun used(
+        file: String,
+        part: String,
+        environment: Environment,
+        accelerators: List<String> = both,
+        wanted: Accelerator = Accelerator.GPU,
+        alsoUntried: Boolean = false,
+    ): List<Accelerator> {
         val told = mutableListOf<Accelerator>()
-        LiteRtRuntime(environment) { _, used -> told += used }.open(File(file), part, signatures).close()
+        val runtime = LiteRtRuntime(environment, wanted, alsoUntried) { _, used -> told += used }
+        runtime.open(File(file), part, accelerators, signatures).close()
         return told
     }
     test("the accelerator is used where there is one and it takes the file") {
@@ -28,13 +37,22 @@ internal fun Tests.liteRt() {
         expect(listOf(Accelerator.CPU), used("denoiser", "denoiser", Environment(setOf(Accelerator.CPU))))
         expect(4, CompiledModel.made.last().options.cpuOptions?.numThreads)
     }
-    test("sampling and the text encoder always run on the CPU") {
-        expect(listOf(Accelerator.CPU), used("text_encoder", "text_encoder", everything))
-        expect(listOf(Accelerator.CPU), used("sampling", "sampling", everything))
-        expect(listOf(Accelerator.CPU), CompiledModel.made.last().options.accelerators.toList())
+    test("what the bundle does not say may run on the accelerator runs on the CPU") {
+        for (part in listOf("sampling", "text_encoder", "denoiser", "decoder")) {
+            expect(listOf(Accelerator.CPU), used(part, part, everything, accelerators = cpu))
+            expect(listOf(Accelerator.CPU), CompiledModel.made.last().options.accelerators.toList())
+        }
+    }
+    test("an accelerator that was never tried is used only where it is wished, and never for sampling and the text encoder") {
+        val phone = Environment(setOf(Accelerator.CPU, Accelerator.NPU))
+        expect(listOf(Accelerator.CPU), used("denoiser", "denoiser", phone, wanted = Accelerator.NPU))
+        expect(listOf(Accelerator.NPU), used("denoiser", "denoiser", phone, wanted = Accelerator.NPU, alsoUntried = true))
+        for (part in listOf("sampling", "text_encoder")) {
+            expect(listOf(Accelerator.CPU), used(part, part, phone, cpu, Accelerator.NPU, alsoUntried = true))
+        }
     }
     test("values are bound by name and type, and closing closes the buffers") {
-        val model = LiteRtRuntime(everything).open(File("any"), "decoder", signatures)
+        val model = LiteRtRuntime(everything).open(File("any"), "decoder", both, signatures)
         repeat(2) {
             val found = model.run("run", mapOf("x" to floatArrayOf(1.5f, 2f), "n" to intArrayOf(3 + it)))
             expect(6.5f + it, (found.getValue("y") as FloatArray).single())
@@ -47,9 +65,9 @@ internal fun Tests.liteRt() {
     }
     test("files that LiteRT cannot load or run are named") {
         expectError<ModelException>("unloadable.tflite cannot be loaded by LiteRT: Failed to load") {
-            LiteRtRuntime(everything).open(File("unloadable.tflite"), "decoder", signatures)
+            LiteRtRuntime(everything).open(File("unloadable.tflite"), "decoder", both, signatures)
         }
-        val model = LiteRtRuntime(everything).open(File("unrunnable"), "decoder", signatures)
+        val model = LiteRtRuntime(everything).open(File("unrunnable"), "decoder", both, signatures)
         expectError<ModelException>("decoder.run cannot be run by LiteRT: Failed to invoke run") {
             model.run("run", mapOf("x" to floatArrayOf(1f, 2f), "n" to intArrayOf(3)))
         }

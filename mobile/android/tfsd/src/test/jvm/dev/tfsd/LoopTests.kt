@@ -6,13 +6,15 @@ import java.io.File
  * A runtime that notes what is opened, run and closed, and answers by rule: noise is its stream times the scale, the denoiser
  * adds the noise, the history is the latents it was given.
  */
-internal class Script(private val count: Int, private val failing: String? = null) : Runtime {
+internal class Script(private val count: Int, private val failing: String? = null, private val scale: Float = 0.5f) : Runtime {
     val log = mutableListOf<String>()
+    val accelerators = mutableMapOf<String, List<String>>()
     val calls = mutableListOf<Pair<String, Map<String, Any>>>()
 
-    override fun open(file: File, part: String, signatures: Map<String, Signature>): Model {
+    override fun open(file: File, part: String, accelerators: List<String>, signatures: Map<String, Signature>): Model {
         if (part == failing) throw ModelException("$part fails")
         log += "open $part"
+        this.accelerators[part] = accelerators
         return object : Model {
             override fun run(signature: String, inputs: Map<String, Any>): Map<String, Any> {
                 calls += signature to inputs
@@ -34,7 +36,7 @@ internal class Script(private val count: Int, private val failing: String? = nul
             "row" to FloatArray(12) { number(inputs, "step").toFloat() },
             "waves" to FloatArray(320),
             "count" to intArrayOf(count),
-            "init_scale" to floatArrayOf(0.5f),
+            "init_scale" to floatArrayOf(scale),
         )
         "noise" -> mapOf("noise" to FloatArray(16) { (10 + number(inputs, "stream")) * (inputs["scale"] as FloatArray)[0] })
         "step" -> {
@@ -94,6 +96,36 @@ internal fun Tests.loop(folder: File) {
         expectError<CancelledException>("Cancelled after 2 of 3 steps.") {
             StableDiffusion(bundle, script).textToImage("a", seed = 0) { done, _ -> done < 2 }
         }
+        expect(listOf("close denoiser", "close sampling"), script.log.takeLast(2))
+    }
+    test("a runtime is told what the manifest says that a part may run on") {
+        val script = Script(count = 1)
+        StableDiffusion(bundle, script).textToImage("a", seed = 0)
+        val (cpu, both) = listOf("cpu") to listOf("gpu", "cpu")
+        expect(mapOf("text_encoder" to cpu, "sampling" to cpu, "denoiser" to both, "decoder" to both), script.accelerators)
+    }
+    test("a bundle that does not say what it may run on runs on the CPU") {
+        val older = File(folder.parentFile, "older").apply { folder.copyRecursively(this) }
+        val manifest = File(older, "manifest.json")
+        val parts = Regex(", \"accelerators\": \\[[^]]*]|, \"sampler_aliases\": \\{[^}]*}")
+        manifest.writeText(parts.replace(manifest.readText(), ""))
+        val found = Bundle(older)
+        expect(setOf(listOf("cpu")), found.parts.values.map { it.accelerators }.toSet())
+        expect(emptyMap<String, String>(), found.samplerAliases)
+        expect(null, found.findSampler("Euler a"))
+    }
+    test("samplers have their names in other programs, in upper and lower case") {
+        for ((name, wanted) in mapOf("Euler" to "euler", "k_EULER" to "euler", "ddim" to "ddim", "DDIM" to "ddim")) {
+            val script = Script(count = 1)
+            expect(wanted, StableDiffusion(bundle, script).textToImage("a", seed = 0, sampler = name).recipe["sampler"])
+            expect(setOf(bundle.samplers.indexOf(wanted).toFloat()), first(script.all("plan", "sampler")).toSet())
+        }
+    }
+    test("latents that are not finite are an error, after which all is closed") {
+        val script = Script(count = 3, scale = Float.NaN)
+        val text = "The latents are NaN or infinite after 1 of 3 steps. Half precision, which GPUs use, ends at 65504: " +
+            "run the bundle on the CPU, or export it with another quantize."
+        expectError<ModelException>(text) { StableDiffusion(bundle, script).textToImage("a", seed = 0) }
         expect(listOf("close denoiser", "close sampling"), script.log.takeLast(2))
     }
     test("a part is not opened without memory for it") {

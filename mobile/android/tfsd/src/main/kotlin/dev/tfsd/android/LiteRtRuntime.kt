@@ -11,30 +11,35 @@ import dev.tfsd.ModelException
 import dev.tfsd.Runtime
 import dev.tfsd.Signature
 import java.io.File
+import java.util.Locale
 
 /**
  * Runs models with LiteRT, which maps their files.
  *
- * `sampling` always runs on the CPU, so that seeds give the same noise on all phones, and so does the text encoder, which looks up
- * tables and squares numbers that half precision cannot hold. The other parts run on [accelerator]; the CPU does what it cannot, and
- * everything if the phone has none or it refuses a file.
+ * A part runs on [accelerator] if the bundle says that it may; the CPU does what that cannot, and everything if the phone has none or
+ * it refuses a file. `sampling` always runs on the CPU, so that seeds give the same noise on all phones, and so does the text
+ * encoder, which looks up tables and squares numbers that half precision cannot hold.
  *
  * @param environment LiteRT's, made and closed by the caller: `Environment.create(context)`, with a provider of libraries for an
  *   NPU, or that of Google Play services.
+ * @param alsoUntried Whether the denoiser and the decoder run on [accelerator] even if the bundle does not say that they may: on an
+ *   NPU, for none was tried. It may refuse them, draw something else, or end the app.
  * @param threads Threads of the CPU.
  * @param onOpen Told of each part that is opened and what runs it.
  */
 class LiteRtRuntime(
     private val environment: Environment,
     private val accelerator: Accelerator = Accelerator.GPU,
+    private val alsoUntried: Boolean = false,
     private val threads: Int = 4,
     private val onOpen: (part: String, used: Accelerator) -> Unit = { _, _ -> },
 ) : Runtime {
-    override fun open(file: File, part: String, signatures: Map<String, Signature>): Model {
+    override fun open(file: File, part: String, accelerators: List<String>, signatures: Map<String, Signature>): Model {
+        val mayRun = accelerator.name.lowercase(Locale.ROOT) in accelerators || (alsoUntried && part !in ON_CPU)
         val (compiled, used) = try {
             // Asked first: LiteRT silently runs on the CPU what it was to run on an accelerator that is not there.
             val isThere = accelerator in environment.getAvailableAccelerators()
-            compile(file, if (part in ON_CPU || !isThere) Accelerator.CPU else accelerator)
+            compile(file, if (mayRun && isThere) accelerator else Accelerator.CPU)
         } catch (error: LiteRtException) {
             throw ModelException(Messages.text("load", "file" to file, "reason" to reason(error)), error)
         }
