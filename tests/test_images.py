@@ -176,6 +176,8 @@ def test_pil_gives_one_picture_or_all():
     np.testing.assert_array_equal(np.asarray(images.pil(-1)), images[2])
     with pytest.raises(IndexError, match="from 0 to 2; got 3"):
         images.pil(3)
+    with pytest.raises(TypeError, match="i must be a whole number; got ndarray float64"):
+        images.pil(np.zeros(3))
 
 
 @pytest.mark.parametrize("columns, size", [(None, (32, 16)), (1, (16, 24)), (2, (32, 16)), (9, (48, 8))])

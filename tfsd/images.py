@@ -164,13 +164,15 @@ class Images(_WithRecipes):
     def pil(self, i: int | None = None) -> Image.Image | list[Image.Image]:
         """Returns picture `i` as a PIL image, or a list of all.
 
-        Raises: `IndexError` if there is no such picture.
+        Raises: `TypeError` or `IndexError` if there is no such picture.
         """
         pixels = self._pixels()
         if i is None:
             return [Image.fromarray(picture) for picture in pixels]
+        if not isinstance(i, (int, np.integer)):
+            raise TypeError(f"i must be a whole number; got {shown(i)}.")
         if not -len(pixels) <= i < len(pixels):
-            raise IndexError(f"i must be from 0 to {len(pixels) - 1}; got {i}.")
+            raise IndexError(f"i must be from 0 to {len(pixels) - 1}; got {shown(i)}.")
         return Image.fromarray(pixels[i])
 
     def grid(self, columns: int | None = None) -> Image.Image:
