@@ -35,7 +35,7 @@ def gallery(tmp_path_factory, toy_folder):
                 "3",
                 "--batch",
                 "2",
-                "--negative=-blue",
+                "--negative=-red",
                 "--eta",
                 "0.5",
                 "--out",
@@ -103,7 +103,7 @@ def test_grid_is_one_file_with_all_recipes(gallery):
 def test_one_line_tells_what_of_a_prompt_is_cut_off(gallery):
     _, (_, _, err) = gallery[0], gallery[1]["grid"]
     assert one_line(err)
-    assert err.startswith("tfsd: warning: prompt[1] has 122 tokens and only 77 are read; cut off: ', a red cat")
+    assert err.startswith("tfsd: warning: prompt[1] has 122 tokens and only 77 are read; cut off: ', a red star")
 
 
 def test_show_json_is_the_recipe(gallery, run):

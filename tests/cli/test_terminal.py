@@ -1,6 +1,8 @@
+import os
 import signal
 from pathlib import Path
 
+import pytest
 from command_line import made, one_line, start, toy
 
 from tfsd.cli.terminal import printable
@@ -29,3 +31,31 @@ def test_reader_that_goes_away_is_no_traceback(place):
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait(timeout=60) == 1
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["models"], ["help", "generate"], ["completion", "zsh"]], ids=" ".join)
+def test_closed_pipe_is_silent(argv, place):
+    read, write = os.pipe()
+    os.close(read)
+    process = start(*argv, cwd=place, output=write)
+    os.close(write)
+    assert process.communicate()[1] == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_output_that_cannot_be_written_is_one_line(place):
+    with open("/dev/full", "w") as full:
+        process = start("models", cwd=place, output=full)
+        err = process.communicate()[1]
+    assert process.returncode == 1 and one_line(err) and "No space left" in err
+
+
+def test_terminal_that_knows_ascii_alone_gets_escapes(place):
+    place.joinpath("\u0441\u043d\u0435\u0433").mkdir()
+    ascii_alone = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    process = start("tokens", "snow \u2603", cwd=place, extra=ascii_alone)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "") and out.isascii() and "snow" in out
+    process = start("show", "\u0441\u043d\u0435\u0433.png", cwd=place, extra=ascii_alone)
+    out, err = process.communicate()
+    assert process.returncode == 1 and one_line(err) and err.isascii()

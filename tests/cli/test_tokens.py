@@ -14,7 +14,7 @@ def test_tokens_shows_what_is_read_and_what_is_cut_off(run):
     assert out.split("\n")[:5] == [" 49406  start", "   320  a", "   736  red", "  1565  star", " 49407  end"]
     assert "5 tokens, 77 are read; nothing is cut off" in out
     out = run("tokens", LONG)[1]
-    assert out.count("(cut off)") == 45 and "122 tokens, 77 are read; cut off: , a red cat" in out
+    assert out.count("(cut off)") == 45 and "122 tokens, 77 are read; cut off: , a red star" in out
 
 
 def test_tokens_tells_which_words_a_model_never_learned(place, run):

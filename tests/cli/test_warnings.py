@@ -50,7 +50,14 @@ def test_warning_names_the_option_as_it_was_typed(warning_command, run):
 
 
 def test_cut_negative_prompt_is_told_by_the_name_of_its_option(place, run):
-    long = "a red cat, " * 30
+    long = "a red star, " * 30
     for name in ("--negative", "--negative-prompt"):
         status, _, err = run("a star", name, long, "--model", "toy", "--no-jit", "--steps", "1", "--out", "x.png")
         assert status == 0 and one_line(err) and err.startswith(f"tfsd: warning: {name} has 122 tokens")
+
+
+def test_words_that_the_model_never_learned_are_named_once_for_all_pictures(place, run):
+    argv = ("a dog", "a red zeppelin", "--model", "toy", "--no-jit", "--steps", "1", "--batch", "1", "--out", "{n}.png")
+    status, _, err = run(*argv)
+    assert status == 0 and one_line(err)
+    assert err.startswith("tfsd: warning: prompt has words that the model never learned: 'dog', 'zeppelin'.")

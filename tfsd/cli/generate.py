@@ -139,10 +139,11 @@ def _loaded(args, prompts: list[str], shown: Stages):
     quiet_tensorflow(shown)
     shown(f"loading {args.model}")
     from tfsd.api import load
-    from tfsd.text import PromptTruncationWarning
+    from tfsd.text import PromptTruncationWarning, UnknownWordsWarning
 
     model = load(args.model, dtype=args.dtype, jit_compile=not args.no_jit, numerics=args.numerics)
-    warnings.simplefilter("ignore", PromptTruncationWarning)  # `_check_early` told of it
+    for category in (PromptTruncationWarning, UnknownWordsWarning):  # `_check_early` told of it, once for all batches
+        warnings.simplefilter("ignore", category)
     return model
 
 
@@ -151,9 +152,9 @@ def _is_export(args) -> bool:
 
 
 def _check_early(args, prompts: list[str]):
-    """Finds mistakes in the arguments before TensorFlow takes its seconds to start, and warns of cut prompts, once each."""
+    """Finds mistakes in the arguments before TensorFlow takes its seconds to start, and warns of what is not read of prompts."""
     from tfsd.samplers.plans import build_plan
-    from tfsd.text import Tokenizer
+    from tfsd.text import Tokenizer, UnknownWordsWarning, unknown_words, unknown_words_message
     from tfsd.weights import load_spec, resolve
 
     spec = load_spec(resolve(args.model))
@@ -166,8 +167,12 @@ def _check_early(args, prompts: list[str]):
     build_plan(spec.schedule, sampler, spec.default_steps if args.steps is None else args.steps, eta=args.eta)
     spec = spec if args.numerics is None else spec.with_numerics(args.numerics)
     tokenizer = Tokenizer(spec.text)
-    tokenizer(prompts if len(prompts) > 1 else prompts[0])
-    tokenizer(args.negative or "", name="negative_prompt")
+    named = {"prompt": prompts, "negative_prompt": [args.negative or ""]}
+    for name, texts in named.items():
+        tokenizer(texts if len(texts) > 1 else texts[0], name=name)
+    for name, texts in named.items():
+        if words := unknown_words(tokenizer, dict.fromkeys(texts)):
+            warnings.warn(unknown_words_message(spec.text, words, name), UnknownWordsWarning, stacklevel=1)
 
 
 def batches(prompts: list[str], n: int, index: int, size: int) -> list[Batch]:

@@ -3,6 +3,10 @@
 from tfsd.cli.parsing import add_command
 from tfsd.cli.terminal import print_json, print_table
 
+EXAMPLES = """  tfsd models
+  tfsd models --json
+"""
+
 
 def add_models(commands):
     """Adds the command to the parser."""
@@ -12,6 +16,7 @@ def add_models(commands):
         models,
         help="list the models that can be named",
         description="Lists the models that --model takes by name. It also takes the path of a model folder from `tfsd convert`.",
+        examples=EXAMPLES,
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
     return parser

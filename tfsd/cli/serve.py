@@ -10,6 +10,7 @@ from tfsd.cli.parsing import UsageError, add_command, real, whole
 from tfsd.cli.remote import token_in
 from tfsd.cli.terminal import printable, quiet_tensorflow
 from tfsd.errors import CheckpointError
+from tfsd.progress import Stages
 
 NEEDED = ("grpc", "grpc_health", "grpc_reflection", "aiohttp", "prometheus_client", "tensorflow_serving")
 EXAMPLES = """  tfsd export saved_model --model tiny --out models && tfsd serve models
@@ -110,7 +111,8 @@ def serve(args) -> int:
         print(f'tfsd: serving needs {", ".join(missing)}: pip install "tfsd[serving]"', file=sys.stderr)
         return 1
     token = None if args.token_file is None else token_in(args.token_file)
-    quiet_tensorflow()
+    with Stages(True) as shown:
+        quiet_tensorflow(shown)
     return _run(args, token)
 
 
