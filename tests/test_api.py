@@ -142,6 +142,19 @@ def test_keras_cvs_constructor_points_to_load(arguments):
         tfsd.StableDiffusion(512, 512)
 
 
+@pytest.mark.parametrize(
+    ("size", "error", "message"),
+    [
+        ({"height": 40}, ValueError, r"diffusion_noise is for height and width \(32, 32\); got \(40, None\)"),
+        ({"width": np.zeros(10**6)}, TypeError, r"width must be a whole number; got ndarray float64 \[1000000\]"),
+        ({"height": "32"}, TypeError, "height must be a whole number; got '32'"),
+    ],
+)
+def test_a_size_that_is_not_the_noises_is_refused(model, size, error, message):
+    with pytest.raises(error, match=message):
+        model.generate_image(np.zeros((77, 16)), diffusion_noise=np.zeros((4, 4, 4)), **size)
+
+
 # -- progress and cancelling -------------------------------------------------------------------------------------------
 
 

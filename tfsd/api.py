@@ -193,8 +193,8 @@ class StableDiffusion:
         if diffusion_noise is not None:
             diffusion_noise = rows_of("diffusion_noise", diffusion_noise, len(contexts), (None, None, spec.vae.latent_channels))
             noise_size = tuple(side * spec.vae.factor for side in diffusion_noise.shape[1:3])
-            if any(given not in (None, own) for given, own in zip(size, noise_size)):
-                raise ValueError(f"diffusion_noise is for height and width {noise_size}; got {size}. Leave them out.")
+            if tuple(side_of(*one, 1) for one in zip(("height", "width"), size, noise_size)) != noise_size:
+                raise ValueError(f"diffusion_noise is for height and width {noise_size}; got {shown(size)}. Leave them out.")
             size, seed = noise_size, 0
         options = _Options(negative_prompt, seed, num_steps, guidance_scale, sampler, eta, size, index)
         show = Progress(progress, callback, self._pace)
