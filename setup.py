@@ -5,19 +5,21 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+?)"', (ROOT / "tfsd/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
+# Upper bounds: `tfsd/private.py` lists what is used of these packages although it may change with a release.
 REQUIRED = [
-    "tensorflow>=2.20",
-    "keras>=3.12",
-    "numpy",
+    "tensorflow>=2.20,<2.22",
+    "keras>=3.12,<3.16",
+    "numpy>=1.26,<3",
     "pillow>=10.1",
     "ftfy>=6.1",
     "regex",
     "h5py",
     "ml_dtypes",
     "safetensors>=0.4",
-    "huggingface_hub>=0.25",
+    "huggingface_hub>=0.25,<3",
     "filelock>=3.12",
     "tqdm",
+    'psutil>=5.9; sys_platform != "linux"',  # Linux tells of its memory in files
 ]
 SERVING = [
     "tensorflow-serving-api>=2.18",
@@ -27,8 +29,8 @@ SERVING = [
     "aiohttp>=3.10",
     "prometheus-client>=0.20",
 ]
-DEVICE = ["ai-edge-litert>=2", "ai-edge-quantizer>=0.10", "psutil>=5.9"]
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "kubernetes-validate>=1.27", "PyYAML"]
+DEVICE = ["ai-edge-litert>=2,<3", "ai-edge-quantizer>=0.10,<0.11"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "kubernetes-validate>=1.27", "psutil>=5.9", "PyYAML"]
 CLASSIFIERS = [
     "Development Status :: 4 - Beta",
     "Environment :: Console",

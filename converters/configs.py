@@ -61,7 +61,6 @@ UNET_OFF = (
 )
 # Dropout is for training; the others belong to an `addition_embed_type` or `class_embed_type`.
 UNET_FREE = (
-    "upcast_attention",
     "addition_embed_type_num_heads",
     "addition_time_embed_dim",
     "dropout",
@@ -167,6 +166,7 @@ def _unet(config: Config) -> tuple[UNetSpec, tuple[int, int]]:
         linear_projection=config.flag("use_linear_projection", False),
         groups=config.get("norm_num_groups", int, 32),
         norm_epsilon=config.number("norm_eps", 1e-5),
+        upcast_attention=config.flag("upcast_attention", False),
     )
     width = 4 * channels[0]
     config.fixed(UNET_FIXED | {"time_embedding_dim": (None, 0, width)})

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfsd.progress import Stages
-from tfsd.samplers.plans import MAX_ROWS, build_plan, fitting_samplers, sampler_names
+from tfsd.samplers.plans import build_plan, fitting_samplers, sampler_names
 from tfsd.specs import ScheduleSpec
 
 
@@ -12,7 +12,7 @@ class PlanBank(tf.Module):
     """Looks up what `build_plan` gives, for every sampler that fits the schedule and up to `max_steps` steps.
 
     Call: sampler string [B] (keys or aliases, case ignored), num_steps int32 [B], both known to be valid ->
-    plan [B, MAX_ROWS, ROW_SIZE] float32, count int32 [B], init_scale float32 [B].
+    plan [B, R, ROW_SIZE] float32 with as many rows as the longest plan, count int32 [B], init_scale float32 [B].
     """
 
     def __init__(self, schedule: ScheduleSpec, max_steps: int, *, progress: bool = False):
@@ -35,6 +35,7 @@ class PlanBank(tf.Module):
                     counts[which, steps - 1], scales[which, steps - 1] = plan.count, plan.init_scale
                 stages.advance()
         starts = 1 + np.cumsum(counts).reshape(counts.shape) - counts
+        self.longest = int(counts.max())
         self.rows = tf.Variable(np.concatenate(rows), trainable=False, name="rows")  # row 0 is where finished pictures rest
         self.starts = tf.Variable(starts.astype(np.int32), trainable=False, name="starts")
         self.counts = tf.Variable(counts, trainable=False, name="counts")
@@ -50,7 +51,7 @@ class PlanBank(tf.Module):
     def __call__(self, sampler, num_steps):
         """Returns plans, their counts and their first scales."""
         which = tf.gather(tf.constant(self._which), tf.argmax(self._matches(sampler), axis=1))
-        return self.look_up(which, num_steps, tf.range(MAX_ROWS))
+        return self.look_up(which, num_steps, tf.range(self.longest))
 
     def look_up(self, which, num_steps, steps):
         """Returns rows `steps` [S] of the plans of samplers numbered as in `self.samplers`: [B, S, ROW_SIZE], counts, scales."""

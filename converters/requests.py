@@ -34,7 +34,7 @@ class Limits:
 class Drawing(NamedTuple):
     """What is asked of the sampling loop, one row per picture, checked."""
 
-    plan: tf.Tensor  # [B, MAX_ROWS, ROW_SIZE] float32
+    plan: tf.Tensor  # [B, R, ROW_SIZE] float32
     count: tf.Tensor  # [B] int32
     init_scale: tf.Tensor  # [B] float32
     seeds: tf.Tensor  # [B] int32

@@ -5,9 +5,9 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -40,8 +40,8 @@ def export_saved_model(
     batch_sizes: Sequence[int] = (1, 2, 4, 8),
     max_steps: int = 100,
     batching: str = "exact",
-    dtype: str = "float32",
-    xla: bool = True,
+    dtype: str | None = None,
+    xla: bool | None = None,
     progress: bool = False,
 ) -> Path:
     """Writes `out/<name>/<version>/`, a SavedModel with its own check, and returns that folder; complete or not at all.
@@ -49,8 +49,9 @@ def export_saved_model(
     `model` as in `tfsd.load`. `version`: a number that is free; None is the next one. `sizes`: the (height, width) that may
     be asked for, the first one the default; None is the model's own. `batch_sizes`: a request is filled up to the next one
     and has at most the last. `batching`: "exact" computes every picture alone, several side by side, so that its bytes
-    never depend on its batch; "fused" computes a batch at once, which is for accelerators. `xla`: compile with XLA, which
-    TensorFlow Serving does only with a flag.
+    never depend on its batch; "fused" computes a batch at once, which is for accelerators. `dtype` as in `tfsd.load`. `xla`:
+    compile with XLA, which TensorFlow Serving does only with a flag. A loaded model has its own dtype and XLA, which these
+    two must not contradict; else they default to float32 and True.
 
     Raises: `ValueError`, `TypeError` for arguments; `CheckpointError` for a model or folder; `ExportError` if the exported
     graph does not draw what Python draws.
@@ -59,7 +60,7 @@ def export_saved_model(
         raise ValueError(f'batching must be "exact" or "fused"; got {shown(batching)}.')
     with Stages.within(progress) as stages:
         stages("loading")
-        loaded = model if isinstance(model, StableDiffusion) else load(model, dtype=dtype, jit_compile=xla)
+        loaded = _loaded(model, dtype, xla)
     limits = Limits(
         sizes=_sizes(sizes, loaded.spec),
         batch_sizes=_batch_sizes(batch_sizes),
@@ -86,6 +87,18 @@ def export_saved_model(
         }
         (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return folder
+
+
+def _loaded(model, dtype: str | None, xla: bool | None) -> StableDiffusion:
+    """Returns a model that is loaded, as it is; raises `ValueError` for arguments that ask for another dtype or XLA."""
+    if not isinstance(model, StableDiffusion):
+        return load(model, dtype="float32" if dtype is None else dtype, jit_compile=True if xla is None else bool(xla))
+    for name, given, option in (("dtype", dtype, "dtype"), ("xla", xla, "jit_compile")):
+        own = model.identity[option]
+        if given is not None and given != own:
+            got = shown(given)
+            raise ValueError(f"{name} must be {own}, as the model was loaded; got {got}. Load it with {option}={got}.")
+    return model
 
 
 def served_name(model: StableDiffusion) -> str:
@@ -128,7 +141,7 @@ def _manifest(model: StableDiffusion, limits: Limits, name: str, version: int) -
         "version": version,
         "tfsd": __version__,
         "tensorflow": tf.__version__,
-        "keras": keras.__version__,
+        "keras": metadata.version("keras"),
         "model": spec.name if Path(identity["model"]).is_dir() else identity["model"],  # a path is nobody else's business
         "weights": identity["weights"],
         "numerics": identity["numerics"],

@@ -9,8 +9,10 @@ from pathlib import Path
 import tensorflow as tf
 
 from converters.requests import Drawing, Limits, Requests, rows_of
+from tfsd.arguments import TRUNCATED
 from tfsd.encoding import encode_png
-from tfsd.pipeline import Pipeline, Request
+from tfsd.finite import not_finite
+from tfsd.pipeline import Pipeline, Request, all_finite
 from tfsd.specs import ModelSpec
 
 CHUNK = 5  # steps between two places where a request can be stopped; 0.1 ms each
@@ -106,20 +108,20 @@ class Signatures(tf.Module):
     def text_to_png(self, prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width):
         """Prompts to PNG files; pictures of one request may have different sizes."""
         arguments = prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width
-        tokens, negative, truncated, drawing = self.prepare(*arguments)
+        tokens, negative, cut, drawing = self.prepare(*arguments)
         places = tf.dynamic_partition(tf.range(tf.shape(tokens)[0]), drawing.size, len(self._own.draw))
         files = []
         for draw, place in zip(self._own.draw, places):
             rows = tf.nest.map_structure(lambda value, place=place: tf.gather(value, place), (tokens, negative, drawing))
-            files.append(encode_png(draw(*rows)))
-        return {"png_bytes": tf.dynamic_stitch(places, files), "truncated_tokens": truncated}
+            files.append(encode_png(self._finite(*draw(*rows))))
+        return {"png_bytes": tf.dynamic_stitch(places, files), **cut}
 
     def text_to_image(self, prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width):
         """Prompts to pictures uint8 [B, H, W, 3], all of one size."""
         arguments = prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width
-        tokens, negative, truncated, drawing = self.prepare(*arguments)
-        branches = [lambda draw=draw: draw(tokens, negative, drawing) for draw in self._own.draw]
-        return {"images": tf.switch_case(self.requests.one_size(drawing), branches), "truncated_tokens": truncated}
+        tokens, negative, cut, drawing = self.prepare(*arguments)
+        branches = [lambda draw=draw: self._finite(*draw(tokens, negative, drawing)) for draw in self._own.draw]
+        return {"images": tf.switch_case(self.requests.one_size(drawing), branches), **cut}
 
     def encode(self, prompt):
         """Prompts to contexts float32 [B, L, W]."""
@@ -127,7 +129,7 @@ class Signatures(tf.Module):
         tokens, truncated = self.requests.texts(prompt, self.requests.batch(prompt=prompt), "prompt")
         shape = tf.TensorSpec([spec.text.length, spec.denoiser.context_width], tf.float32)
         context = self._in_batches(lambda rows: tf.cast(pipeline.encode(rows), tf.float32), tokens, shape)
-        return {"context": context, "truncated_tokens": truncated}
+        return {"context": self._finite(context, all_finite(context), "context"), "truncated_tokens": truncated}
 
     def denoise(self, context, negative_context, seed, index, guidance_scale, num_steps, sampler, height, width):
         """Contexts to latents float32 [B, h, w, c], all of one size."""
@@ -137,7 +139,8 @@ class Signatures(tf.Module):
             contexts = rows_of(context, batch), rows_of(negative_context, batch)
         sizes = range(len(self._own.limits.sizes))
         branches = [lambda size=size: self._latents(*contexts, drawing, size) for size in sizes]
-        return {"latents": tf.switch_case(self.requests.one_size(drawing), branches)}
+        latents = tf.switch_case(self.requests.one_size(drawing), branches)
+        return {"latents": self._finite(latents, all_finite(latents))}
 
     def decode(self, latents):
         """Latents to pictures uint8 [B, H, W, 3] and PNG files."""
@@ -150,16 +153,29 @@ class Signatures(tf.Module):
     def _decoded(self, latents, size: int):
         height, width = self._own.limits.sizes[size]
         latents = tf.ensure_shape(latents, [None, *self._own.pipeline.latent_shape(height, width)])
-        return self._in_batches(self._own.decode, latents, tf.TensorSpec([height, width, 3], tf.uint8))
+        return self._finite(*self._in_batches(self._own.decode, latents, self._checked_image(height, width)), "images")
+
+    def _finite(self, values, finite, what: str = "latents"):
+        """Returns `values`, after the check that `finite` [B] holds. It runs outside XLA, which drops assertions silently.
+
+        The error is INVALID_ARGUMENT, as TensorFlow's operations have no other; `serving.engine` makes INTERNAL of it.
+        """
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(finite), [not_finite(what, self._own.pipeline.dtype)])]):
+            return tf.identity(values)
+
+    @staticmethod
+    def _checked_image(height: int, width: int) -> tuple[tf.TensorSpec, tf.TensorSpec]:
+        """What is made of one row: an image, and whether it is finite."""
+        return tf.TensorSpec([height, width, 3], tf.uint8), tf.TensorSpec([], tf.bool)
 
     # -- what they share -------------------------------------------------------------------------------------------
 
     def _prepare(self, prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width):
-        """Returns tokens and negative tokens [B, L], the number of tokens cut off [B], and the drawing."""
+        """Returns tokens and negative tokens [B, L], the numbers of tokens cut off both {output's name: [B]}, and the drawing."""
         texts = {"prompt": prompt, "negative_prompt": negative_prompt}
         batch, drawing = self._drawing(texts, (seed, index, guidance_scale, num_steps, sampler, height, width))
-        (tokens, truncated), (negative, _) = (self.requests.texts(text, batch, name) for name, text in texts.items())
-        return tokens, negative, truncated, drawing
+        (tokens, cut), (negative, negative_cut) = (self.requests.texts(text, batch, name) for name, text in texts.items())
+        return tokens, negative, dict(zip(TRUNCATED, (cut, negative_cut))), drawing
 
     def _drawing(self, others: dict, values: tuple) -> tuple[tf.Tensor, Drawing]:
         numbers = dict(zip((spec.name for spec in self._drawing_inputs()), values))
@@ -192,15 +208,16 @@ class Signatures(tf.Module):
         return tf.switch_case(which, [none, *(lambda batch=batch: filled_up(batch) for batch in limits.batch_sizes)])
 
     def _pictures(self, tokens, negative, drawing: Drawing, size: int):
-        """Returns images [B, H, W, 3] for tokens [B, L] and negative tokens."""
+        """Returns images [B, H, W, 3], and whether they are finite [B], for tokens [B, L] and negative tokens."""
         height, width = self._own.limits.sizes[size]
         spec = self._own.spec
 
         def draw(rows):
             contexts = tf.zeros((2 * rows[0].shape[0], spec.text.length, spec.denoiser.context_width))
-            return self._loop(*rows, contexts, height, width)[0]
+            images, latents = self._loop(*rows, contexts, height, width)
+            return images, all_finite(latents)
 
-        return self._in_batches(draw, (tokens, negative, drawing), tf.TensorSpec([height, width, 3], tf.uint8))
+        return self._in_batches(draw, (tokens, negative, drawing), self._checked_image(height, width))
 
     def _latents(self, context, negative, drawing: Drawing, size: int):
         """Returns latents [B, h, w, c] for contexts [B, L, W] and negative contexts."""

@@ -12,7 +12,9 @@ import tensorflow as tf
 from converters.verify import load_manifest
 from serving.errors import CODES, ServerError
 from serving.words import Words
+from tfsd.arguments import TRUNCATED
 from tfsd.encoding import encode_png
+from tfsd.finite import is_not_finite, not_finite
 from tfsd.h5 import CheckpointError
 
 MANIFEST = "assets.extra/manifest.json"
@@ -27,7 +29,7 @@ class Row(NamedTuple):
     inputs: tuple[tf.Tensor, ...]  # of a job, one row each
     steps: int  # rows of its plan
     size: tuple[int, int]  # height and width in pixels
-    truncated: int  # tokens of its prompt that were cut off
+    truncated: tuple[int, int]  # tokens of its prompt and of its negative prompt that were cut off
     contexts: bool = False  # whether `inputs` end with contexts, from which latents are made
 
     alone = False  # rows of different requests may share a job
@@ -116,9 +118,14 @@ class Engine:
         tokens, negative, truncated, drawing = outputs
         *fields, size = drawing
         values = (tokens, negative, *fields)
-        rows = [values] if len(truncated) == 1 else zip(*(tf.split(value, len(truncated)) for value in values))
-        counts, sizes, cut = drawing.count.numpy(), size.numpy(), truncated.numpy()
-        return [Row(row, int(counts[i]), self.sizes[sizes[i]], int(cut[i])) for i, row in enumerate(rows)]
+        if not isinstance(truncated, dict):  # exports of format 1 count those of the prompt alone
+            truncated = {TRUNCATED[0]: truncated}
+        cut = [truncated[name].numpy() if name in truncated else np.zeros(len(tokens), "int32") for name in TRUNCATED]
+        rows = [values] if len(tokens) == 1 else zip(*(tf.split(value, len(tokens)) for value in values))
+        counts, sizes = drawing.count.numpy(), size.numpy()
+        return [
+            Row(row, int(counts[i]), self.sizes[sizes[i]], (int(cut[0][i]), int(cut[1][i]))) for i, row in enumerate(rows)
+        ]
 
     def split(self, signature: str, inputs: dict[str, np.ndarray]) -> list[Row | CallRow]:
         """Returns one row per row of the inputs of encode, denoise or decode, so that each can be computed by itself.
@@ -149,7 +156,7 @@ class Engine:
         height, width = rows[0].size
         name = f"{batch}x{height}x{width}"
         functions = self._advance_contexts if rows[0].contexts else self._advance
-        return Job(functions[name], rows, batch, self._zeros[name])
+        return Job(functions[name], rows, batch, self._zeros[name], self.manifest)
 
     def run(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the outputs of a signature, computed in one call.
@@ -159,15 +166,20 @@ class Engine:
         outputs = _called(self._model.signatures[signature], {name: tf.constant(value) for name, value in inputs.items()})
         return {name: value.numpy() for name, value in outputs.items()}
 
-    def png(self, image: np.ndarray) -> bytes:
-        """Returns the PNG file of a picture uint8 [H, W, 3]: the very bytes that `text_to_png` answers."""
+    def png(self, image: np.ndarray | ServerError) -> bytes:
+        """Returns the PNG file of a picture uint8 [H, W, 3]: the very bytes that `text_to_png` answers.
+
+        Raises: the error that a job has instead of a picture.
+        """
+        if isinstance(image, ServerError):
+            raise image
         return encode_png(image).numpy()
 
 
 class Job:
     """Pictures that are computed together. `advance` takes it further; nothing is computed between two calls."""
 
-    def __init__(self, function, rows: Sequence[Row], batch: int, zeros: Sequence[tf.Tensor]):
+    def __init__(self, function, rows: Sequence[Row], batch: int, zeros: Sequence[tf.Tensor], manifest: dict):
         self.steps = max(row.steps for row in rows)
         self.done = 0
         self._count, self._contexts = len(rows), rows[0].contexts
@@ -176,6 +188,7 @@ class Job:
         self._request = [values[0] if batch == 1 else tf.concat(values, 0) for values in zip(*(row.inputs for row in filled))]
         self._state = zeros
         self._images = None
+        self._not_finite = ServerError("INTERNAL", not_finite("latents", str(manifest.get("dtype", "float32"))))
 
     def advance(self, steps: int):
         """Computes the next `steps` steps, or as many as are left; the last one brings the images.
@@ -187,17 +200,21 @@ class Job:
         try:
             self._images, *self._state = self._function(*self._request, *self._state, *numbers)
             # Reading waits for an accelerator, too: else all chunks were asked for before the first was computed.
+            latents = self._state[0].numpy()[: self._count]
             if last == self.steps:
-                self._images = (self._state[0] if self._contexts else self._images).numpy()[: self._count]
-            else:
-                self._state[0].numpy()
+                finite = np.isfinite(latents).reshape(self._count, -1).all(axis=1)
+                made = [{"latents": row[None]} for row in latents] if self._contexts else self._images.numpy()
+                self._results = [result if ok else self._not_finite for result, ok in zip(made, finite)]
         except tf.errors.OpError as error:
             raise _server_error(error) from error
         self.done = last
 
-    def results(self) -> Sequence:
-        """Returns, of a job that is done, each row's picture uint8 [H, W, 3] or {"latents": float32 [1, h, w, c]}."""
-        return [{"latents": row[None]} for row in self._images] if self._contexts else self._images
+    def results(self) -> list:
+        """Returns, of a job that is done, each row's picture uint8 [H, W, 3] or {"latents": float32 [1, h, w, c]}.
+
+        A row whose numbers are not finite has a `ServerError` in its place.
+        """
+        return self._results
 
 
 class CallJob:
@@ -239,7 +256,9 @@ def _server_error(error: tf.errors.OpError) -> ServerError:
     """Returns the error that a client gets: of a failed check, its words and the values that came."""
     code = next((name for name, (number, _) in CODES.items() if number == error.error_code), "UNKNOWN")
     check = _FAILED_CHECK.search(error.message)
-    return ServerError(code, check[1].replace("] [", " ") if check else _last_line(error))
+    message = check[1].replace("] [", " ") if check else _last_line(error)
+    # TensorFlow's checks are all INVALID_ARGUMENT; this one is not the caller's fault.
+    return ServerError("INTERNAL" if is_not_finite(message) else code, message)
 
 
 def _last_line(error: Exception) -> str:

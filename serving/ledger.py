@@ -100,10 +100,12 @@ class Ledger:
                     self._report(request, "running")
 
     def deliver(self, batch: Batch, results: list):
-        """Hands each row's result to its request; the last one ends the request."""
+        """Hands each row's result to its request; the last one ends the request, as a `ServerError` does at once."""
         with self.wake:
             for (request, index, _), result in zip(batch.members, results):
-                if not request.ended:
+                if isinstance(result, ServerError):
+                    self.finish(request, ServerError(result.code, result.message))
+                elif not request.ended:
                     request.results[index] = result
                     request.missing -= 1
                     if not request.missing:

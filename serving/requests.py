@@ -58,7 +58,7 @@ class Answer(NamedTuple):
     """What came back for one call: PNG files, how many tokens of each prompt were cut off, the model's version, a warning."""
 
     pngs: list[bytes]
-    truncated: list[int]
+    truncated: list[tuple[int, int]]  # of the prompt and of the negative prompt
     version: int
     warning: str = ""
 
@@ -132,7 +132,7 @@ def predict_requests(columns: Columns, spec, max_batch: int) -> list:
     bounds = [batch * i // parts for i in range(parts + 1)]  # calls of about one size take about one time
     requests = []
     for first, last in zip(bounds, bounds[1:]):
-        request = protos.PredictRequest(model_spec=spec, output_filter=["png_bytes", "truncated_tokens"])
+        request = protos.PredictRequest(model_spec=spec)
         for name, values in columns.items():
             request.inputs[name].CopyFrom(tensor_of(values[first:last], INPUTS[name]))
         requests.append(request)
@@ -203,9 +203,12 @@ def answer_of(data: bytes, rows: int, headers: Iterable[tuple[str, str | bytes]]
             raise ServerError("INTERNAL", f"The server's answer has no {name} but {', '.join(response.outputs) or 'nothing'}.")
     pngs = values_of(response.outputs["png_bytes"], rows, "string")
     truncated = values_of(response.outputs["truncated_tokens"], rows, "int32")
+    negative = [0] * rows  # of exports of format 1, which do not count them
+    if "truncated_negative_tokens" in response.outputs:
+        negative = values_of(response.outputs["truncated_negative_tokens"], rows, "int32")
     warning = dict(headers or ()).get(WARNING_KEY, b"")
     warning = printable(warning[:_MAX_WARNING].decode("utf-8", "replace")) if isinstance(warning, bytes) else ""
-    return Answer(pngs, truncated, response.model_spec.version.value, warning)
+    return Answer(pngs, list(zip(truncated, negative)), response.model_spec.version.value, warning)
 
 
 def images_of(columns: Columns, answers: Iterable[Answer], model: str) -> Images:
@@ -238,14 +241,15 @@ def _pixels(png: bytes, height: int, width: int) -> np.ndarray:
 def warn_of_truncation(columns: Columns, answers: Iterable[Answer], stacklevel: int):
     """Warns, once per prompt, of text that the model did not read, and of words in it that the model never learned."""
     _warn_of_words(answers, stacklevel + 1)
-    counts = [count for answer in answers for count in answer.truncated]
-    if not any(counts):
+    counts = list(zip(*(pair for answer in answers for pair in answer.truncated)))
+    cut = {(name, text): n for name, many in zip(("prompt", "negative_prompt"), counts) for text, n in zip(columns[name], many)}
+    if not any(cut.values()):
         return
     from tfsd.text import PromptTruncationWarning  # not above: it costs a client as much time as all the rest
 
-    for (prompt, negative), count in dict(zip(zip(columns["prompt"], columns["negative_prompt"]), counts)).items():
+    for (name, text), count in cut.items():
         if count:
-            of = f"prompt {shown(prompt, 60)}" + (" with its negative_prompt" if negative else "")
+            of = f"{name} {shown(text, 60)}"
             message = f"{of} is too long: the model did not read its last {count} tokens. `tfsd tokens` shows which."
             warnings.warn(message, PromptTruncationWarning, stacklevel=stacklevel + 1)
 

@@ -13,6 +13,7 @@ from serving.errors import ServerError
 from serving.logs import LOGGER
 from serving.scheduler import Trace
 from serving.wire import invalid
+from tfsd.arguments import TRUNCATED
 
 DEFAULT_SIGNATURE = "serving_default"  # TF Serving's name for what a request means that names none
 PICTURE_SIGNATURE = "text_to_png"
@@ -127,7 +128,7 @@ class Service:
         pictures, truncated = await self.scheduler.generate(
             engine, call.inputs, finish=finish, deadline=deadline, request_id=request_id, trace=trace
         )
-        made = {"truncated_tokens": np.asarray(truncated, "int32")}
+        made = dict(zip(TRUNCATED, np.ascontiguousarray(np.reshape(truncated, (rows, -1)).T, "int32")))
         if "images" in call.outputs:
             made["images"] = np.stack(pictures)
         if "png_bytes" in call.outputs:

@@ -96,6 +96,9 @@ class Workers:
             ledger.deliver(batch, self._finished(batch, job.results()))
 
     def _finished(self, batch: Batch, results) -> list:
-        """Returns what the batch's requests want of their results; made here while those are still in the core's cache."""
+        """Returns what the batch's requests want of their results; made here while those are still in the core's cache.
+
+        A row that failed alone has a `ServerError` in its place.
+        """
         wants = [(member.request.finish, result) for member, result in zip(batch.members, results, strict=True)]
-        return [result if finish is None else finish(result) for finish, result in wants]
+        return [result if finish is None or isinstance(result, ServerError) else finish(result) for finish, result in wants]

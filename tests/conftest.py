@@ -1,5 +1,6 @@
 """What several tests need: a model small enough to be made of random numbers and run in a second."""
 
+import dataclasses
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -70,3 +71,25 @@ def random_model():
                 values = 0.1 * values + (variable.name == "gamma")
             variable.assign(values)
     return RANDOM, parts
+
+
+@pytest.fixture(scope="session")
+def overflowing_folder(tmp_path_factory):
+    """A toy model whose weights float16 can hold, and whose contexts of "dog" it cannot: 76 000 at their largest. Read only."""
+    import keras
+    import numpy as np
+
+    from tfsd.models import build
+    from tfsd.weights import save_model
+
+    kept = (*TOY.text.kept_tokens, 1929)  # dog
+    spec = dataclasses.replace(TOY, name="overflowing", text=dataclasses.replace(TOY.text, kept_tokens=kept))
+    keras.utils.set_random_seed(0)
+    parts = build(spec)
+    encoder = parts["text_encoder"]
+    rows, gamma = np.array(encoder.embeddings.tokens), np.ones(spec.text.width, "float32")
+    rows[len(kept)] = [1000.0] + [0.0] * (spec.text.width - 1)  # normed, the highest first value that there can be: sqrt(15)
+    gamma[0] = 65504 / 3.3
+    encoder.embeddings.tokens.assign(rows)
+    encoder.norm.gamma.assign(gamma)
+    return save_model(tmp_path_factory.mktemp("models") / "overflowing", spec, parts)

@@ -90,14 +90,15 @@ def test_one_graph_equals_the_stages_step_by_step(sampler, eta, pipeline):
     latents = pipeline.initial_latents(request, (16, 16, 4))
     history = empty_history(latents)
     context = pipeline.encode(tf.concat([request.negative_tokens, request.tokens], axis=0))
-    keys_values, embeddings = pipeline.prepare(context, request.plan)
+    keys_values = pipeline.parts.unet.keys_values(context)
     for i in range(int(request.count)):
-        output = pipeline.denoise(latents, embeddings[:, i], keys_values, request.guidance)
+        embedding = pipeline.parts.unet.embed_time(request.plan[:, i, 0])
+        output = pipeline.denoise(latents, embedding, keys_values, request.guidance)
         noise = normal_noise(request.seeds, request.indices, i + 1, (16, 16, 4))
         latents, history = step(unpack(request.plan[:, i]), latents, history, output, noise)
     images, made = generate(pipeline, request)
     np.testing.assert_allclose(made, latents, rtol=0, atol=TRAJECTORY * np.abs(latents).max())
-    assert_same_pictures(images, pipeline.decode(latents).numpy())
+    assert_same_pictures(images, pipeline.decode(latents)[0].numpy())
 
 
 def test_each_picture_of_a_batch_may_have_its_own_plan(pipeline):
@@ -125,6 +126,25 @@ def test_no_argument_of_a_request_makes_it_trace_again(pipeline):
         request = request_of(pipeline.spec, [steps], sampler=sampler, steps=steps, seeds=(steps,), guidance=float(steps))
         generate(pipeline, request, chunk=steps)
     assert pipeline.generate.experimental_get_tracing_count() == traces
+
+
+def test_steps_from_5_to_50_are_one_trace_and_one_program(pipeline):
+    traces = pipeline.generate.experimental_get_tracing_count()
+    shapes = {request_of(pipeline.spec, [1], sampler=name, steps=n).plan.shape for name in SAMPLERS for n in (1, 5, 20, 50)}
+    assert len(shapes) == 1
+    for steps in (5, 50):
+        generate(pipeline, request_of(pipeline.spec, [1], sampler="pndm", steps=steps))
+    assert pipeline.generate.experimental_get_tracing_count() - traces <= 1
+
+
+def test_the_length_of_a_plan_changes_no_byte(pipeline):
+    """An export's plans are as long as its limit, and draw what Python's draw."""
+    request = request_of(pipeline.spec, [1], sampler="pndm", steps=6)
+    images, latents = generate(pipeline, request)
+    for plan in (request.plan[:, :7], tf.concat([request.plan] + [request.plan[:, -1:]] * 300, axis=1)):
+        same = generate(pipeline, request._replace(plan=plan))
+        np.testing.assert_array_equal(same[1], latents)
+        np.testing.assert_array_equal(same[0], images)
 
 
 def test_another_batch_is_one_more_trace(plain):
@@ -171,8 +191,8 @@ def test_negative_tokens_change_the_picture(plain):
 @pytest.mark.parametrize(("scale", "half"), [(0.0, 0), (1.0, 1)])
 def test_guidance_0_ignores_the_prompt_and_1_the_negative_prompt(scale, half, plain):
     latents, context = unet_inputs(2)
-    keys_values, embeddings = plain.prepare(context, tf.fill([1, 1, 12], 250.0))
-    guided = plain.denoise(latents, embeddings[:, 0], keys_values, tf.constant([scale]))
+    keys_values, embedding = plain.parts.unet.keys_values(context), plain.parts.unet.embed_time(tf.constant([250.0]))
+    guided = plain.denoise(latents, embedding, keys_values, tf.constant([scale]))
     alone = plain.parts.unet(latents, tf.constant([250.0]), context[half : half + 1])
     np.testing.assert_allclose(guided, alone, rtol=0, atol=1e-5)
 
@@ -180,9 +200,9 @@ def test_guidance_0_ignores_the_prompt_and_1_the_negative_prompt(scale, half, pl
 def test_every_row_has_its_own_guidance(plain):
     latents, context = unet_inputs(2)
     latents, context = tf.repeat(latents, 2, axis=0), tf.repeat(context, 2, axis=0)
-    keys_values, embeddings = plain.prepare(context, tf.fill([2, 1, 12], 250.0))
-    unconditional, conditional = plain.denoise(latents, embeddings[:, 0], keys_values, tf.constant([0.0, 1.0]))
-    mixed = plain.denoise(latents, embeddings[:, 0], keys_values, tf.constant([-2.0, 7.5]))
+    keys_values, embedding = plain.parts.unet.keys_values(context), plain.parts.unet.embed_time(tf.constant([250.0, 250.0]))
+    unconditional, conditional = plain.denoise(latents, embedding, keys_values, tf.constant([0.0, 1.0]))
+    mixed = plain.denoise(latents, embedding, keys_values, tf.constant([-2.0, 7.5]))
     expected = [unconditional + scale * (conditional - unconditional) for scale in (-2.0, 7.5)]
     np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-4)
 
@@ -225,7 +245,8 @@ def test_images_are_rounded_as_the_spec_says(rounding, rounded, random_model):
     pipeline = Pipeline(dataclasses.replace(spec, rounding=rounding), parts)
     latents = normal_noise([1, 2], [0, 0], 0, (16, 16, 4))
     levels = np.clip((pipeline.decode_float(latents).numpy().astype("float64") + 1) / 2 * 255, 0, 255)
-    images = pipeline.decode(latents).numpy()
+    images, finite = (value.numpy() for value in pipeline.decode(latents))
+    assert finite.all()
     assert images.dtype == np.uint8 and images.shape == (2, SIZE, SIZE, 3)
     assert 0 in images and 255 in images and len(np.unique(images)) > 200  # clipped on both sides, and full of levels
     assert np.mean(images != rounded(levels)) <= CHANGED  # computed in float32 there, in float64 here

@@ -6,6 +6,7 @@ The names below load what they need when they are first used: importing this pac
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tfsd.backend import require_tensorflow
 from tfsd.startup import quiet_imports
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` finds these
@@ -32,6 +33,8 @@ quiet_imports()
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute '{name}'")
+    if _HOMES[name] == "tfsd.api":
+        require_tensorflow()  # before Keras is imported: it fails in many lines where its backend is not installed
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -11,8 +11,10 @@ import tensorflow as tf
 
 from tfsd import weights
 from tfsd.arguments import batch_of, choice, one_each, per_prompt, require_memory, rows_of, scales, seeds_of, side_of, whole
+from tfsd.backend import require_tensorflow
 from tfsd.errors import shown, warn
 from tfsd.files import sha256
+from tfsd.finite import require_finite
 from tfsd.images import Images
 from tfsd.models import DTYPES
 from tfsd.noise import effective_seed, require_counters
@@ -143,7 +145,8 @@ class StableDiffusion:
         Words that a model with a small vocabulary, such as "tiny", never learned: `UnknownWordsWarning`, once.
         `progress` shows a bar; `callback(done, steps)` is called between steps and cancels by returning False.
 
-        Raises: `TypeError`, `ValueError` naming the argument; `Cancelled`.
+        Raises: `TypeError`, `ValueError` naming the argument; `NotFiniteError` where `dtype` cannot hold the model's numbers;
+        `Cancelled`.
         """
         prompts = per_prompt(prompt, batch_of(batch_size, MAX_BATCH))
         tokens = self._tokens(prompts, on_long)
@@ -154,9 +157,13 @@ class StableDiffusion:
         """Returns the context [P, L, W] float32 of one or more prompts, for `generate_image`.
 
         As KerasCV's method of this name, a prompt that is too long raises unless `on_long="truncate"`.
+
+        Raises: `TypeError`, `ValueError` naming the argument; `NotFiniteError`.
         """
         tokens = self._tokens(per_prompt(prompt, 1), on_long)
-        return tf.cast(self.pipeline.encode(tf.constant(tokens)), tf.float32).numpy()
+        context = tf.cast(self.pipeline.encode(tf.constant(tokens)), tf.float32).numpy()
+        require_finite(context, "context", self.identity["dtype"])
+        return context
 
     @_kerascv_names
     def generate_image(
@@ -247,6 +254,7 @@ class StableDiffusion:
             state = state._replace(latents=tf.constant(noise, tf.float32))
         for first, last in show.chunks(int(request.count), (batch, *size), compiles=True):
             images, state = pipeline.generate(request, state, both, tf.constant(first), tf.constant(last))
+        require_finite(state.latents.numpy(), "latents", self.identity["dtype"])
         return images.numpy()
 
     def _tokens(self, prompts: list[str], on_long: str, name: str = "prompt") -> np.ndarray:
@@ -280,6 +288,7 @@ def load(
 
     Raises: `CheckpointError` for a folder or name that is none, or is damaged; `ValueError` for other arguments.
     """
+    require_tensorflow()
     choice("dtype", dtype, DTYPES)
     folder = _folder(model)
     spec = weights.load_spec(folder)

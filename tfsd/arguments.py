@@ -1,7 +1,6 @@
 """Checks of a caller's arguments, made once, at the edge: each error names the argument, what fits and what came."""
 
 import operator
-import os
 import secrets
 from collections.abc import Sequence
 
@@ -9,6 +8,9 @@ import numpy as np
 
 from tfsd.errors import shown
 from tfsd.limits import INT64, MAX_INDEX, MAX_SCALE, MAX_SIDE
+from tfsd.memory import available_memory
+
+TRUNCATED = ("truncated_tokens", "truncated_negative_tokens")  # what counts tokens cut off a prompt and a negative prompt
 
 
 def whole(name: str, value, low: int, high: int) -> int:
@@ -117,14 +119,13 @@ def side_of(name: str, value, own: int, factor: int) -> int:
 
 
 def require_memory(needed: int, what: str):
-    """Raises `ValueError` if this machine has less memory than `needed` bytes, where that can be found out."""
-    try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return
-    if needed > there:
-        need, have = (f"{size / 2**30:.0f} GB" for size in (needed, there))
-        raise ValueError(f"The attention of {what} needs {need} of memory; this machine has {have}. Make fewer or smaller ones.")
+    """Raises `ValueError` if less memory than `needed` bytes is free, where that can be found out."""
+    free = available_memory()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"The attention of {what} needs {needed / 2**30:.0f} GB of memory; {free / 2**30:.1f} GB are free. "
+            "Make fewer or smaller ones."
+        )
 
 
 def rows_of(name: str, value, batch: int, shape: tuple, *, grow: bool = False) -> np.ndarray:

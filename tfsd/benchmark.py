@@ -77,15 +77,15 @@ def _run(job: dict) -> dict:
     plan = tf.repeat(build_plan(spec.schedule, "ddim", 50).rows[None], batch, axis=0)
     shape = (batch, *pipeline.latent_shape(job["size"], job["size"]))
     context = tf.random.normal((2 * batch, spec.text.length, spec.text.width))
-    prepare = tf.function(pipeline.prepare, jit_compile=job["jit_compile"])
-    keys_values, embeddings = prepare(context, plan)
+    keys_values = tf.function(pipeline.parts.unet.keys_values, jit_compile=job["jit_compile"])(context)
 
     # Gathered, since XLA compiles `plan[i]` anew for every i.
     @tf.function(jit_compile=job["jit_compile"])
     def one_step(i, latents, history):
         guidance = tf.fill((batch,), spec.default_guidance)
-        output = pipeline.denoise(latents, tf.gather(embeddings, i, axis=1), keys_values, guidance)
-        return step(unpack(tf.gather(plan, i, axis=1)), latents, history, output, tf.zeros_like(latents))
+        row = tf.gather(plan, i, axis=1)
+        output = pipeline.denoise(latents, pipeline.parts.unet.embed_time(row[:, 0]), keys_values, guidance)
+        return step(unpack(row), latents, history, output, tf.zeros_like(latents))
 
     latents = tf.random.normal(shape)
     history, seconds = empty_history(latents), []

@@ -13,9 +13,11 @@ import numpy as np
 from tfsd.arguments import batch_of, choice, one_each, per_prompt, scales, seeds_of, side_of, whole
 from tfsd.bundle_fields import PARTS, require_fields
 from tfsd.files import check_files, read_json
+from tfsd.finite import require_finite
 from tfsd.h5 import CheckpointError
 from tfsd.images import Images
 from tfsd.litert import ACCELERATORS, open_file
+from tfsd.memory import available_memory
 from tfsd.noise import effective_seed
 from tfsd.progress import Progress
 from tfsd.recipes import recipes_of
@@ -100,7 +102,7 @@ class StepLoop(ABC):
         """Returns pictures of a prompt, one after the other; arguments and result as `tfsd.text_to_image`.
 
         Raises: `TypeError`, `ValueError` naming the argument, also for a size that the bundle was not exported for;
-        `CheckpointError` for a model file that LiteRT cannot run; `TooLittleMemory`; `Cancelled`.
+        `CheckpointError` for a model file that LiteRT cannot run; `TooLittleMemory`; `NotFiniteError`; `Cancelled`.
         """
         known, show = self.manifest["defaults"], Progress(progress, callback, self._pace)
         prompts = per_prompt(prompt, batch_of(batch_size, MAX_BATCH))
@@ -157,7 +159,14 @@ class StepLoop(ABC):
                     latents, history = moved["latents"], [moved["history"], *history[:-1]]
                     if step == count - 1:
                         done.append(latents)
+        require_finite(np.stack(done), "latents", self._dtype)
         return done
+
+    @property
+    def _dtype(self) -> str:
+        """The float type that errors name: of the recipe if it has one, else of the model that was exported."""
+        quantize = self.manifest["quantize"]
+        return quantize if quantize == "float16" else str(self.manifest["identity"].get("dtype", "float32"))
 
     def _pictures(self, latents: list[np.ndarray]) -> np.ndarray:
         """Returns pictures uint8 [B, H, W, 3]."""
@@ -210,19 +219,10 @@ def fitted(given: dict, wanted: dict[str, dict]) -> dict[str, np.ndarray]:
     return {name: np.broadcast_to(np.asarray(given[name], one["dtype"]), one["shape"]) for name, one in wanted.items()}
 
 
-def available_memory() -> int:
-    """Returns how many bytes of memory a program may take before the system has to end one. Raises: `OSError` without psutil."""
-    try:
-        import psutil
-    except ImportError as error:
-        raise OSError('Device bundles need psutil, which is not installed: pip install "tfsd[device]"') from error
-    return psutil.virtual_memory().available
-
-
 def _require_memory(part: str, needed: int):
     """Raises `TooLittleMemory` if a part needs more bytes than are free, before the system ends the program."""
     free = available_memory()
-    if needed > free:
+    if free is not None and needed > free:
         raise TooLittleMemory(
             f"{part} needs {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. "
             "Close other programs, or export the bundle with another quantize."

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from tfsd.errors import CheckpointError, TfsdWarning, shown
 from tfsd.files import check_file, require_space
 from tfsd.folders import require_replaceable
+from tfsd.private import private
 from tfsd.specs import PRESETS, ModelSpec
 from tfsd.weights import home
 
@@ -183,15 +184,14 @@ def fetch(
 
 def _download(file: PublishedFile, part: Path, *, offline: bool, endpoint: str | None, progress: bool):
     import huggingface_hub  # takes half a second, and nothing but a download needs it
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
 
+    headers_of, get = private("huggingface_hub.utils:build_hf_headers"), private("huggingface_hub.file_download:http_get")
     if offline or huggingface_hub.constants.HF_HUB_OFFLINE:
         raise CheckpointError(f"{file.name} was not fetched before, and offline mode allows no download.")
     url = huggingface_hub.hf_hub_url(file.repository, file.name, endpoint=endpoint)
     with _clear_errors(file, url):
         # The files are public: no token of the user is sent. `hf_hub_download` would not resume after an interruption.
-        headers = build_hf_headers(token=False, library_name="tfsd")
+        headers = headers_of(token=False, library_name="tfsd")
         size = huggingface_hub.get_hf_file_metadata(url, token=False).size
     if file.bytes is not None and size not in (None, file.bytes):
         raise CheckpointError(f"{url} has {size} bytes instead of {file.bytes}: it is not the file that was published.")
@@ -201,7 +201,7 @@ def _download(file: PublishedFile, part: Path, *, offline: bool, endpoint: str |
         part.unlink()
         have = 0
     with _clear_errors(file, url, part), _progress_bars(progress), open(part, "ab") as out:
-        http_get(url, out, resume_size=have, headers=headers, expected_size=size, displayed_filename=file.name)
+        get(url, out, resume_size=have, headers=headers, expected_size=size, displayed_filename=file.name)
 
 
 @contextlib.contextmanager

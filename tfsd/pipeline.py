@@ -3,6 +3,7 @@
 Every target is an export of `Pipeline`: there is no other loop and no other guidance.
 """
 
+import math
 import types
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,7 +12,6 @@ import keras
 import tensorflow as tf
 
 from tfsd.noise import INITIAL_STREAM, normal_noise
-from tfsd.samplers.plans import MAX_ROWS
 from tfsd.samplers.step import empty_history, step, unpack
 from tfsd.specs import ModelSpec
 
@@ -24,7 +24,7 @@ class Request(NamedTuple):
 
     tokens: tf.Tensor  # [B, L] int32
     negative_tokens: tf.Tensor  # [B, L] int32
-    plan: tf.Tensor  # [B, MAX_ROWS, ROW_SIZE] float32, from `tfsd.samplers.plans.build_plan`
+    plan: tf.Tensor  # [B, R, ROW_SIZE] float32, from `tfsd.samplers.plans.build_plan`; R is at least `count`
     count: tf.Tensor  # int32: how many rows the longest plan has; in the others the rest changes nothing
     init_scale: tf.Tensor  # [B] float32: what the first noise is multiplied by
     seeds: tf.Tensor  # [B] int32, from `tfsd.noise.effective_seed`
@@ -40,7 +40,6 @@ class State(NamedTuple):
     latents: tf.Tensor  # [B, h, w, c] float32
     history: tuple[tf.Tensor, ...]
     keys_values: list  # of the context in every cross-attention; the same at every step
-    embeddings: tf.Tensor  # [B, MAX_ROWS, E]: of every row's timestep
 
 
 class Pipeline(tf.Module):
@@ -59,6 +58,11 @@ class Pipeline(tf.Module):
         self.generate = tf.function(self._generate, jit_compile=jit_compile, autograph=False)
         self.encode = tf.function(self._encode, jit_compile=jit_compile, autograph=False)
 
+    @property
+    def dtype(self) -> str:
+        """The float type in which the U-Net multiplies."""
+        return self.parts.unet.compute_dtype
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Returns the shape [h, w, c] of one picture's latents."""
         factor = self.spec.vae.factor
@@ -69,11 +73,6 @@ class Pipeline(tf.Module):
     def _encode(self, tokens):
         """Returns the context [B, L, W] of tokens [B, L]."""
         return self.parts.text_encoder(tokens)
-
-    def prepare(self, contexts, plan) -> tuple[list, tf.Tensor]:
-        """Returns what no step changes: keys and values of contexts [2B, L, W], and the timesteps' embeddings."""
-        embeddings = self.parts.unet.embed_time(tf.reshape(plan[:, :, 0], [-1]))
-        return self.parts.unet.keys_values(contexts), tf.reshape(embeddings, (*plan.shape[:2], -1))
 
     def initial_latents(self, request: Request, shape: tuple[int, int, int]):
         """Returns the noise [B, h, w, c] from which the pictures of a request are made."""
@@ -95,10 +94,11 @@ class Pipeline(tf.Module):
         shape = tuple(state.latents.shape[1:])
 
         def body(i, latents, history):
-            embedding = tf.gather(state.embeddings, i, axis=1)
-            output = self.denoise(latents, embedding, state.keys_values, request.guidance)
+            row = tf.gather(request.plan, i, axis=1)
+            # Each step embeds its own timesteps: of a long plan, most would be embedded in vain.
+            output = self.denoise(latents, self.parts.unet.embed_time(row[:, 0]), state.keys_values, request.guidance)
             noise = normal_noise(request.seeds, request.indices, i + 1, shape)
-            return i + 1, *step(unpack(tf.gather(request.plan, i, axis=1)), latents, history, output, noise)
+            return i + 1, *step(unpack(row), latents, history, output, noise)
 
         variables = (first, state.latents, tuple(state.history))
         _, latents, history = tf.while_loop(lambda i, *_: i < last, body, variables)
@@ -110,12 +110,19 @@ class Pipeline(tf.Module):
 
     def decode_levels(self, latents):
         """Returns images [B, H, W, 3] of latents [B, h, w, c]: float32, whole numbers in [0, 255]."""
-        levels = tf.clip_by_value((self.decode_float(latents) + 1.0) * 0.5 * 255.0, 0.0, 255.0)
+        return self._levels(self.decode_float(latents))
+
+    def _levels(self, values):
+        levels = tf.clip_by_value((values + 1.0) * 0.5 * 255.0, 0.0, 255.0)
         return tf.floor(levels) if self.spec.rounding == "truncate" else tf.round(levels)
 
     def decode(self, latents):
-        """Returns images [B, H, W, 3] uint8 of latents [B, h, w, c]."""
-        return tf.cast(self.decode_levels(latents), tf.uint8)
+        """Returns images [B, H, W, 3] uint8 of latents [B, h, w, c], and bool [B]: whether latents and image are finite.
+
+        What is not finite has no picture: its levels are undefined.
+        """
+        values = self.decode_float(latents)
+        return tf.cast(self._levels(values), tf.uint8), all_finite(latents) & all_finite(values)
 
     # -- the graph -------------------------------------------------------------------------------------------------
 
@@ -124,14 +131,15 @@ class Pipeline(tf.Module):
         latents = tf.zeros((batch, *self.latent_shape(height, width)))
         unet = self.parts.unet
         keys = [tf.zeros((2 * batch, *shape), unet.compute_dtype) for shape in unet.key_shapes(self.spec.text.length)]
-        embeddings = tf.zeros((batch, MAX_ROWS, 4 * self.spec.denoiser.channels[0]), unet.compute_dtype)
-        return State(latents, empty_history(latents), [(zeros, zeros) for zeros in keys], embeddings)
+        return State(latents, empty_history(latents), [(zeros, zeros) for zeros in keys])
 
     def _generate(self, request: Request, given: State, contexts, first, last) -> tuple[tf.Tensor, State]:
         """Runs the plan's rows first ... last - 1 for a batch; returns images and the state to go on from.
 
         Called with `first` 0 and `last` `request.count` this is all of text to image. Called in chunks, the same
         compiled graph encodes in the first chunk alone and decodes in the last: the pictures are the same bytes.
+        The last latents of a picture that is not finite are NaN, even if only its decoding is: who looks at the latents with
+        `all_finite` knows whether there is a picture. It is not checked here, since XLA drops assertions silently.
         `given.latents` and `contexts` [2B, L, W] (negative, positive) count where the request says so.
         """
 
@@ -142,20 +150,29 @@ class Pipeline(tf.Module):
                 lambda: contexts,
                 lambda: tf.cast(self._encode(tokens), tf.float32),
             )
-            keys_values, embeddings = self.prepare(context, request.plan)
             noise = tf.cond(
                 tf.cast(request.own_latents, tf.bool),
                 lambda: _per_picture(request.init_scale) * given.latents,
                 lambda: self.initial_latents(request, tuple(given.latents.shape[1:])),
             )
-            return State(noise, given.history, keys_values, embeddings)
+            return State(noise, given.history, self.parts.unet.keys_values(context))
 
         state = tf.cond(tf.equal(first, 0), begin, lambda: given)
         state = self.sample(request, state, first, last)
         pixels = [side * self.spec.vae.factor for side in given.latents.shape[1:3]]
         blank = tf.zeros((given.latents.shape[0], *pixels, 3), tf.uint8)
-        images = tf.cond(tf.equal(last, request.count), lambda: self.decode(state.latents), lambda: blank)
-        return images, state
+
+        def end():
+            images, finite = self.decode(state.latents)
+            return images, tf.where(_per_picture(finite), state.latents, math.nan)
+
+        images, latents = tf.cond(tf.equal(last, request.count), end, lambda: (blank, state.latents))
+        return images, state._replace(latents=latents)
+
+
+def all_finite(values):
+    """Tells of each row of values [B, ...] whether all its numbers are finite: bool [B]."""
+    return tf.reduce_all(tf.math.is_finite(values), axis=tuple(range(1, len(values.shape))))
 
 
 def _per_picture(numbers):

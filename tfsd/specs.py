@@ -120,6 +120,7 @@ class UNetSpec:
     groups: int = 32
     norm_epsilon: float = 1e-5
     transformer_norm_epsilon: float = 1e-6  # KerasCV: 1e-5
+    upcast_attention: bool = False  # queries meet keys in float32, as SD 2.1 needs; in float16 they always do
 
     def __post_init__(self):
         _has_levels(self)

@@ -20,9 +20,10 @@ from converters.verify import ExportError
 from tfsd.api import load
 from tfsd.arguments import choice, side_of, whole
 from tfsd.atomic import new_folder
-from tfsd.device import MAX_BATCH, available_memory
+from tfsd.device import MAX_BATCH
 from tfsd.errors import shown
 from tfsd.files import require_space
+from tfsd.memory import available_memory
 from tfsd.progress import Stages
 from tfsd.samplers.plans import MAX_STEPS
 from tfsd.specs import ModelSpec
@@ -118,7 +119,7 @@ def require_room(spec: ModelSpec, quantize: str):
                 f"{name}.tflite would have {part.file_bytes / 1e9:.1f} GB with quantize={shown(quantize)}; phones map at most "
                 f"{MAX_BYTES / 1e9:.1f} GB. Choose {' or '.join(fits) or 'a smaller model'}."
             )
-        if part.conversion_bytes > free:
+        if free is not None and part.conversion_bytes > free:
             raise ExportError(
                 f"Converting {name} needs about {part.conversion_bytes / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. "
                 "Close other programs, or convert on a larger machine."

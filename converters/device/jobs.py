@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from converters.device.measure import first_line, made_up, memory, plausible, run_module, timed
+from tfsd.private import private
 from tfsd.specs import ModelSpec, from_json, to_json
 
 CONVERSION_BYTES = 18  # of memory for each weight while TFLite converts it
@@ -134,13 +135,13 @@ def _convert(job: dict) -> dict:
     them: of SD 1.x's U-Net 7 GB, beside the 15 GB of the rest.
     """
     _require_memory(CONVERSION_BYTES * job["weights"])
-    from tensorflow.lite.python.lite import TFLiteSavedModelConverterV2
-    from tensorflow.python.saved_model.loader_impl import parse_saved_model
-
+    make = private("tensorflow.lite.python.lite:TFLiteSavedModelConverterV2")
+    convert = private("tensorflow.lite.python.lite:TFLiteSavedModelConverterV2._convert_from_saved_model")
+    parse = private("tensorflow.python.saved_model.loader_impl:parse_saved_model")
     started = time.perf_counter()
-    converter = TFLiteSavedModelConverterV2(job["folder"], {"serve"}, job["signatures"])
-    converter._debug_info = None
-    made = converter._convert_from_saved_model(parse_saved_model(job["folder"]).meta_graphs[0].graph_def)
+    converter = make(job["folder"], {"serve"}, job["signatures"])
+    converter._debug_info = None  # which is what it is without this class's own steps
+    made = convert(converter, parse(job["folder"]).meta_graphs[0].graph_def)
     target = Path(job["target"])
     target.write_bytes(made)
     return Made(time.perf_counter() - started, memory()["peak"], target.stat().st_size)._asdict()
@@ -148,10 +149,10 @@ def _convert(job: dict) -> dict:
 
 def _require_memory(needed: int):
     """Raises `MemoryError` before the system, short of memory, would end this process or others."""
-    from tfsd.device import available_memory
+    from tfsd.memory import available_memory
 
     free = available_memory()
-    if needed > free:
+    if free is not None and needed > free:
         raise MemoryError(f"that needs about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free")
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tfsd.private import private
+
 MAX_DIMENSIONS = 4
 MAX_BYTES = 2**31 - 1  # of a file; LiteRT reads larger ones on some systems only
 # Builtin operations that LiteRT's GPU accelerator takes: `IrModelBuilder` of its ml_drift delegate. Left out are those whose
@@ -54,7 +56,7 @@ class Content(NamedTuple):
 
 def look(path: Path) -> Content:
     """Returns what a TFLite file holds. Raises: `ValueError` for a file that is none."""
-    from ai_edge_litert import schema_py_generated as schema
+    schema = private("ai_edge_litert:schema_py_generated")
 
     buffer = Path(path).read_bytes()
     if not schema.Model.ModelBufferHasIdentifier(buffer, 0):

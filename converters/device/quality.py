@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tfsd.private import private
+
 BEST_PSNR = 100.0  # dB; what equal pictures are given, whose true one is infinite
 WORST = 1e6  # relative error that stands for all larger ones, and for values that are no numbers
 MOST_LAYERS = 8
@@ -185,8 +187,7 @@ def _reference(path: Path, inputs: Inputs, last: Mapping[str, dict], threads: in
 
 def _distances(path: Path, inputs: Inputs, layers: Mapping[str, str], right: list[dict], threads: int) -> dict[str, np.ndarray]:
     """Returns the sums of squares, as `_sums`, of each layer whose tensor is in this file, too."""
-    from ai_edge_quantizer.utils.tfl_interpreter_utils import get_tensor_data
-
+    get_tensor_data = private("ai_edge_quantizer.utils.tfl_interpreter_utils:get_tensor_data")
     interpreter = _interpreter(path, threads, keep=True)
     tensors = {layers[one["name"]]: one for one in interpreter.get_tensor_details() if one["name"] in layers}
     run, sums = interpreter.get_signature_runner(), {}

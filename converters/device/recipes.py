@@ -15,6 +15,7 @@ import numpy as np
 
 from converters.device.jobs import CONVERSION_BYTES
 from tfsd.h5 import CheckpointError
+from tfsd.private import private
 from tfsd.specs import ModelSpec
 
 BLOCK = 32  # weights that share a scale in four bits
@@ -73,8 +74,7 @@ class Recipe(NamedTuple):
 
 
 def _weights(bits: int, granularity: str, dtype: str = "INT"):
-    from ai_edge_quantizer import qtyping
-
+    qtyping = private("ai_edge_quantizer:qtyping")
     return qtyping.TensorQuantizationConfig(
         num_bits=bits, granularity=qtyping.QuantGranularity[granularity], dtype=qtyping.TensorDataType[dtype]
     )
@@ -82,9 +82,8 @@ def _weights(bits: int, granularity: str, dtype: str = "INT"):
 
 def _update(quantizer, pattern: str, operation: str, weights, activations=None, *, products: str = "INTEGER", by: str = ""):
     """Adds a rule: layers whose output's name has `pattern`, an operation, and what their numbers become."""
-    from ai_edge_quantizer import qtyping
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
-
+    qtyping = private("ai_edge_quantizer:qtyping")
+    algorithms = private("ai_edge_quantizer.algorithm_manager:AlgorithmName")
     config = qtyping.OpQuantizationConfig(
         activation_tensor_config=activations,
         weight_tensor_config=weights,
@@ -92,7 +91,7 @@ def _update(quantizer, pattern: str, operation: str, weights, activations=None, 
         explicit_dequantize=products == "FLOAT",
     )
     operation = qtyping.TFLOperationName[operation]
-    quantizer.update_quantization_recipe(pattern, operation, config, AlgorithmName[by or "MIN_MAX_UNIFORM_QUANT"])
+    quantizer.update_quantization_recipe(pattern, operation, config, algorithms[by or "MIN_MAX_UNIFORM_QUANT"])
 
 
 def _float16(quantizer, file: Path):
@@ -100,15 +99,11 @@ def _float16(quantizer, file: Path):
 
 
 def _dynamic(quantizer, file: Path):
-    from ai_edge_quantizer import recipe
-
-    quantizer.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+    quantizer.load_quantization_recipe(private("ai_edge_quantizer:recipe").dynamic_wi8_afp32())
 
 
 def _int8_weights(quantizer, file: Path):
-    from ai_edge_quantizer import recipe
-
-    quantizer.load_quantization_recipe(recipe.weight_only_wi8_afp32())
+    quantizer.load_quantization_recipe(private("ai_edge_quantizer:recipe").weight_only_wi8_afp32())
 
 
 def _int4(quantizer, file: Path):
@@ -122,8 +117,7 @@ def _int4(quantizer, file: Path):
 
 
 def _int8(quantizer, file: Path):
-    from ai_edge_quantizer import qtyping
-
+    qtyping = private("ai_edge_quantizer:qtyping")
     activations = qtyping.TensorQuantizationConfig(num_bits=8, symmetric=False, granularity=qtyping.QuantGranularity.TENSORWISE)
     _dynamic(quantizer, file)
     for operation in ("FULLY_CONNECTED", "CONV_2D"):
@@ -193,7 +187,6 @@ def quantize_file(source: Path, target: Path, part: str, recipe: Recipe, calls: 
     Raises: `ValueError`, `RuntimeError` of the quantizer.
     """
     from ai_edge_quantizer import quantizer
-    from ai_edge_quantizer.calibrator import CalibrationMode
 
     from converters.device.lint import look
 
@@ -204,7 +197,7 @@ def quantize_file(source: Path, target: Path, part: str, recipe: Recipe, calls: 
         if made.need_calibration:
             (signature,) = look(source).signatures
             # Measured inside of LiteRT: no tensor is kept, of which one layer's may have a gigabyte.
-            mode = CalibrationMode.CALIBRATION_PROFILER_BASED
+            mode = private("ai_edge_quantizer.calibrator:CalibrationMode").CALIBRATION_PROFILER_BASED
             ranges = made.calibrate({signature: calls}, num_threads=2, mode=mode)
         target.write_bytes(made.quantize(ranges).quantized_model)
 
@@ -216,9 +209,8 @@ def _large_kernels() -> Iterator[None]:
     It works on those in chunks, after it has made the kernel [outputs, h, w, inputs] a matrix, but not the scales
     [outputs, 1, 1, 1]: in ai_edge_quantizer 0.10 that raises. Here it gets them a few outputs at a time.
     """
-    from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as library
-
-    quantize = library.uniform_quantize
+    library = private("ai_edge_quantizer.algorithms.uniform_quantize:uniform_quantize_tensor")
+    quantize = private("ai_edge_quantizer.algorithms.uniform_quantize.uniform_quantize_tensor:uniform_quantize")
 
     def in_slices(tensor, parameters, is_blockwise_quant=False):
         if tensor.ndim < 3 or tensor.nbytes <= _CHUNK_BYTES or len(parameters.scale) != len(tensor) or is_blockwise_quant:

@@ -91,9 +91,9 @@ async function generate() {
   const id = newId();
   const watching = watch(id, running);
   try {
-    const { png, truncated, warning } = await server.predict(values, id, running.controller.signal);
+    const answer = await server.predict(values, id, running.controller.signal);
     const seconds = (performance.now() - started) / 1000;
-    show(history.add(entryOf(values, model, { png, truncated, warning, hash, seconds })));
+    show(history.add(entryOf(values, model, { ...answer, hash, seconds })));
     announce("The picture is ready.");
     $("figure").scrollIntoView({ block: "nearest" });
   } catch (error) {
@@ -106,12 +106,13 @@ async function generate() {
   }
 }
 
-function entryOf(values, model, { png, truncated, warning, hash, seconds }) {
+function entryOf(values, model, { png, truncated, truncatedNegative, warning, hash, seconds }) {
   const recipe = recipeOf(values, model);
   const words = values.prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60);
   return {
     png,
     truncated,
+    truncatedNegative,
     warning,
     hash,
     json: exactJson(recipe, "  "),
@@ -197,11 +198,13 @@ function show(entry) {
   $("command").replaceChildren(...entry.command.split(/ (?=--)/).flatMap((part) => [" ", flag(part)]).slice(1));
   $("json").textContent = entry.json;
   history.mark(entry);
-  if (entry.truncated > 0) {
-    const tokens = entry.truncated === 1 ? "its last token was" : `its last ${entry.truncated} tokens were`;
-    showNotice(`The prompt is longer than the model reads: ${tokens} cut off.`);
-  }
-  if (entry.warning) showNotice(`${$("notice").textContent} ${entry.warning}`.trim());
+  const cut = { prompt: entry.truncated, "negative prompt": entry.truncatedNegative };
+  const notices = Object.entries(cut).filter(([, count]) => count > 0).map(([name, count]) => {
+    const tokens = count === 1 ? "its last token was" : `its last ${count} tokens were`;
+    return `The ${name} is longer than the model reads: ${tokens} cut off.`;
+  });
+  if (entry.warning) notices.push(entry.warning);
+  if (notices.length) showNotice(notices.join(" "));
 }
 
 /** Returns a part of a command, which is not broken at its hyphens unless it is long. */

@@ -3,7 +3,10 @@
 const MAX_PICTURES = 60;
 const MAX_STORED = 4_000_000; // characters; browsers allow about five million
 
-/** Pictures, newest first: `{png, hash, recipe, command, facts, truncated, warning, alt, file}` plus a `url` to show them by. */
+/**
+ * Pictures, newest first: `{png, hash, recipe, command, facts, truncated, truncatedNegative, warning, alt, file}` plus a `url` to
+ * show them by.
+ */
 export class History {
   constructor(list, key, onSelect) {
     this.list = list;

@@ -48,8 +48,8 @@ export class Server {
   }
 
   /**
-   * Returns `{png, truncated, warning}`: the bytes of a picture in base64, how many tokens of the prompts were cut off, and what
-   * the server says of their words, empty if nothing.
+   * Returns `{png, truncated, truncatedNegative, warning}`: the bytes of a picture in base64, how many tokens of its prompt and of
+   * its negative prompt were cut off, and what the server says of their words, empty if nothing.
    */
   async predict(settings, id, signal) {
     const { model, version, ...inputs } = settings;
@@ -63,7 +63,8 @@ export class Server {
     const png = outputs?.png_bytes?.[0]?.b64;
     if (typeof png !== "string") throw new RequestError(0, "The server's answer holds no picture.");
     const warning = JSON.parse(response.headers.get("X-Tfsd-Warning") ?? '""');
-    return { png, truncated: outputs.truncated_tokens?.[0] ?? 0, warning };
+    const [truncated, truncatedNegative] = ["truncated_tokens", "truncated_negative_tokens"].map((name) => outputs[name]?.[0] ?? 0);
+    return { png, truncated, truncatedNegative, warning };
   }
 
   /** Returns `{state, done, steps, position}` of a request, or null where the server tells nothing of it. */

@@ -202,7 +202,7 @@ CASES = {
         "addition_embed_type": Refused("text_time"),
         "addition_time_embed_dim": Free(256, "read with addition_embed_type alone"),
         "num_class_embeds": Refused(1000),
-        "upcast_attention": Free(True, "products of queries and keys are float32"),
+        "upcast_attention": Changes(True, "denoiser.upcast_attention", True),
         "resnet_time_scale_shift": Refused("scale_shift"),
         "resnet_skip_time_act": Refused(True),
         "resnet_out_scale_factor": Refused(1.414),

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from converters.saved_model import export_saved_model
+from tfsd.api import load
 from tfsd.h5 import CheckpointError
 
 
@@ -22,6 +23,20 @@ from tfsd.h5 import CheckpointError
 def test_arguments_that_cannot_be_met_leave_nothing_behind(arguments, words, toy_folder, tmp_path):
     with pytest.raises(ValueError, match=words):
         export_saved_model(toy_folder, tmp_path / "out", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"dtype": "bfloat16"}, "dtype must be float32, as the model was loaded; got 'bfloat16'. Load it with dtype='bfloat16'"),
+        ({"xla": True}, "xla must be False, as the model was loaded; got True. Load it with jit_compile=True"),
+    ],
+)
+def test_a_loaded_model_is_not_exported_as_another(arguments, words, toy_folder, tmp_path):
+    model = load(toy_folder, jit_compile=False)
+    with pytest.raises(ValueError, match=words):
+        export_saved_model(model, tmp_path / "out", **arguments)
     assert not list(tmp_path.iterdir())
 
 

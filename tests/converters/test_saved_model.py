@@ -147,6 +147,13 @@ def test_truncated_tokens_are_counted(session):
     assert answer["truncated_tokens"].tolist() == [45, 0]
 
 
+@pytest.mark.parametrize("signature", ["text_to_png", "text_to_image"])
+def test_truncated_tokens_of_negative_prompts_are_counted_apart(signature, session):
+    answer = session(signature, request(prompt="a star " * 60, negative_prompt=["", "a star " * 61], num_steps=1))
+    assert answer["truncated_tokens"].tolist() == [45, 45]
+    assert answer["truncated_negative_tokens"].tolist() == [0, 47]
+
+
 def test_one_row_counts_for_all(session):
     both = session("text_to_png", request(prompt="a red star", seed=[3, 4]))["png_bytes"]
     second = session("text_to_png", request(prompt="a red star", seed=4))["png_bytes"][0]

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
+from tfsd import memory
 from tfsd.device import DeviceBundle
 from tfsd.h5 import CheckpointError
 from tfsd.noise import effective_seed, noise_words, normal_noise
@@ -105,8 +105,8 @@ def test_errors_are_those_of_the_package(case, tmp_path, monkeypatch):
     arguments = {
         key: value["repeat"] * value["times"] if isinstance(value, dict) else value for key, value in case["arguments"].items()
     }
-    memory = psutil.virtual_memory()._replace(available=case.get("memory", 2**40))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {case.get('memory', 2**40) // 1024} kB\n")
+    monkeypatch.setattr(memory, "PROC", tmp_path)
     with pytest.raises((ValueError, MemoryError, CheckpointError)) as raised:
         DeviceBundle(tmp_path).text_to_image(**arguments)
     # Python draws several pictures at once and says which one's prompt it is.

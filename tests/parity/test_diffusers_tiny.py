@@ -143,12 +143,12 @@ def trajectories(reference, run) -> dict[str, tuple[list[np.ndarray], np.ndarray
     """The latents of every lane after each step, and its image. The noise of the steps is the recorded one."""
     pipeline, lanes = Pipeline(reference.spec, reference.parts), lanes_of(reference)
 
-    def prepare(tokens, plan):
-        return pipeline.prepare(reference.parts["text_encoder"](tokens), plan)
+    def prepare(tokens):
+        return reference.parts["unet"].keys_values(reference.parts["text_encoder"](tokens))
 
     denoise, move, decode = run(pipeline.denoise), run(lambda row, *rest: step(unpack(row), *rest)), run(pipeline.decode_float)
     tokens = np.concatenate([lane.tokens for lane in lanes.values()], axis=1)
-    keys_values, _ = run(prepare)(tokens.reshape(-1, tokens.shape[-1]), np.zeros((1, 1, 1)))
+    keys_values = run(prepare)(tokens.reshape(-1, tokens.shape[-1]))
     latents = [tf.constant(lane.plan.init_scale * lane.first, tf.float32) for lane in lanes.values()]
     histories, after = [empty_history(one) for one in latents], {name: [] for name in lanes}
     for i in range(max(lane.plan.count for lane in lanes.values())):

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from tfsd.samplers.names import ALIASES, COMMUNITY_NAMES
-from tfsd.samplers.plans import MAX_ROWS, SAMPLERS, build_plan, find_sampler, fitting_samplers
+from tfsd.samplers.plans import LENGTHS, SAMPLERS, build_plan, find_sampler, fitting_samplers
 from tfsd.samplers.rows import ROW_SIZE
 from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise
 from tfsd.samplers.step import empty_history, step, unpack
@@ -62,10 +62,10 @@ def test_fresh_noise_fills_up_to_the_next_level(sampler, eta, prediction):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_plan_has_one_shape_and_ends_in_a_clean_level(sampler):
-    for num_steps in (1, 10, 250):
+def test_plan_has_one_of_two_shapes_and_ends_in_a_clean_level(sampler):
+    for num_steps, length in ((1, LENGTHS[0]), (50, LENGTHS[0]), (126, LENGTHS[0]), (128, LENGTHS[1]), (250, LENGTHS[1])):
         plan = build_plan(SPEC, sampler, num_steps)
-        assert plan.rows.shape == (MAX_ROWS, ROW_SIZE) and plan.rows.dtype == np.float32
+        assert plan.rows.shape == (length, ROW_SIZE) and plan.rows.dtype == np.float32
         assert plan.count == num_steps + (sampler == "pndm" and num_steps > 1)
         assert (plan.rows[plan.count :] == [0, 1, 0, 0, 0, 1] + [0] * 6).all()  # latents rest there
         assert np.isfinite(plan.rows).all()

@@ -21,7 +21,7 @@ from serving.aio import AsyncClient
 from serving.client import Client
 
 DEFAULTS = {"num_steps": 4, "guidance_scale": 3.0, "sampler": "ddim", "height": 8, "width": 16}
-OUTPUT_TYPES = {"png_bytes": tf.string, "truncated_tokens": tf.int32}
+OUTPUT_TYPES = {"png_bytes": tf.string, "truncated_tokens": tf.int32, "truncated_negative_tokens": tf.int32}
 
 
 def picture(seed: int, index: int, height: int = 8, width: int = 16) -> np.ndarray:
@@ -41,6 +41,7 @@ def pictures_of(inputs: dict) -> dict:
     return {
         "png_bytes": [png(picture(*map(int, row))) for row in rows],
         "truncated_tokens": [prompt.count(b"x") for prompt in inputs["prompt"]],
+        "truncated_negative_tokens": [prompt.count(b"x") for prompt in inputs["negative_prompt"]],
     }
 
 

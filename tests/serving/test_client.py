@@ -260,6 +260,20 @@ def test_cut_prompts_are_warned_of_once_each(draw):
     assert "'xx'" in one and "last 2 tokens" in one
 
 
+def test_cut_negative_prompts_are_warned_of_as_such(draw):
+    with serving(Scripted()) as address, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        draw(address, ["a", "xx"], seed=1, negative_prompt=["xxx", ""])
+    told = [str(one.message) for one in caught if one.category is PromptTruncationWarning]
+    assert sorted(line.partition(" is too long")[0] for line in told) == ["negative_prompt 'xxx'", "prompt 'xx'"]
+    assert any("last 3 tokens" in line for line in told)
+
+
+def test_servers_that_do_not_count_negative_tokens_are_understood(draw):
+    with serving(Scripted([answers(truncated_negative_tokens=None)])) as address:
+        assert len(draw(address, "a", seed=1)) == 1
+
+
 def test_token_and_request_id_are_sent_with_each_call_and_the_token_is_never_shown(draw):
     servicer = Scripted([fails("UNAVAILABLE")])
     with serving(servicer) as address:

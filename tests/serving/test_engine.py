@@ -81,8 +81,9 @@ def test_what_denoise_refuses_is_said_as_by_its_signature(change, message, engin
 
 
 def test_rows_know_their_steps_size_and_cut_tokens(engine):
-    rows = engine.prepare(inputs(engine, prompt=[b"a star " * 60, b"red"], num_steps=[3, 4], sampler=[b"PLMS", b"ddim"]))
-    assert [(row.steps, row.size, row.truncated) for row in rows] == [(4, (32, 32), 45), (4, (32, 32), 0)]
+    prompts = {"prompt": [b"a star " * 60, b"red"], "negative_prompt": [b"a", b"a star " * 61]}
+    rows = engine.prepare(inputs(engine, **prompts, num_steps=[3, 4], sampler=[b"PLMS", b"ddim"]))
+    assert [(row.steps, row.size, row.truncated) for row in rows] == [(4, (32, 32), (45, 0)), (4, (32, 32), (0, 47))]
 
 
 def test_failed_check_is_one_sentence_with_what_came(engine):

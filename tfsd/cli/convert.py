@@ -45,7 +45,7 @@ def convert(args) -> int:
         from converters import convert as run
 
         if os.path.exists(args.src):  # else the error need not wait for TensorFlow
-            quiet_tensorflow(shown)
+            quiet_tensorflow(shown, drawing=False)
             shown("reading the source")
         folder = run(
             args.src,

@@ -39,7 +39,7 @@ def download(args) -> int:
     if args.accept_licence:
         print(text, file=sys.stderr)
         with stages(args.quiet) as shown:
-            quiet_tensorflow(shown)
+            quiet_tensorflow(shown, drawing=False)
     from converters import convert
 
     folder = hub.download(

@@ -6,8 +6,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
+from tfsd.backend import BackendError, require_tensorflow
 from tfsd.cli.parsing import UsageError, with_flags
 from tfsd.errors import CheckpointError, TfsdWarning, printable
+from tfsd.finite import NotFiniteError
+from tfsd.private import VersionError
 from tfsd.progress import Stages, answering_interrupts, aside
 
 _MAX_MESSAGE = 1000  # letters of an error; a prompt in it may have many more
@@ -26,7 +29,7 @@ def describe(error: Exception) -> tuple[int, str]:
     message = cut(message)
     if isinstance(error, (UsageError, ValueError)):  # the functions behind the commands check their arguments with ValueError
         return 2, message
-    if isinstance(error, (CheckpointError, OSError)):
+    if isinstance(error, (CheckpointError, OSError, BackendError, VersionError, NotFiniteError)):
         return 1, message
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return 1, "out of memory. Smaller pictures, fewer at once (--batch) or --dtype bfloat16 take less."
@@ -68,8 +71,13 @@ def stages(quiet: bool, *, keep: bool = False) -> Iterator[Stages]:
         yield shown
 
 
-def quiet_tensorflow(shown: Stages | None = None):
-    """Imports TensorFlow, as a stage of `shown`; what it logs in Python below errors is hidden, `tfsd.startup` hides the rest."""
+def quiet_tensorflow(shown: Stages | None = None, *, drawing: bool = True):
+    """Imports TensorFlow, as a stage of `shown`; what it logs in Python below errors is hidden, `tfsd.startup` hides the rest.
+
+    Raises: `BackendError` if the command is `drawing`, or exports what draws, and Keras runs on something else.
+    """
+    if drawing:
+        require_tensorflow()
     if shown is not None and "tensorflow" not in sys.modules:
         shown("importing TensorFlow")
     import tensorflow as tf

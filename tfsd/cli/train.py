@@ -1,7 +1,6 @@
 """`tfsd train`: makes the embedded model, or another like it."""
 
-import os
-
+from tfsd.backend import backend
 from tfsd.cli.parsing import add_command, whole
 from tfsd.cli.terminal import quiet_tensorflow, stages
 
@@ -38,7 +37,7 @@ def add_train(commands):
 
 def train(args) -> int:
     """Runs the command."""
-    if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":  # training needs Keras alone
+    if backend()[0] == "tensorflow":  # training needs Keras alone
         with stages(args.quiet) as shown:
             quiet_tensorflow(shown)
     from tfsd.training.train import train as run

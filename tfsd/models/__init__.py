@@ -1,6 +1,7 @@
 """The networks, each built from its spec: text encoder, U-Net, VAE encoder and decoder."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -18,14 +19,38 @@ DTYPES = ("float32", "bfloat16", "float16")
 def build(spec: ModelSpec, *, dtype: str = "float32", parts: Sequence[str] = PARTS) -> dict[str, keras.Model]:
     """Returns the named parts with fresh weights, stored and multiplied in `dtype`.
 
-    Norms and softmaxes compute in float32 whatever the dtype.
+    Norms and softmaxes compute in float32 whatever the dtype. Keras' global settings (dtype policy, `floatx`,
+    `image_data_format`) change nothing: the policy is set here, and layers and operations name the rest themselves.
     """
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    try:
+    with _policy(dtype):
         return {part: _BUILDERS[part](spec) for part in parts}
+
+
+@contextlib.contextmanager
+def _policy(dtype: str) -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)  # of this thread alone
+    try:
+        yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+@contextlib.contextmanager
+def default_settings() -> Iterator[None]:
+    """Gives Keras its own defaults meanwhile: float32, channels last. In all threads, so this is for training alone.
+
+    Keras takes the dtype of losses, metrics, optimizers and batches from there, and from nowhere else.
+    """
+    floatx, data_format = keras.config.floatx(), keras.config.image_data_format()
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    try:
+        with _policy("float32"):
+            yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_image_data_format(data_format)
 
 
 def variable_shapes(spec: ModelSpec, parts: Sequence[str] = PARTS) -> dict[str, dict[str, tuple[int, ...]]]:

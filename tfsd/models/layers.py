@@ -73,7 +73,7 @@ class GroupNorm(layers.Layer):
         """[B, C] -> the mean over each group, handed back to its channels: [B, 1, 1, C]."""
         batch, channels = ops.shape(values)
         grouped = ops.reshape(values, (batch, self.groups, channels // self.groups))
-        zeros = ops.zeros((1, self.groups, channels // self.groups))  # phones' delegates add, but do not broadcast
+        zeros = ops.zeros((1, self.groups, channels // self.groups), "float32")  # phones' delegates add, but do not broadcast
         return ops.reshape(ops.mean(grouped, axis=-1, keepdims=True) + zeros, (batch, 1, 1, channels))
 
 
@@ -118,7 +118,8 @@ class Sequence(Block):
 
 def conv(channels: int, kernel: int, name: str, *, zero: bool = False) -> layers.Conv2D:
     """Returns a convolution of stride 1 that keeps the size; `zero` starts it at zero."""
-    return layers.Conv2D(channels, kernel, padding="same", name=name, kernel_initializer="zeros" if zero else "glorot_uniform")
+    start = "zeros" if zero else "glorot_uniform"
+    return layers.Conv2D(channels, kernel, padding="same", data_format="channels_last", name=name, kernel_initializer=start)
 
 
 def silu(x):
@@ -145,13 +146,18 @@ def split_heads(x, heads: int):
     return ops.transpose(ops.reshape(x, (batch, length, heads, width // heads)), (0, 2, 1, 3))
 
 
-def attend(queries, keys, values, mask=None):
+def attend(queries, keys, values, mask=None, *, upcast: bool = False):
     """Scaled dot-product attention, softmax in float32.
 
     Shapes: queries [B, heads, L, d]; keys, values [B, heads, M, d]; mask, added, [L, M] -> [B, L, heads * d].
-    Source: Vaswani et al. 2017, equation 1.
+    Queries meet keys in float32 where `upcast` asks for it, and in float16 always: their products exceed its largest value,
+    65504, in published models. bfloat16 has the range of float32, and its products stay as they are unless asked.
+    Source: Vaswani et al. 2017, equation 1. diffusers upcasts only where `upcast_attention` is set, since PyTorch's fused
+    attention sums in float32 by itself.
     """
     batch, heads, length, size = ops.shape(queries)
+    if upcast or keras.backend.standardize_dtype(queries.dtype) == "float16":
+        queries, keys = ops.cast(queries, "float32"), ops.cast(keys, "float32")
     logits = ops.cast(ops.matmul(queries * (size**-0.5), ops.transpose(keys, (0, 1, 3, 2))), "float32")
     if mask is not None:
         logits = logits + ops.cast(mask, "float32")
@@ -205,7 +211,7 @@ class Downsample(Block):
     def __init__(self, channels: int, *, pad_before: bool, **kwargs):
         super().__init__(**kwargs)
         self.pad_before = pad_before
-        self.conv = layers.Conv2D(channels, 3, strides=2, padding="valid", name="conv")
+        self.conv = layers.Conv2D(channels, 3, strides=2, padding="valid", data_format="channels_last", name="conv")
 
     def call(self, x):  # noqa: D102
         pad = (1 if self.pad_before else 0, 1)

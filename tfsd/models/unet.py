@@ -56,9 +56,9 @@ class Attention(Block):
     Keys and values can be made apart, since those of the context are the same at every step.
     """
 
-    def __init__(self, width: int, heads: int, **kwargs):
+    def __init__(self, width: int, heads: int, *, upcast: bool, **kwargs):
         super().__init__(**kwargs)
-        self.heads = heads
+        self.heads, self.upcast = heads, upcast
         self.query = layers.Dense(width, use_bias=False, name="query")
         self.key = layers.Dense(width, use_bias=False, name="key")
         self.value = layers.Dense(width, use_bias=False, name="value")
@@ -70,7 +70,7 @@ class Attention(Block):
 
     def call(self, x, source):  # noqa: D102
         keys, values = source if isinstance(source, (tuple, list)) else self.keys_values(source)
-        return self.out(attend(split_heads(self.query(x), self.heads), keys, values))
+        return self.out(attend(split_heads(self.query(x), self.heads), keys, values, upcast=self.upcast))
 
 
 class FeedForward(Block):
@@ -93,14 +93,14 @@ class TransformerBlock(Block):
     Call: x [B, L, W], context [B, M, S] or its keys and values -> [B, L, W].
     """
 
-    def __init__(self, width: int, heads: int, gelu: str, **kwargs):
+    def __init__(self, width: int, heads: int, spec: UNetSpec, **kwargs):
         super().__init__(**kwargs)
         self.norm1 = LayerNorm(1e-5, name="norm1")
-        self.attention1 = Attention(width, heads, name="attention1")
+        self.attention1 = Attention(width, heads, upcast=spec.upcast_attention, name="attention1")
         self.norm2 = LayerNorm(1e-5, name="norm2")
-        self.attention2 = Attention(width, heads, name="attention2")
+        self.attention2 = Attention(width, heads, upcast=spec.upcast_attention, name="attention2")
         self.norm3 = LayerNorm(1e-5, name="norm3")
-        self.feed_forward = FeedForward(width, gelu, name="feed_forward")
+        self.feed_forward = FeedForward(width, spec.gelu, name="feed_forward")
 
     def call(self, x, context):  # noqa: D102
         normed = self.norm1(x)
@@ -122,7 +122,7 @@ class SpatialTransformer(Block):
         self.norm = GroupNorm(spec.groups, spec.transformer_norm_epsilon, name="norm")
         self.proj_in = self._projection(channels, "proj_in")
         for i in range(spec.transformer_layers):
-            self.attach(TransformerBlock(channels, heads, spec.gelu, name=f"block{i}"))
+            self.attach(TransformerBlock(channels, heads, spec, name=f"block{i}"))
         self.proj_out = self._projection(channels, "proj_out")
 
     def _projection(self, channels: int, name: str):
@@ -192,7 +192,7 @@ class UNet(Part):
     """Predicts what the schedule's `prediction` names: the noise, or v.
 
     Call: latents [B, h, w, c], timesteps [B] or [1] float32, context [B, L, W] -> [B, h, w, out_channels].
-    The sampling loop calls `embed_time` and `keys_values` once and `denoise` at every step.
+    The sampling loop calls `keys_values` once, `embed_time` and `denoise` at every step.
     Source: Rombach et al. 2022; `UNetModel`, CompVis openaimodel.py.
     """
 

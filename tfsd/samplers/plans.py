@@ -22,11 +22,12 @@ from tfsd.specs import ScheduleSpec
 
 MAX_STEPS = 1000
 MAX_ROWS = MAX_STEPS + 2  # PLMS makes one call more; the level after the last step takes one more row
+LENGTHS = (128, MAX_ROWS)  # that plans have: each is compiled for itself, so that 5 and 50 steps should share one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """What the sampling loop needs: `rows` float32 [MAX_ROWS, ROW_SIZE], of which the first `count` are steps.
+    """What the sampling loop needs: `rows` float32 [R, ROW_SIZE], of which the first `count` are steps; R is in `LENGTHS`.
 
     The rows after the last step rest at its level, alpha 1 and sigma 0: latents stay as they are, so that pictures with
     fewer steps can wait for others of their batch. An image from noise starts at `init_scale * noise`, one from an image
@@ -273,7 +274,7 @@ def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0,
         others = ", ".join(name for name, other in SAMPLERS.items() if other.has_eta)
         raise ValueError(f"eta must be 0 for the sampler {key!r}; got {shown(eta)}. Use {others}, or leave eta out.")
     rows = chosen.rows(schedule, num_steps, start, **options)
-    packed = np.zeros((MAX_ROWS, ROW_SIZE), np.float32)
+    packed = np.zeros((next(length for length in LENGTHS if length > len(rows)), ROW_SIZE), np.float32)
     packed[: len(rows)] = [row.pack() for row in rows]
     packed[len(rows) :] = Row(0.0, alpha=1.0, sigma=0.0, from_latents=0.0, from_output=0.0, keep=1.0, mix=()).pack()
     return Plan(packed, len(rows), _init_scale(schedule, chosen, rows))

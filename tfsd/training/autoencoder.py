@@ -1,12 +1,13 @@
 """The VAE learns to compress drawn scenes; later its decoder alone goes on, for the latents that are then fixed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 from keras import ops
 
-from tfsd.models import build
+from tfsd.models import build, default_settings
 from tfsd.specs import ModelSpec
 from tfsd.training import drawing, scenes
 from tfsd.training.loop import Trainer
@@ -23,7 +24,7 @@ def start_as_pooling(model: keras.Model):
     Every convolution first hands its input channels on; residual branches begin at zero anyway. Training then
     starts from a blurred picture in its right colours.
     """
-    for layer in model._flatten_layers():
+    for layer in _layers_in(model):
         if not isinstance(layer, keras.layers.Conv2D) or layer.name in ("conv1", "conv2"):
             continue
         kernel = 0.1 * ops.convert_to_numpy(layer.kernel)
@@ -34,6 +35,14 @@ def start_as_pooling(model: keras.Model):
         else:
             kernel[size // 2, size // 2] += same
         layer.kernel.assign(kernel)
+
+
+def _layers_in(layer: keras.Layer) -> Iterator[keras.Layer]:
+    """Yields a layer and all that it is made of: each is an attribute of its own, see `tfsd.models.layers.Block`."""
+    yield layer
+    for inner in vars(layer).values():
+        if isinstance(inner, keras.Layer):
+            yield from _layers_in(inner)
 
 
 class Autoencoder(keras.Model):
@@ -62,7 +71,7 @@ class Autoencoder(keras.Model):
         if self.encoder.trainable:
             kl = 0.5 * ops.mean(ops.square(mean) + ops.exp(log_variance) - 1.0 - log_variance)
             self.add_loss(KL_WEIGHT * kl)
-        noise = keras.random.normal(ops.shape(mean), seed=self.random)
+        noise = keras.random.normal(ops.shape(mean), dtype=mean.dtype, seed=self.random)
         return self.decoder(mean + ops.exp(0.5 * log_variance) * noise)
 
 
@@ -91,6 +100,7 @@ def crops(recipe: Recipe, step: int, size: int) -> np.ndarray:
     return np.stack(batch).astype("float32") / 127.5 - 1.0
 
 
+@default_settings()
 def trainer(spec: ModelSpec, folder: Path, recipe: Recipe = AUTOENCODER, *, decoder_only: bool = False) -> Trainer:
     """Returns the trainer of the VAE, its state under `folder`; with `decoder_only` it sees whole pictures."""
     keras.utils.set_random_seed(recipe.seed)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfsd.atomic import new_file
-from tfsd.models import build
+from tfsd.models import build, default_settings
 from tfsd.samplers.schedule import NoiseSchedule
 from tfsd.specs import ModelSpec
 from tfsd.text import Tokenizer
@@ -125,6 +125,7 @@ def batch_of(spec: ModelSpec, pool: LatentPool, step: int):
     return inputs, alpha * noise - sigma * latents, weights / weights.mean()
 
 
+@default_settings()
 def latent_statistics(encoder: keras.Model, seed: int = 0, count: int = 512) -> tuple[float, float]:
     """Returns mean and standard deviation of the latents of drawn scenes."""
     rng = np.random.default_rng([seed, 4])
@@ -136,6 +137,7 @@ def latent_statistics(encoder: keras.Model, seed: int = 0, count: int = 512) -> 
     return float(np.mean(means)), float(np.std(means))
 
 
+@default_settings()
 def trainer(spec: ModelSpec, encoder: keras.Model, folder: Path, recipe: Recipe = DENOISER) -> Trainer:
     """Returns the trainer of text encoder and U-Net, its state under `folder`."""
     keras.utils.set_random_seed(recipe.seed)

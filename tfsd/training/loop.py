@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tfsd.atomic import new_file
+from tfsd.models import default_settings
 from tfsd.training.recipe import Recipe
 
 # What reading a damaged archive raises, from numpy and beneath it.
@@ -22,6 +23,7 @@ AVERAGE_EVERY = 10  # steps between two updates of the moving average of the wei
 class Trainer:
     """Trains `model` on `batch(step) -> (inputs, targets[, weights of the errors])`, keeping its state in `folder`."""
 
+    @default_settings()
     def __init__(self, model: keras.Model, recipe: Recipe, batch: Callable, folder: Path, loss="mse"):
         self.model = model
         self.recipe = recipe
@@ -103,6 +105,7 @@ class Trainer:
         """Returns a context in which the model has the moving average of its weights."""
         return _Averaged(self.model, self.average)
 
+    @default_settings()
     def run(self, *, steps: int | None = None, every: int = 500, on_checkpoint: Callable = None, progress: bool = True):
         """Trains up to `steps` (the recipe's number), saving and calling `on_checkpoint(trainer)` every so many."""
         last = self.recipe.steps if steps is None else min(steps, self.recipe.steps)

@@ -12,7 +12,7 @@ from tfsd.arguments import whole
 from tfsd.atomic import new_file
 from tfsd.errors import CheckpointError, shown
 from tfsd.folders import require_replaceable
-from tfsd.models import build
+from tfsd.models import build, default_settings
 from tfsd.specs import ModelSpec
 from tfsd.training import autoencoder, denoiser, drawing, scenes
 from tfsd.training.loop import Trainer
@@ -23,6 +23,7 @@ from tfsd.weights import load_parts, resolve, save_model
 STAGES = ("all", "autoencoder", "decoder", "denoiser")
 
 
+@default_settings()
 def train(
     folder: str | Path,
     *,
