@@ -19,7 +19,8 @@ MODULES = sorted(path for top in ("tfsd", "converters", "serving") for path in (
 COLUMNS = (
     {"tfsd.errors", "tfsd.limits", "tfsd.startup", "tfsd.finite", "tfsd.memory", "tfsd.private"},
     {"tfsd.specs", "tfsd.progress", "tfsd.arguments", "tfsd.files", "tfsd.backend"},
-    {"tfsd.noise", "tfsd.text", "tfsd.models", "tfsd.samplers", "tfsd.h5", "tfsd.encoding", "tfsd.recipes", "tfsd.folders"},
+    {"tfsd.noise", "tfsd.programs", "tfsd.text", "tfsd.models", "tfsd.samplers", "tfsd.h5", "tfsd.encoding"}
+    | {"tfsd.recipes", "tfsd.folders"},
     {"tfsd.pipeline", "tfsd.atomic"},
     {"tfsd.image_files"},
     {"tfsd.weights", "tfsd.images"},

@@ -1,6 +1,7 @@
 """The pipeline as one graph, with a model of random weights; that its numbers are right is checked in tests/parity."""
 
 import dataclasses
+import logging
 
 import numpy as np
 import pytest
@@ -145,6 +146,33 @@ def test_the_length_of_a_plan_changes_no_byte(pipeline):
         same = generate(pipeline, request._replace(plan=plan))
         np.testing.assert_array_equal(same[1], latents)
         np.testing.assert_array_equal(same[0], images)
+
+
+@pytest.fixture
+def told():
+    """What TensorFlow logs meanwhile."""
+    records, logger = [], tf.get_logger()
+    handler, level = logging.Handler(), logger.level
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.setLevel("WARNING")
+    yield records
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def test_many_batches_bring_no_warning_of_tensorflow(random_model, told):
+    """TensorFlow warns of a function of which five of the last ten calls were traced."""
+    for _ in range(2):  # also of the second model in a process
+        pipeline = Pipeline(*random_model, jit_compile=False)
+        for batch in range(1, 8):
+            pipeline.encode(tf.zeros((batch, pipeline.spec.text.length), tf.int32))
+        assert pipeline.encode.experimental_get_tracing_count() == 7
+    assert not [line for line in told if "retracing" in line]
+    shapes = tf.function(pipeline._encode, autograph=False)
+    for batch in range(1, 8):
+        shapes(tf.zeros((batch, pipeline.spec.text.length), tf.int32))
+    assert [line for line in told if "retracing" in line], "TensorFlow gives no such warning: this test shows nothing"
 
 
 def test_another_batch_is_one_more_trace(plain):

@@ -19,6 +19,7 @@ from tfsd.images import Images
 from tfsd.models import DTYPES
 from tfsd.noise import effective_seed, require_counters
 from tfsd.pipeline import Pipeline, Request
+from tfsd.programs import require_own_threads
 from tfsd.progress import Progress
 from tfsd.recipes import recipes_of
 from tfsd.samplers.plans import build_plan, find_sampler
@@ -160,6 +161,7 @@ class StableDiffusion:
 
         Raises: `TypeError`, `ValueError` naming the argument; `NotFiniteError`.
         """
+        require_own_threads()
         tokens = self._tokens(per_prompt(prompt, 1), on_long)
         context = tf.cast(self.pipeline.encode(tf.constant(tokens)), tf.float32).numpy()
         require_finite(context, "context", self.identity["dtype"])
@@ -209,6 +211,7 @@ class StableDiffusion:
 
     def _run(self, prompts: list, options: "_Options", show: Progress, *, tokens=None, contexts=None, noise=None) -> Images:
         """Makes one picture per prompt, from `tokens` or `contexts`, and from `noise` where it is given."""
+        require_own_threads()
         spec, batch = self.spec, len(prompts)
         if batch > MAX_BATCH:
             raise ValueError(f"A batch has at most {MAX_BATCH} pictures; got {batch}. Make several batches.")
@@ -289,6 +292,7 @@ def load(
     Raises: `CheckpointError` for a folder or name that is none, or is damaged; `ValueError` for other arguments.
     """
     require_tensorflow()
+    require_own_threads()
     choice("dtype", dtype, DTYPES)
     folder = _folder(model)
     spec = weights.load_spec(folder)

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfsd.noise import INITIAL_STREAM, normal_noise
+from tfsd.programs import Programs
 from tfsd.samplers.step import empty_history, step, unpack
 from tfsd.specs import ModelSpec
 
@@ -55,8 +56,8 @@ class Pipeline(tf.Module):
         self.jit_compile = jit_compile
         self.parts = types.SimpleNamespace(**parts)
         self.tracked = [v.value for part in parts.values() for v in part.variables]
-        self.generate = tf.function(self._generate, jit_compile=jit_compile, autograph=False)
-        self.encode = tf.function(self._encode, jit_compile=jit_compile, autograph=False)
+        self.generate = Programs(self._generate, jit_compile=jit_compile)
+        self.encode = Programs(self._encode, jit_compile=jit_compile)
 
     @property
     def dtype(self) -> str:

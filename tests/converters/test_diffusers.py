@@ -108,7 +108,7 @@ def test_a_version_2_configuration_is_read(sd1):
 
     edit_tensors(sd1, "unet", flatten)
     with open_folder(sd1) as (spec, _):
-        expected = replace(A_SD1.denoiser, heads=(2, 4, 4), linear_projection=True)
+        expected = replace(A_SD1.denoiser, heads=(2, 4, 4), linear_projection=True, upcast_attention=True)
         assert spec.denoiser == expected
         assert (spec.text.activation, spec.text.pad_token, spec.default_size) == ("gelu", 0, (192, 192))
         assert spec.schedule == ScheduleSpec(prediction="v")
