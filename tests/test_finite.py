@@ -1,5 +1,6 @@
 """Half precision: queries meet keys in float32 where float16 would overflow; what overflows all the same is an error."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tfsd.api import load
+from tfsd.device import StepLoop
 from tfsd.finite import NotFiniteError
 from tfsd.models import build
 from tfsd.models.layers import attend
@@ -88,3 +90,37 @@ def test_an_image_that_is_not_finite_is_an_error_although_its_latents_are(overfl
     bias.assign(np.full(3, np.inf, "float32"))
     with pytest.raises(NotFiniteError, match="in float32: The model's weights are damaged"):
         model.text_to_image("a star", seed=1, num_steps=1)
+
+
+class Phone(StepLoop):
+    """A phone whose accelerator overflows in the pictures of the seeds that it is told."""
+
+    overflows = (2,)
+
+    @contextlib.contextmanager
+    def part(self, name):
+        def run(signature, **given):
+            if signature == "noise":
+                return {"noise": np.full((1, 2, 2, 4), given["seed"], "float32")}
+            if signature == "step":
+                latents = given["latents"]
+                return {"latents": np.where(np.isin(latents, self.overflows), np.inf, latents), "history": latents}
+            whole = {"context": np.zeros(1), "row": np.zeros(12), "waves": np.zeros(1), "init_scale": np.ones(1)}
+            return whole | {"count": np.array([2]), "colours": np.zeros((16, 16), "int32")}
+
+        yield run
+
+
+def phone(quantize: str) -> Phone:
+    tokenizer = {"length": 77, "start_token": 49406, "end_token": 49407, "pad_token": 49407, "ftfy": True}
+    numbers = {"size": [16, 16], "latents": [2, 2, 4], "max_steps": 8, "max_index": 9}
+    defaults = {"num_steps": 2, "guidance_scale": 2.0, "sampler": "ddim"}
+    names = {"samplers": ["ddim"], "identity": {"dtype": "float32"}, "quantize": quantize}
+    return Phone({"tokenizer": tokenizer, "defaults": defaults, **numbers, **names})
+
+
+@pytest.mark.parametrize(("quantize", "dtype"), [("float16", "float16"), ("dynamic", "float32")])
+def test_a_device_bundle_names_the_pictures_that_are_not_finite(quantize, dtype):
+    assert len(phone(quantize).text_to_image("a star", 2, seed=[1, 3])) == 2
+    with pytest.raises(NotFiniteError, match=f"latents are NaN or infinite in {dtype}.* 1 of 3 rows: 1"):
+        phone(quantize).text_to_image("a star", 3, seed=[1, 2, 3])

@@ -32,7 +32,10 @@ def picture(text: str, size=(8, 8)) -> np.ndarray:
 
 
 class HeldEngine:
-    """`gate`: jobs compute while it is set. A prompt with "crash", "exit", "stuck", "bad" or "odd" in it fails in that way."""
+    """`gate`: jobs compute while it is set.
+
+    A prompt with "crash", "exit", "stuck", "bad", "odd" or "infinite" in it fails in that way.
+    """
 
     name, version = "held", 1
 
@@ -103,7 +106,8 @@ class Job:
 
     def results(self):
         assert self.done == self.steps
-        return np.stack([picture(row.text, row.size) for row in self.rows])
+        infinite = ServerError("INTERNAL", "not finite")
+        return [infinite if "infinite" in row.text else picture(row.text, row.size) for row in self.rows]
 
 
 async def until(condition, seconds: float = LONG):

@@ -117,6 +117,23 @@ async def test_crash_of_one_row_fails_the_rows_that_wait():
 
 
 @on_a_loop
+async def test_of_a_batch_only_the_request_without_a_picture_fails():
+    engine = HeldEngine(batch_rows=3, parallel_jobs=1, is_open=False)
+    async with Bench() as scheduler:
+        first = ask(scheduler, engine, "x")
+        await until(lambda: engine.computing == 1)
+        good, failed = ask(scheduler, engine, "a"), ask(scheduler, engine, "b", "infinite")
+        await until(lambda: scheduler.queue_rows == 3)
+        engine.gate.set()
+        await first
+        images, _ = await good
+        np.testing.assert_array_equal(images, [picture("a")])
+        error = await error_of(failed)
+        assert (error.code, error.message) == ("INTERNAL", "not finite")
+    assert engine.started == [["x"], ["a", "b", "infinite"]]
+
+
+@on_a_loop
 async def test_bad_inputs_are_the_callers_error_and_odd_ones_the_servers():
     async with Bench() as scheduler:
         bad, odd = await error_of(ask(scheduler, HeldEngine(), "bad")), await error_of(ask(scheduler, HeldEngine(), "odd"))
