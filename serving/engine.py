@@ -187,7 +187,7 @@ class Job:
         filled = [*rows, *[rows[-1]] * (batch - len(rows))]
         self._request = [values[0] if batch == 1 else tf.concat(values, 0) for values in zip(*(row.inputs for row in filled))]
         self._state = zeros
-        self._images = None
+        self._results: list = []
         self._not_finite = ServerError("INTERNAL", not_finite("latents", str(manifest.get("dtype", "float32"))))
 
     def advance(self, steps: int):
@@ -198,12 +198,12 @@ class Job:
         last = min(self.done + steps, self.steps)
         numbers = tf.constant(self.done), tf.constant(last)
         try:
-            self._images, *self._state = self._function(*self._request, *self._state, *numbers)
+            images, *self._state = self._function(*self._request, *self._state, *numbers)
             # Reading waits for an accelerator, too: else all chunks were asked for before the first was computed.
             latents = self._state[0].numpy()[: self._count]
             if last == self.steps:
                 finite = np.isfinite(latents).reshape(self._count, -1).all(axis=1)
-                made = [{"latents": row[None]} for row in latents] if self._contexts else self._images.numpy()
+                made = [{"latents": row[None]} for row in latents] if self._contexts else images.numpy()
                 self._results = [result if ok else self._not_finite for result, ok in zip(made, finite)]
         except tf.errors.OpError as error:
             raise _server_error(error) from error

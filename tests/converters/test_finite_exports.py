@@ -47,7 +47,7 @@ def test_of_a_job_only_the_rows_that_are_not_finite_fail(folder):
     }
     job = engine.start(engine.prepare(inputs))
     job.advance(job.steps)
-    picture, failed = job.images()
+    picture, failed = job.results()
     assert picture.shape == (32, 32, 3) and engine.png(picture).startswith(b"\x89PNG")
     assert isinstance(failed, ServerError) and failed.code == "INTERNAL" and WORDS in failed.message
     with pytest.raises(ServerError) as error:
