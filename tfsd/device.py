@@ -12,6 +12,7 @@ import numpy as np
 
 from tfsd.arguments import batch_of, choice, one_each, per_prompt, scales, seeds_of, side_of, whole
 from tfsd.bundle_fields import PARTS, require_fields
+from tfsd.errors import shown
 from tfsd.files import check_files, read_json
 from tfsd.finite import require_finite
 from tfsd.h5 import CheckpointError
@@ -192,7 +193,7 @@ class DeviceBundle(StepLoop):
         if not any(accelerator in self.accelerators(name) for name in PARTS):
             recipe, reason = self.manifest["quantize"], self.manifest.get("no_gpu") or "The version that exported it tried no GPU"
             raise ValueError(
-                f"accelerator must be 'cpu' for a bundle with quantize {recipe!r}; got {accelerator!r}. {reason}. "
+                f"accelerator must be 'cpu' for a bundle with quantize {shown(recipe)}; got {shown(accelerator)}. {reason}. "
                 "Export it again, with quantize 'dynamic'."
             )
 
