@@ -53,8 +53,10 @@ def export_saved_model(
     compile with XLA, which TensorFlow Serving does only with a flag. A loaded model has its own dtype and XLA, which these
     two must not contradict; else they default to float32 and True.
 
+    A picture that is not finite in `dtype` fails its request with INVALID_ARGUMENT, and INTERNAL from `tfsd serve`.
+
     Raises: `ValueError`, `TypeError` for arguments; `CheckpointError` for a model or folder; `ExportError` if the exported
-    graph does not draw what Python draws.
+    graph does not draw what Python draws; `NotFiniteError` if `dtype` cannot hold the reference picture's numbers.
     """
     if batching not in ("exact", "fused"):
         raise ValueError(f'batching must be "exact" or "fused"; got {shown(batching)}.')

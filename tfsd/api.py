@@ -286,10 +286,13 @@ def load(
     """Loads a model: "tiny", a downloaded preset's name, or a model folder.
 
     `dtype`, of weights and multiplications in text encoder and U-Net: float32, bfloat16 or float16; the VAE, whose
-    rounding would be seen, stays in float32. `jit_compile` is for XLA. `numerics` overrides the folder's own:
-    "compvis" or "kerascv".
+    rounding would be seen, stays in float32. In float16 queries and keys are multiplied in float32, in bfloat16 where the
+    model asks for it. `jit_compile` is for XLA. `numerics` overrides the folder's own: "compvis" or "kerascv".
+    Keras' global settings (dtype policy, `floatx`, `image_data_format`) change nothing. A process must not be forked after
+    this: TensorFlow's threads stay behind. Use multiprocessing's "spawn".
 
-    Raises: `CheckpointError` for a folder or name that is none, or is damaged; `ValueError` for other arguments.
+    Raises: `CheckpointError` for a folder or name that is none, or is damaged; `ValueError` for other arguments;
+    `BackendError` if Keras runs on something else than TensorFlow; `ForkError` in a forked process.
     """
     require_tensorflow()
     require_own_threads()
