@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -98,6 +99,15 @@ def test_cancelling_leaves_no_line(terminal):
     assert Stages.within(False) is not Stages.within(False)
 
 
+def test_threads_have_lines_of_their_own():
+    found = []
+    with Stages(False) as ours:
+        thread = threading.Thread(target=lambda: found.append(Stages.within(False)))
+        thread.start()
+        thread.join()
+        assert found[0] is not ours and Stages.within(False) is ours
+
+
 BUSY = """
 import hashlib, sys, threading
 from tfsd.progress import Stages, answering_interrupts
@@ -107,7 +117,7 @@ def tell(main=threading.get_ident(), line=13):  # main can wait for this thread 
         pass
     print("begun", flush=True)
 
-with answering_interrupts(lambda text: print(text, file=sys.stderr, flush=True)), Stages(False) as stages:
+with Stages(False) as stages, answering_interrupts(stages, lambda text: print(text, file=sys.stderr, flush=True)):
     stages("compiling")
     threading.Thread(target=tell, daemon=True).start()
     hashlib.pbkdf2_hmac("sha256", b"a", b"b", 30_000_000)  # as compiling: in C, where Python hears no signal

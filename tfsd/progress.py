@@ -17,6 +17,9 @@ _TICK_SECONDS = 0.5  # between two drawings of the line
 _ANSWER_SECONDS = 0.5  # after which Ctrl-C is answered if it is not obeyed by then
 
 
+_here = threading.local()  # the open `Stages` of each thread
+
+
 class Cancelled(Exception):
     """The callback asked to stop; there is no picture."""
 
@@ -27,10 +30,8 @@ class Stages:
     Call: `stages("loading")` begins a stage and ends the one before; `stages("drawing", 20)` begins one of 20 steps,
     of which `step(n)` tells how many are done. The line is drawn at once, then twice a second, and only on a terminal
     or in a notebook. `label` stands before the stage's name; with `keep` each stage leaves a line with its time.
-    While one is open, others made by `within` are parts of it.
+    While one is open, others that its thread makes by `within` are parts of it.
     """
-
-    _open: "Stages | None" = None  # the terminal has one last line
 
     def __init__(self, wanted: bool, *, keep: bool = False):
         self.label, self.name = "", ""
@@ -43,12 +44,12 @@ class Stages:
     @classmethod
     def within(cls, wanted: bool) -> "Stages":
         """Returns the open one, or a new one."""
-        return cls._open or cls(wanted)
+        return _opened() or cls(wanted)
 
     def __enter__(self) -> "Stages":
         self._depth += 1
         if self._depth == 1:
-            Stages._open = self
+            _here.stages = self
             if self.drawn:
                 threading.Thread(target=self._tick, name="tfsd-stages", daemon=True).start()
         return self
@@ -58,7 +59,7 @@ class Stages:
         if self._depth == 0:
             self._over.set()
             self._end(failed=failure[0] is not None)
-            Stages._open = None
+            _here.stages = None
 
     def __call__(self, name: str, total: int | None = None, *, unit: str = "step", scale: bool = False):
         """Begins a stage; `total` counts units, with prefixes such as M where `scale`."""
@@ -122,6 +123,10 @@ class Stages:
             sys.stderr.flush()
 
 
+def _opened() -> Stages | None:
+    return getattr(_here, "stages", None)
+
+
 def _draws(file) -> bool:
     """Tells whether a line of this file can be drawn again and again: a terminal's or a notebook's."""
     try:
@@ -133,15 +138,15 @@ def _draws(file) -> bool:
 @contextlib.contextmanager
 def aside() -> Iterator[None]:
     """Takes an open line away while something else is written to the terminal."""
-    with Stages._open.aside() if Stages._open is not None else contextlib.nullcontext():
+    with _opened().aside() if _opened() is not None else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
-def answering_interrupts(say: Callable[[str], None]) -> Iterator[None]:
+def answering_interrupts(stages: Stages, say: Callable[[str], None]) -> Iterator[None]:
     """Answers Ctrl-C at once where Python hears it only later, such as while TensorFlow compiles; a second one ends at once.
 
-    The signal's own handler, which the interpreter runs when it is next its turn, stays as it is.
+    The answer names the stage. The signal's own handler, which the interpreter runs when it is next its turn, stays as it is.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -151,7 +156,7 @@ def answering_interrupts(say: Callable[[str], None]) -> Iterator[None]:
     told.setblocking(False)
     over = threading.Event()
     before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_answer, args=(heard, over, say), name="tfsd-interrupts", daemon=True).start()
+    threading.Thread(target=_answer, args=(heard, over, stages, say), name="tfsd-interrupts", daemon=True).start()
     try:
         yield
     finally:
@@ -160,7 +165,7 @@ def answering_interrupts(say: Callable[[str], None]) -> Iterator[None]:
         told.close()
 
 
-def _answer(heard: socket.socket, over: threading.Event, say: Callable[[str], None]):
+def _answer(heard: socket.socket, over: threading.Event, stages: Stages, say: Callable[[str], None]):
     count = 0
     with heard:
         while numbers := heard.recv(1):
@@ -168,12 +173,13 @@ def _answer(heard: socket.socket, over: threading.Event, say: Callable[[str], No
                 continue
             count += 1
             if count > 1:
-                say("stopped at once; a file under way may be left as .partial")
+                with stages.aside():
+                    say("stopped at once; a file under way may be left as .partial")
                 os._exit(130)
             if not over.wait(_ANSWER_SECONDS):
-                name = Stages._open.name if Stages._open is not None else ""
-                doing = {"": "what is under way", "compiling": "compilation"}.get(name, name)
-                say(f"stopping after {doing}; Ctrl-C again stops at once")
+                doing = {"": "what is under way", "compiling": "compilation"}.get(stages.name, stages.name)
+                with stages.aside():
+                    say(f"stopping after {doing}; Ctrl-C again stops at once")
 
 
 class Progress:

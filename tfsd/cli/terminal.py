@@ -67,7 +67,7 @@ def own_warnings(flags: dict[str, str], *, everything: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def stages(quiet: bool, *, keep: bool = False) -> Iterator[Stages]:
     """Shows what a long command does, and answers Ctrl-C at once."""
-    with answering_interrupts(say), Stages(not quiet, keep=keep) as shown:
+    with Stages(not quiet, keep=keep) as shown, answering_interrupts(shown, say):
         yield shown
 
 
