@@ -78,8 +78,8 @@ VAE_FIXED = {
 }
 # `StableDiffusionPipeline` applies none of these, so that it is unknown which picture a folder with one means.
 VAE_OFF = ("latents_mean", "latents_std", "shift_factor")
-# Stable Diffusion's pipelines never read `force_upcast`: the VAE runs in the dtype that the model is loaded with, float32 by
-# default. `sample_size` is for tiling.
+# Stable Diffusion's pipelines never read `force_upcast`, which asks for a VAE in float32: here it always runs in float32.
+# `sample_size` is for tiling.
 VAE_FREE = ("force_upcast", "sample_size")
 
 
