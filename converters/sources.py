@@ -14,6 +14,7 @@ KERASCV_2 = ("text_encoder_v2_1.h5", "diffusion_model_v2_1.h5")  # of Stable Dif
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 ELSEWHERE = "tfsd reads diffusers folders"
 SINGLE_FILE = f"{ELSEWHERE}, which diffusers makes: StableDiffusionPipeline.from_single_file({{name!r}}).save_pretrained(FOLDER)"
+PART = f"{ELSEWHERE} of safetensors, which diffusers' save_pretrained(FOLDER) writes"
 
 # Patterns of tensors' names -> what a file with such a tensor is.
 TENSORS = {
@@ -63,7 +64,7 @@ def _explained(src: Path) -> str | None:
     if (src / "saved_model.pb").is_file() or (src / "denoiser.tflite").is_file():
         return f"{src} is an export, from which no model can be made again. Give the folder that it was exported from."
     if (src / "spec.json").is_file():
-        return f"{src} is a model folder already: use it as it is, `--model ./{src.name}`."
+        return f"{src} is a model folder already: use it as it is, `--model {src if src.is_absolute() else f'./{src}'}`."
     snapshots = sorted(src.glob("snapshots/*/model_index.json"))
     if snapshots:
         return f"{src} is a folder of the Hugging Face cache. Give the model in it: {snapshots[-1].parent}."
@@ -79,7 +80,8 @@ def _explained(src: Path) -> str | None:
 
 def _explained_file(path: Path) -> str | None:
     if path.suffix in PICKLES:  # never opened: reading a pickle can run programs
-        return f"{path} is a file of PyTorch, reading which can run programs, so it is not read. {_sentence(SINGLE_FILE, path)}"
+        hint = PART if path.suffix == ".bin" else SINGLE_FILE
+        return f"{path} is a file of PyTorch, reading which can run programs, so it is not read; {_sentence(hint, path)}"
     if path.suffix == ".safetensors":
         with open_safetensors([path]) as tensors:
             names = list(tensors)

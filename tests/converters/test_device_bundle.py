@@ -19,6 +19,7 @@ from converters.verify import ExportError
 from tfsd.api import load
 from tfsd.device import MANIFEST, DeviceBundle, load_bundle_manifest
 from tfsd.files import sha256
+from tfsd.folders import own_files
 from tfsd.h5 import CheckpointError
 from tfsd.image_files import encode, read_recipe
 from tfsd.noise import normal_noise
@@ -171,6 +172,10 @@ def test_progress_is_told_and_cancelling_stops(device):
 def test_arguments_that_cannot_be_met_are_named(arguments, words, device):
     with pytest.raises(ValueError, match=words):
         device.text_to_image(**{"prompt": "red", "seed": 1} | arguments)
+
+
+def test_a_bundle_is_one_that_may_be_replaced(bundle):
+    assert set(own_files(bundle, "device")) == {file.name for file in bundle.iterdir()}
 
 
 @pytest.fixture

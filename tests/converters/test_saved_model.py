@@ -13,6 +13,7 @@ from converters.saved_model import export_saved_model
 from converters.verify import MANIFEST, ExportError, verify
 from tfsd.api import load
 from tfsd.encoding import encode_png
+from tfsd.folders import own_files
 
 SIZES = [(32, 32), (16, 48)]
 
@@ -240,6 +241,7 @@ def test_manifest_says_what_is_served(folder, model):
     assert manifest["weights"] == model.identity["weights"] and manifest["reference"]["same_bytes_as_python"] is True
     listed = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert set(manifest["files"]) == listed - {"assets.extra/manifest.json"}
+    assert set(own_files(folder, "saved_model")) == listed
 
 
 @pytest.mark.slow

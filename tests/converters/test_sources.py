@@ -57,7 +57,7 @@ def test_a_checkpoint_of_pytorch_is_named_in_its_folder_too(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (("spec.json", "manifest.json"), "is a model folder already"),
+        (("spec.json", "manifest.json"), "is a model folder already: use it as it is, `--model /"),
         (("saved_model.pb", "variables/variables.index"), "is an export, from which no model can be made again"),
         (("denoiser.tflite", "manifest.json"), "is an export, from which no model can be made again"),
         (("unet/config.json", "vae/config.json"), "lacks model_index.json, which a diffusers folder has beside unet, vae"),

@@ -9,6 +9,7 @@ import pytest
 from small_model import SPEC, assert_same, values
 
 from tfsd import models
+from tfsd.folders import own_files
 from tfsd.specs import CLIPSpec, ModelSpec
 from tfsd.weights import load_model, load_parts, load_weights, save_model
 
@@ -31,6 +32,7 @@ def test_the_manifest_records_what_was_saved(saved):
     assert set(manifest["files"]) == {"spec.json", *(f"{part}.weights.h5" for part in models.PARTS)}
     for name, entry in manifest["files"].items():
         assert (saved / name).stat().st_size == entry["bytes"]
+    assert set(own_files(saved, "model")) == {*manifest["files"], "manifest.json"}
 
 
 def test_files_are_little_larger_than_their_values(saved, parts):
