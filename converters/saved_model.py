@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from converters.requests import Limits
 from converters.signatures import Signatures
-from converters.verify import MANIFEST, REFERENCE_PICTURE, TOLERANCE, ExportError, draw
+from converters.verify import FORMAT, MANIFEST, REFERENCE_PICTURE, TOLERANCE, ExportError, draw
 from converters.warmup import write_warmup
 from tfsd import __version__
 from tfsd.api import MAX_BATCH, StableDiffusion, load
@@ -50,7 +50,8 @@ def export_saved_model(
     be asked for, the first one the default; None is the model's own. `batch_sizes`: a request is filled up to the next one
     and has at most the last. `batching`: "exact" computes every picture alone, several side by side, so that its bytes
     never depend on its batch; "fused" computes a batch at once, which is for accelerators. `dtype` as in `tfsd.load`. `xla`:
-    compile with XLA, which TensorFlow Serving does only with a flag. A loaded model has its own dtype and XLA, which these
+    compile with XLA, which TensorFlow Serving does only with a flag, and whose programs a process keeps when it unloads a
+    version (`serving.versions`). A loaded model has its own dtype and XLA, which these
     two must not contradict; else they default to float32 and True.
 
     A picture that is not finite in `dtype` fails its request with INVALID_ARGUMENT, and INTERNAL from `tfsd serve`.
@@ -137,7 +138,7 @@ def _manifest(model: StableDiffusion, limits: Limits, name: str, version: int) -
     spec, identity = model.spec, model.identity
     published = next((one for one in PUBLISHED.values() if one.spec.licence == spec.licence), None)
     return {
-        "format": 1,
+        "format": FORMAT,
         "kind": "saved_model",
         "name": name,
         "version": version,

@@ -1,22 +1,33 @@
 """Checks an exported SavedModel wherever it is: its files, and that it still draws its reference picture."""
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfsd.errors import TfsdWarning, shown
 from tfsd.files import check_files, read_json
 from tfsd.h5 import CheckpointError
 
 MANIFEST = "assets.extra/manifest.json"
 REFERENCE_PICTURE = "assets.extra/reference.png"
+FORMAT = 2  # of exports; 1 had TensorFlow's own SiLU in its graphs
 TOLERANCE = 1  # levels of 255: other processors and versions of TensorFlow add the same numbers in another order
+_KEEPS_MEMORY = (
+    "The export {name}, version {version}, was made by an older tfsd (format 1): no server gives its memory back when it is "
+    "unloaded, because TensorFlow keeps its graphs. Export the model again with `tfsd export saved_model`."
+)
 _NEEDED = ("name", "version", "sizes", "batching", "batch_sizes", "files", "reference")
 
 
 class ExportError(CheckpointError):
     """An export that does not draw what it should, or cannot be made."""
+
+
+class OutdatedExportWarning(TfsdWarning):
+    """An export of an older format that still works, with a fault that only exporting again mends."""
 
 
 class Verdict(NamedTuple):
@@ -29,7 +40,9 @@ class Verdict(NamedTuple):
 def load_manifest(folder: str | Path) -> dict:
     """Returns the manifest of an export, whose files are all there and undamaged.
 
-    Raises: `CheckpointError` naming the file that is not.
+    What is wrong with exports of its format is in the manifest's list `warnings`.
+
+    Raises: `CheckpointError` naming the file that is not, or a format that a newer tfsd wrote.
     """
     folder = Path(folder)
     if not (folder / "saved_model.pb").is_file() or not (folder / MANIFEST).is_file():
@@ -38,17 +51,25 @@ def load_manifest(folder: str | Path) -> dict:
     missing = [key for key in _NEEDED if key not in manifest]
     if missing:
         raise CheckpointError(f"{folder / MANIFEST} is damaged: it lacks {', '.join(missing)}.")
+    written = manifest.get("format", 1)
+    if not isinstance(written, int) or not 1 <= written <= FORMAT:
+        raise CheckpointError(
+            f"{folder / MANIFEST} has format {shown(written)}; this tfsd reads 1 to {FORMAT}. Export it again, or update tfsd."
+        )
     check_files(folder, manifest["files"], folder / MANIFEST)
-    return manifest
+    return manifest | {"warnings": [_KEEPS_MEMORY.format_map(manifest)] if written < 2 else []}
 
 
 def verify(folder: str | Path) -> Verdict:
     """Draws the reference picture of an export again and compares it with the one made when it was exported.
 
-    Raises: `CheckpointError` for damage; `ExportError` if the picture is another one.
+    Warns of an export that keeps memory. Raises: `CheckpointError` for damage; `ExportError` if the picture is another one.
     """
     folder = Path(folder)
-    reference = load_manifest(folder)["reference"]
+    manifest = load_manifest(folder)
+    for message in manifest["warnings"]:
+        warnings.warn(message, OutdatedExportWarning, stacklevel=2)
+    reference = manifest["reference"]
     try:
         file = draw(folder, reference["inputs"])
     except (tf.errors.OpError, KeyError, ValueError, OSError) as error:

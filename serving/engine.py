@@ -1,5 +1,6 @@
 """One version of an export, loaded: what a server computes with."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from tfsd.encoding import encode_png
 from tfsd.finite import is_not_finite, not_finite
 from tfsd.h5 import CheckpointError
 
+LOG = logging.getLogger("tfsd.serving")
 MANIFEST = "assets.extra/manifest.json"
 _ROW_INPUTS = 8  # tokens, negative tokens, and of a drawing all but the size
 _CONTEXTS = ("negative_context", "context")  # inputs of denoise, in the order of `advance_contexts`
@@ -66,6 +68,8 @@ class Engine:
         if not self.folder.name.isdigit():
             raise CheckpointError(f"{self.folder} must be named by its version, a number.")
         self.manifest = load_manifest(self.folder)
+        for message in self.manifest["warnings"]:
+            LOG.warning("%s", message)
         self.words = Words(self.manifest.get("kept_tokens", ()))
         self.name, self.version = str(self.manifest["name"]), int(self.folder.name)
         self.signatures = _signature_defs(self.folder)

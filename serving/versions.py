@@ -1,9 +1,12 @@
 """The versions that are loaded or were: their states, who uses them, and when their memory is given back.
 
 As in TF Serving, a version goes through START, LOADING, AVAILABLE, UNLOADING and END.
+
+An export without XLA leaves nothing in memory when it ends. With XLA, TensorFlow keeps what it has compiled until the process
+ends: about 100 MB for each size and number of pictures, whatever the weights. A server that loads many such versions grows by
+that with each of them; exports without XLA or a restart now and then keep it small.
 """
 
-import gc
 import logging
 import threading
 import time
@@ -12,6 +15,7 @@ from pathlib import Path
 
 from serving.errors import CODES, ServerError
 from serving.metrics import Metrics
+from tfsd.freeing import free_memory
 from tfsd.h5 import CheckpointError
 
 LOG = logging.getLogger("tfsd.serving")
@@ -151,7 +155,7 @@ class Versions:
             if version.leases or version.state != "UNLOADING":
                 return
             version.engine, version.state = None, "END"
-        gc.collect()  # TensorFlow's functions refer to one another, so that counting references does not free them
+        free_memory()
         self._show(version.model)
         LOG.info("Version %d of %s is unloaded.", version.number, version.model)
 

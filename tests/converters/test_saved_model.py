@@ -10,7 +10,7 @@ import tensorflow as tf
 from exports import ServingSession, pixels, request
 
 from converters.saved_model import export_saved_model
-from converters.verify import MANIFEST, ExportError, verify
+from converters.verify import MANIFEST, ExportError, OutdatedExportWarning, verify
 from tfsd.api import load
 from tfsd.encoding import encode_png
 from tfsd.folders import own_files
@@ -247,6 +247,14 @@ def test_manifest_says_what_is_served(folder, model):
 @pytest.mark.slow
 def test_verify_draws_the_reference_picture_again(folder):
     assert verify(folder) == (True, 0.0)
+
+
+@pytest.mark.slow
+def test_verify_warns_of_an_export_that_keeps_memory(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "1")
+    (copy / MANIFEST).write_text(json.dumps(json.loads((copy / MANIFEST).read_text()) | {"format": 1}))
+    with pytest.warns(OutdatedExportWarning, match="The export toy, version 1, was made by an older tfsd"):
+        assert verify(copy) == (True, 0.0)
 
 
 @pytest.mark.slow

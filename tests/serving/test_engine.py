@@ -1,10 +1,13 @@
 """A loaded export computes in chunks what its signatures compute in one call, and says what is wrong in one sentence."""
 
+import json
+import logging
 import shutil
 
 import numpy as np
 import pytest
 
+from converters.saved_model import export_saved_model
 from serving.engine import Engine
 from serving.errors import ServerError
 from tfsd.h5 import CheckpointError
@@ -23,6 +26,17 @@ def inputs(engine, **changed) -> dict:
 
 @pytest.mark.parametrize("chunk", [1, 4, 9])
 def test_chunks_give_the_bytes_of_the_signature(chunk, engine):
+    assert_chunks_give_the_bytes(engine, chunk)
+
+
+@pytest.mark.slow
+def test_chunks_compiled_by_xla_give_the_bytes_of_the_signature(toy_folder, tmp_path):
+    engine = Engine(export_saved_model(toy_folder, tmp_path, batch_sizes=(1,), max_steps=10))
+    for chunk in (1, 4, 9):
+        assert_chunks_give_the_bytes(engine, chunk)
+
+
+def assert_chunks_give_the_bytes(engine, chunk: int):
     asked = inputs(engine, seed=[5], num_steps=[7], sampler=[b"euler_ancestral"])
     job = engine.start(engine.prepare(asked))
     while job.done < job.steps:
@@ -93,6 +107,29 @@ def test_failed_check_is_one_sentence_with_what_came(engine):
     with pytest.raises(ServerError) as error:
         engine.prepare(inputs(engine, sampler=[b"x] [y"]))
     assert error.value.message.startswith("sampler must be one of ddim, ") and error.value.message.endswith("; got x y")
+
+
+def with_format(toy_export, tmp_path, number: int):
+    folder = shutil.copytree(toy_export / "toy" / "1", tmp_path / "1")
+    path = folder / "assets.extra/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": number}))
+    return folder
+
+
+def test_export_of_a_format_that_keeps_memory_says_so_in_log_and_manifest(toy_export, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "tfsd.serving"):
+        (said,) = Engine(with_format(toy_export, tmp_path, 1)).manifest["warnings"]
+    assert said.startswith("The export toy, version 1, was made by an older tfsd") and "Export the model again" in said
+    assert said in caplog.messages
+
+
+def test_export_of_this_format_has_no_warning(engine):
+    assert (engine.manifest["format"], engine.manifest["warnings"]) == (2, [])
+
+
+def test_export_of_a_newer_format_is_refused(toy_export, tmp_path):
+    with pytest.raises(CheckpointError, match="manifest.json has format 3; this tfsd reads 1 to 2"):
+        Engine(with_format(toy_export, tmp_path, 3))
 
 
 @pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.data-00000-of-00001", "assets/clip_merges.txt"])
