@@ -133,10 +133,11 @@ RECIPES = {
     "none": Recipe("float32 throughout: the same picture as in Python", 4, 4, 4, 45.0, 0, None),
     "float16": Recipe("weights in half precision, products in what the delegate has", 2, 2, 4, 30.0, 2, _all_parts(_float16)),
     "dynamic": Recipe(
-        "weights int8, activations rounded to int8 at every product: fastest on CPUs", 1, 1, 1, 15.0, 5, _all_parts(_dynamic)
+        "weights int8; activations int8 at every product on CPUs, where it is the fastest, floats on GPUs",
+        1, 1, 1, 15.0, 5, _all_parts(_dynamic),
     ),
     "int8-weights": Recipe(
-        "weights int8, products in float32: least loss in 8 bits, slow on CPUs and large in their memory",
+        "weights int8, products in float32: least loss in 8 bits on CPUs, but slow there and large in their memory",
         1, 1, 8, 20.0, 2, _all_parts(_int8_weights),
         no_gpu="LiteRT's GPU compiles no dense layer whose weights are made floats first; of dynamic it computes the same",
     ),

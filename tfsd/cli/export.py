@@ -13,7 +13,7 @@ EXPORT_EXAMPLES = """  tfsd export saved_model --out models                     
   tfsd export saved_model --out models --no-xla              the next version, for servers without their XLA flag
   tfsd export saved_model --model sd-1.4 --out models --size 512x512 --size 512x768 --dtype bfloat16
   tfsd export saved_model --model sd-1.4 --out models --batching fused --batch-sizes 1 2 4 8       for a GPU
-  tfsd export tflite --quantize int8-weights --out bundle    four TFLite files for a phone, with a report on their quality
+  tfsd export tflite --quantize dynamic --out bundle         four TFLite files for a phone, with a report on their quality
   tfsd generate "a red star" --device-bundle bundle          draws with them here, as a phone does
 """
 VERIFY_EXAMPLES = """  tfsd verify models/tiny/1      a SavedModel
