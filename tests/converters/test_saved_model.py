@@ -238,6 +238,7 @@ def test_warmup_asks_every_signature_for_every_shape(folder, session):
 def test_manifest_says_what_is_served(folder, model):
     manifest = json.loads((folder / "assets.extra/manifest.json").read_text())
     assert (manifest["name"], manifest["version"], manifest["sizes"]) == ("toy", 1, [list(size) for size in SIZES])
+    assert manifest["kept_tokens"] == list(model.spec.text.kept_tokens) == [320, 736, 1565]
     assert manifest["weights"] == model.identity["weights"] and manifest["reference"]["same_bytes_as_python"] is True
     listed = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert set(manifest["files"]) == listed - {"assets.extra/manifest.json"}

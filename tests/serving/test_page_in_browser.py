@@ -19,6 +19,7 @@ from tf_serving import TFServing
 
 from serving.models import Models, load_engine
 from serving.server import Options, Server, running
+from serving.words import Words
 from tfsd.cli import main
 from tfsd.cli.show import command
 from tfsd.samplers.plans import SAMPLERS
@@ -287,6 +288,16 @@ def test_pages_of_other_sites_reach_the_model_only_where_they_are_allowed(browse
         with serve(folder, lambda path: engine, cors_origins=(site,)) as address:
             assert page.evaluate(ask, [address, "application/json"]) == 200 and engine.jobs == before + 1
             assert page.evaluate(ask, [address, "text/plain"]) == 415 and engine.jobs == before + 1
+
+
+def test_words_that_the_model_never_learned_are_told(visit, engine, monkeypatch):
+    monkeypatch.setattr(engine, "words", Words((320, 736, 1565)))  # a, red, star
+    page = visit()
+    make(page, prompt="a red <b>dog</b> \u732b")
+    told = page.locator("#notice").inner_text()
+    assert "'dog'" in told and "'\u732b'" in told and "It knows these objects: star." in told
+    make(page, prompt="a red star")
+    assert page.locator("#notice").inner_text() == ""
 
 
 def test_message_of_the_server_is_shown(visit):

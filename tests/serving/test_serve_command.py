@@ -111,6 +111,11 @@ def test_inputs_that_are_left_out_are_the_defaults(command, manifest):
     assert outputs(command, {"prompt": "a red star"})["png_bytes"] == outputs(command, filled)["png_bytes"]
 
 
+def test_words_that_the_model_never_learned_are_told(command):
+    reply = command.rest.ask("POST", "/v1/models/toy:predict", json.dumps({"instances": [{"prompt": "a red dog"}]}))
+    assert reply.status == 200 and "'dog'" in reply.headers["X-Tfsd-Warning"]
+
+
 def test_strangers_in_the_batch_change_nothing(command):
     inputs = [{"prompt": f"a red star {i}", "seed": i, "num_steps": 3 + i % 4} for i in range(8)]
     alone = [outputs(command, one)["png_bytes"].string_val[0] for one in inputs]
