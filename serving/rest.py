@@ -204,6 +204,8 @@ class Rest:
             body = await asyncio.wait_for(request.read(), BODY_SECONDS)
         except asyncio.TimeoutError:
             raise ServerError("DEADLINE_EXCEEDED", f"The body did not arrive within {BODY_SECONDS:.0f} s.") from None
+        except ConnectionError:  # nobody hears this, and the log need not tell it
+            raise ServerError("CANCELLED", "The client left before the whole body had arrived.") from None
         encoding = request.headers.get("Content-Encoding", "identity").lower()
         if encoding not in ("identity", "gzip"):
             raise invalid(f"Content-Encoding must be gzip or identity; got {encoding[:60]}.")

@@ -89,11 +89,9 @@ class Service:
                 rows = max(map(len, call.inputs.values()))
                 seen |= {"signature": call.signature, "rows": rows}
                 outputs = await self._run(engine, call, rows, deadline=deadline, request_id=request_id, trace=trace)
-                unknown = await asyncio.to_thread(engine.words.unknown, call.inputs) if "prompt" in call.inputs else {}
-                if unknown:
-                    seen["unknown_words"] = sum(map(len, unknown.values()))
+                warning = await _warning(engine.words, call, seen)
                 code = "OK"
-                return Answer(engine.version, call.signature, outputs, engine.words.message(unknown))
+                return Answer(engine.version, call.signature, outputs, warning)
         except ServerError as error:
             code = error.code
             raise
@@ -135,6 +133,16 @@ class Service:
             made["png_bytes"] = np.empty(rows, object)
             made["png_bytes"][:] = pictures
         return {name: made[name] for name in call.outputs}
+
+
+async def _warning(words, call: Call, seen: dict) -> str:
+    """Returns what to say of words that the model never learned; the log sees only how many there are."""
+    if not words.are_few or "prompt" not in call.inputs:
+        return ""
+    unknown = await asyncio.to_thread(words.unknown, call.inputs)
+    if unknown:
+        seen["unknown_words"] = sum(map(len, unknown.values()))
+    return words.message(unknown)
 
 
 def _require_one_size(call: Call):

@@ -27,9 +27,14 @@ class Words:
             raise CheckpointError(f"The manifest's kept_tokens are damaged: {error}") from error
         self._tokenizer = None
 
+    @property
+    def are_few(self) -> bool:
+        """Whether the model learned some words only."""
+        return bool(self._spec.kept_tokens)
+
     def unknown(self, inputs: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
         """Returns the words of a request that the model never learned, by the input that has them."""
-        if not self._spec.kept_tokens:
+        if not self.are_few:
             return {}
         from tfsd.text import Tokenizer, unknown_words
 

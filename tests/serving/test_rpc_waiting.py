@@ -42,9 +42,9 @@ def test_a_deadline_stops_the_steps(client, engine, server):
 
 def test_a_client_that_goes_frees_its_place(client, engine, server):
     with held(engine):
-        steps, before = engine.steps, cancelled(server)
+        steps, jobs, before = engine.steps, engine.jobs, cancelled(server)
         call = client.prediction.Predict.future(request("x", num_steps=[500]))
-        until(lambda: server.scheduler.busy)
+        until(lambda: engine.jobs == jobs + 1)
         call.cancel()
         with pytest.raises(grpc.FutureCancelledError):
             call.result()
