@@ -10,6 +10,7 @@ import urllib.request
 from urllib.parse import parse_qs, urlencode
 
 import numpy as np
+import patience
 import pytest
 from browser import chromium, fill, local, make, page_files, recipe, serving, shell_words, shown, step, values, wide
 from patience import until
@@ -121,7 +122,7 @@ def visit(browser, address):
 
     def visit(where: str = "", *, at: str = address, width: int = 1200, **options):
         context = browser.new_context(viewport={"width": width, "height": 800}, **options)
-        context.set_default_timeout(1000 * LONG)
+        context.set_default_timeout(1000 * patience.LONG)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -458,7 +459,7 @@ def test_foreign_server_that_the_policy_forbids_is_explained(browser, address):
     with serving(TFServing) as far:
         page = browser.new_page()
         page.goto(f"{address}/?{urlencode({'server': far})}")
-        page.wait_for_selector("#error:not(:empty)", timeout=1000 * LONG)
+        page.wait_for_selector("#error:not(:empty)", timeout=1000 * patience.LONG)
         message = page.locator("#error").inner_text()
         page.close()
     assert far in message and "--rest_api_enable_cors_support" in message and "Content-Security-Policy" in message
