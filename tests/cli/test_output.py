@@ -34,13 +34,11 @@ def test_folder_that_is_not_there_is_not_made(place, run):
 
 def test_picture_on_standard_output_is_the_file(place, tmp_path):
     """The prompt comes from standard input; a comment in it is none."""
-    process = start(*toy("-", "--seed", "3", "--steps", "1", "--out", "-"), cwd=place, stdin=subprocess.PIPE)
-    process.stdout = process.stdout.buffer
-    process.stdin.write("# a comment\n\n a star\n")
-    process.stdin.close()
-    data = process.stdout.read()
-    assert (process.wait(), process.stderr.read()) == (0, "")
-    (tmp_path / "x.png").write_bytes(data)
+    with open(tmp_path / "x.png", "wb") as file:
+        argv = toy("-", "--seed", "3", "--steps", "1", "--out", "-")
+        process = start(*argv, cwd=place, stdin=subprocess.PIPE, output=file)
+        _, err = process.communicate("# a comment\n\n a star\n")
+    assert (process.returncode, err) == (0, "")
     recipe = read_recipe(tmp_path / "x.png")
     assert (recipe["prompt"], recipe["seed"]) == ("a star", 3)
     assert made(place) == []
