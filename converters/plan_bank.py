@@ -34,6 +34,7 @@ class PlanBank(tf.Module):
                     rows.append(plan.rows[: plan.count])
                     counts[which, steps - 1], scales[which, steps - 1] = plan.count, plan.init_scale
                 stages.advance()
+            stages("making the graph's tables")
         starts = 1 + np.cumsum(counts).reshape(counts.shape) - counts
         self.longest = int(counts.max())
         self.rows = tf.Variable(np.concatenate(rows), trainable=False, name="rows")  # row 0 is where finished pictures rest

@@ -14,7 +14,7 @@ from tfsd.cli.terminal import describe
         (("x", "--model", "toy", "--out", "missing/x.png"), "there is no folder"),
         (("x", "--model", "toy", "--out", "toy/spec.json/x.png"), "there is no folder"),
         (("show", "missing.png"), "No such file"),
-        (("show", "toy/spec.json"), "no PNG file"),
+        (("show", "toy/spec.json"), "is no PNG, JPEG or WebP file"),
         (("show", "."), "no file"),
         (("convert", "missing", "new"), "does not exist"),
         (("download", "sd-1.4"), "To accept, add --accept-licence"),
