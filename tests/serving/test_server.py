@@ -21,6 +21,7 @@ from test_rpc import Client as Rpc
 from serving.errors import ServerError
 from serving.models import Models
 from serving.server import Options, Server, running
+from tfsd.finite import not_finite
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -182,6 +183,22 @@ def test_many_clients_of_both_protocols_get_their_own_pictures():
             return base64.b64decode(rest.predict(columns(seed=[seed])).json["outputs"]["png_bytes"][0]["b64"])
 
         assert list(clients.map(ask, range(48))) == [picture(seed) for seed in range(48)]
+
+
+class Infinite(Engine):
+    """An engine whose pictures are not finite, as in float16 those of some models."""
+
+    def start(self, rows):
+        job = super().start(rows)
+        job.results = lambda: [ServerError("INTERNAL", not_finite("latents", "float16"))] * len(rows)
+        return job
+
+
+def test_pictures_that_are_not_finite_are_the_servers_error_in_both_protocols():
+    with served(Infinite()) as server:
+        failed, reply = error(Rpc(server).prediction.Predict, request("x")), Rest(server).predict(columns())
+        assert (failed.code(), reply.status) == (CODE.INTERNAL, 500)
+        assert failed.details() == reply.error == not_finite("latents", "float16")
 
 
 # Nonsense
