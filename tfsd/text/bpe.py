@@ -125,8 +125,8 @@ class Tokenizer:
         room = self.spec.length - 2
         return Split(pieces[:room], pieces[room:], *self._cut(text))
 
-    def kept_words(self, prompt: str) -> Iterator[tuple[str, Sequence[int]]]:
-        """Yields the words of the cleaned prompt with their ids, up to the one at which it is cut off.
+    def kept_words(self, prompt: str) -> Iterator[tuple[regex.Match, Sequence[int]]]:
+        """Yields the words of the cleaned prompt, as matches in it, with their ids, up to the one at which it is cut off.
 
         Raises: as `encode`.
         """
@@ -136,7 +136,7 @@ class Tokenizer:
             if room < 0:
                 return
             if found[0] not in self._marks:
-                yield found[0], ids
+                yield found, ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, with a space after every word and marks written out, as KerasCV does.

@@ -13,6 +13,7 @@ OBJECTS = ("ball", "boat", "car", "cat", "cup", "fish", "flower", "heart", "hous
 _CLOSE = 0.8  # likeness from which on a word may be another one misspelt
 _MAX_LISTED = 10  # unknown words in a message
 _MAX_KNOWN = 20  # known words, where there are no known objects
+_AROUND = ".,;:!?()[]{}\""  # stands around words
 _MAX_LETTERS = 40  # of a word that is compared
 
 
@@ -29,7 +30,8 @@ def known_words(spec: CLIPSpec) -> list[str]:
 def unknown_words(tokenizer: Tokenizer, prompts: str | Iterable[str]) -> list[str]:
     """Returns the words of prompts that the model never learned, in lower case, each once, in order.
 
-    They are none for a model with CLIP's whole vocabulary. Punctuation and what is cut off do not count.
+    They are none for a model with CLIP's whole vocabulary. Punctuation, ends of words such as 's, and what is cut off do
+    not count.
     Raises: as `Tokenizer.encode`.
     """
     kept = set(tokenizer.spec.kept_tokens)
@@ -37,10 +39,18 @@ def unknown_words(tokenizer: Tokenizer, prompts: str | Iterable[str]) -> list[st
         return []
     found = {}
     for prompt in [prompts] if isinstance(prompts, str) else prompts:
-        for word, ids in tokenizer.kept_words(prompt):
-            if not kept.issuperset(ids) and any(map(str.isalnum, word)):
-                found[word] = True
+        for match, ids in tokenizer.kept_words(prompt):
+            if not kept.issuperset(ids) and match[0][0] != "'" and any(map(str.isalnum, match[0])):
+                found[_as_written(match)] = True
     return list(found)
+
+
+def _as_written(match) -> str:
+    """Returns a word as it stands in the prompt: CLIP parts words at apostrophes, 'red' into 're, d and '."""
+    text = match.string
+    begin, end = text.rfind(" ", 0, match.start()) + 1, text.find(" ", match.end())
+    whole = text[begin : end if end >= 0 else len(text)]
+    return whole.strip(_AROUND) if "'" in whole else match[0]
 
 
 def unknown_words_message(spec: CLIPSpec, words: Iterable[str], name: str = "prompt") -> str:
