@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(path for top in ("tfsd", "converters", "serving") for path in (ROOT / top).rglob("*.py"))
 # From left to right: a module imports from columns to the left of its own and from its own package, never from neighbours.
 COLUMNS = (
-    {"tfsd.errors", "tfsd.limits", "tfsd.startup", "tfsd.finite", "tfsd.memory", "tfsd.private"},
-    {"tfsd.specs", "tfsd.progress", "tfsd.arguments", "tfsd.files", "tfsd.backend"},
+    {"tfsd.errors", "tfsd.freeing", "tfsd.limits", "tfsd.startup", "tfsd.memory", "tfsd.private"},
+    {"tfsd.finite", "tfsd.specs", "tfsd.progress", "tfsd.arguments", "tfsd.files", "tfsd.backend"},
     {"tfsd.noise", "tfsd.programs", "tfsd.text", "tfsd.models", "tfsd.samplers", "tfsd.h5", "tfsd.encoding"}
     | {"tfsd.recipes", "tfsd.folders"},
     {"tfsd.pipeline", "tfsd.atomic", "tfsd.bundle_fields", "tfsd.litert"},

@@ -14,6 +14,10 @@ class CheckpointError(Exception):
     """Weights that are damaged, do not fit the model, cannot be found or cannot be written."""
 
 
+class NotFiniteError(ArithmeticError):
+    """The latents of a picture are NaN or infinite, so there is no picture."""
+
+
 class TfsdWarning(UserWarning):
     """The base of all warnings of this package, by which the command line tells them from those of its libraries."""
 

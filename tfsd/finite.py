@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfsd.errors import NotFiniteError
+
+__all__ = ["NotFiniteError", "is_not_finite", "not_finite", "require_finite"]
+
 _FACT = "are NaN or infinite in"
 _ADVICE = {
     "float16": "float16 ends at 65504. Use dtype bfloat16 or float32",
     "bfloat16": "Use dtype float32; if that fails, too, the model's weights are damaged",
     "float32": "The model's weights are damaged or were read wrongly. Convert or download the model again",
 }
-
-
-class NotFiniteError(ArithmeticError):
-    """The latents of a picture are NaN or infinite, so there is no picture."""
 
 
 def not_finite(what: str, dtype: str) -> str:

@@ -28,7 +28,7 @@ def gallery(tmp_path_factory, toy_folder):
         patch.chdir(place)
         for name, argv in {
             "several": [
-                "a 'red' star",
+                'a "red" star',
                 "--seed",
                 "4",
                 "--n",
@@ -79,7 +79,7 @@ def test_several_pictures_are_numbered(gallery):
 def test_command_that_show_prints_makes_the_picture_again(gallery):
     """In a batch of one instead of two, where sums may round to the other side."""
     place, printed = gallery
-    assert printed["again"][:3] == ["tfsd", "generate", "a 'red' star"]
+    assert printed["again"][:3] == ["tfsd", "generate", 'a "red" star']
     assert read_recipe(place / "again.png") == read_recipe(place / "x-2.png")
     assert np.abs(pixels(place / "again.png") - pixels(place / "x-2.png")).max() <= 1
 

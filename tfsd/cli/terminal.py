@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from tfsd.backend import BackendError, require_tensorflow
 from tfsd.cli.parsing import UsageError, with_flags
-from tfsd.errors import CheckpointError, TfsdWarning, printable
-from tfsd.finite import NotFiniteError
+from tfsd.errors import CheckpointError, NotFiniteError, TfsdWarning, printable
 from tfsd.private import VersionError
 from tfsd.progress import Stages, answering_interrupts, aside
 
