@@ -5,12 +5,15 @@ import inspect
 import json
 import math
 import shutil
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import tfsd
+from tfsd import api
 from tfsd.api import StableDiffusion, attention_bytes, load, text_to_image
 from tfsd.noise import LAST_VALUE, normal_noise
 from tfsd.progress import Cancelled, Progress
@@ -216,6 +219,53 @@ def test_the_function_passes_every_argument_on(toy_folder):
 def test_a_model_says_what_it_is(model, toy_folder):
     text = repr(model)
     assert text.startswith("<StableDiffusion '") and text.endswith(": 32 x 32 pixels, float32, numerics of compvis, without XLA>")
+
+
+def test_the_function_frees_its_model_before_it_loads_another(toy_folder, tmp_path, monkeypatch):
+    options = {"num_steps": 1, "jit_compile": False}
+    text_to_image("a", model=toy_folder, **options)
+    (kept,) = (weakref.ref(model) for model in api._KEPT.values())
+    alive = []
+    monkeypatch.setattr(api, "load", lambda *args, **kwargs: alive.append(kept()) or load(*args, **kwargs))
+    text_to_image("a", model=shutil.copytree(toy_folder, tmp_path / "copy"), **options)
+    assert alive == [None]
+
+
+def test_first_calls_in_several_threads_load_one_model(toy_folder, monkeypatch):
+    api._KEPT.clear()
+    loads = []
+    monkeypatch.setattr(api, "load", lambda *args, **kwargs: loads.append(args) or load(*args, **kwargs))
+    with ThreadPoolExecutor(4) as threads:
+        calls = [threads.submit(text_to_image, "a", seed=1, num_steps=1, model=toy_folder, jit_compile=False) for _ in range(4)]
+    pictures = [np.asarray(call.result()) for call in calls]
+    assert len(loads) == 1
+    for picture in pictures[1:]:
+        np.testing.assert_array_equal(picture, pictures[0])
+
+
+# -- threads, and the end of a model ------------------------------------------------------------------------------------
+
+
+def test_threads_that_draw_with_one_model_get_the_pictures_of_one_thread(toy_folder, model):
+    cases = [{"prompt": text, "seed": seed, "sampler": "euler_ancestral"} for seed, text in enumerate(["a star", "red", "", "a"])]
+    expected = [np.asarray(model.text_to_image(**case)) for case in cases]
+    fresh = load(toy_folder, jit_compile=False)  # so that they trace at once, too
+    with ThreadPoolExecutor(4) as threads:
+        drawn = list(threads.map(lambda case: np.asarray(fresh.text_to_image(**case)), cases * 4))
+    for picture, wanted in zip(drawn, expected * 4):
+        np.testing.assert_array_equal(picture, wanted)
+
+
+def test_a_closed_model_frees_its_weights_and_says_so(toy_folder):
+    with load(toy_folder, jit_compile=False) as model:
+        model.text_to_image("a", num_steps=1)
+        weights = [weakref.ref(variable) for part in vars(model.pipeline.parts).values() for variable in part.variables]
+        handles = [weakref.ref(value) for value in model.pipeline.tracked]
+    assert not any(reference() for reference in weights + handles)
+    for call in (model.text_to_image, model.encode_text):
+        with pytest.raises(RuntimeError, match="is closed. Load it again with tfsd.load()"):
+            call("a")
+    model.close()
 
 
 def test_the_package_offers_what_readme_says():

@@ -1,5 +1,10 @@
 """Memory comes back: nothing that loads, draws, exports or trains leaves a reference in TensorFlow."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import tensorflow as tf
 from gradient_registry import custom_gradients, require_registry
@@ -11,7 +16,7 @@ from serving.engine import Engine
 from tfsd.api import load
 from tfsd.models import build
 from tfsd.models.layers import activation
-from tfsd.weights import load_spec
+from tfsd.weights import ASSETS, load_spec
 
 
 @pytest.fixture(scope="session", autouse=True)  # before `no_module_leaves_gradients` counts
@@ -61,3 +66,29 @@ def test_training_registers_no_gradient(toy_folder):
 @pytest.mark.parametrize("name", ["quick_gelu", "gelu", "gelu_tanh"])
 def test_activations_register_no_gradient(name):
     tf.function(activation(name)).get_concrete_function(tf.zeros([2]))
+
+
+# -- memory of a process, in which nothing else runs -------------------------------------------------------------------
+
+
+def memory_after(what: str, folder) -> list[int]:
+    script = Path(__file__).with_name("memory_growth.py")
+    environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run([sys.executable, script, what, folder], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_over_models_that_come_and_go():
+    after = memory_after("loads", ASSETS / "tiny")
+    assert len(after) == 5 and after[-1] <= 1.03 * after[1], after
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_over_versions_that_a_server_replaces(toy_folder, tmp_path):
+    export_saved_model(toy_folder, tmp_path, batch_sizes=(1,), xla=False)
+    after = memory_after("reloads", tmp_path)
+    assert len(after) == 10 and after[-1] <= 1.03 * after[1], after

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -15,6 +16,7 @@ from tfsd.backend import require_tensorflow
 from tfsd.errors import shown, warn
 from tfsd.files import sha256
 from tfsd.finite import require_finite
+from tfsd.freeing import free_memory
 from tfsd.images import Images
 from tfsd.models import DTYPES
 from tfsd.noise import effective_seed, require_counters
@@ -91,6 +93,7 @@ class _Options(NamedTuple):
 class StableDiffusion:
     """A model, ready to draw; `load` makes one. Sizes that were used once are compiled and fast from then on.
 
+    Several threads may draw with one model. `with load(...) as model` closes the model at the end of the block.
     `identity` is what recipes say of the model beyond its spec: the name it was loaded by, a hash of its weights.
     """
 
@@ -102,7 +105,7 @@ class StableDiffusion:
         self.identity = {"model": spec.name, "weights": "", "numerics_override": None} | (identity or {})
         self.identity |= {"dtype": dtype, "numerics": spec.numerics, "jit_compile": jit_compile}
         self.tokenizer = Tokenizer(spec.text)
-        self.pipeline = Pipeline(spec, parts, jit_compile=jit_compile)
+        self._pipeline: Pipeline | None = Pipeline(spec, parts, jit_compile=jit_compile)
         self._pace: dict = {}
         self._unknown: set[frozenset[str]] = set()  # words that a warning told of
 
@@ -111,6 +114,28 @@ class StableDiffusion:
         xla = "with XLA" if own["jit_compile"] else "without XLA"
         what = f"{shown(own['model'])}: {width} x {height} pixels, {own['dtype']}, numerics of {own['numerics']}, {xla}"
         return f"<StableDiffusion {what}>"
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The networks with their sampling loop. Raises: `RuntimeError` if the model is closed."""
+        if self._pipeline is None:
+            raise RuntimeError(f"The model {shown(self.identity['model'])} is closed. Load it again with tfsd.load().")
+        return self._pipeline
+
+    def close(self):
+        """Releases the weights and the traced graphs; the model can draw no more. Closing it again does nothing.
+
+        Pictures that another thread is drawing are still finished, and the memory is free after them.
+        """
+        if self._pipeline is not None:
+            self._pipeline = None
+            free_memory()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     @_kerascv_names
     def text_to_image(
@@ -317,10 +342,23 @@ def _fingerprint(folder: Path) -> str:
     return sha256(folder / "manifest.json")[:12]
 
 
-@functools.lru_cache(maxsize=1)
+_KEPT: dict[tuple, StableDiffusion] = {}  # the model of the last call of `text_to_image`, by all that it depends on
+_LOADING = threading.Lock()
+
+
 def _loaded(model: str | Path, folder: Path, fingerprint: str, **options) -> StableDiffusion:
-    """Keeps the last model; `folder` and `fingerprint` tell when the same name has come to mean another."""
-    return load(model, **options)
+    """Returns the last model again, or loads another one in its place.
+
+    `folder` and `fingerprint` tell when the same name has come to mean another model. The last model goes before the next
+    one is loaded, so that memory holds one, and threads that need the same one wait for one of them to load it.
+    """
+    key = (model, folder, fingerprint, *sorted(options.items()))
+    with _LOADING:
+        if key not in _KEPT:
+            _KEPT.clear()
+            free_memory()
+            _KEPT[key] = load(model, **options)
+        return _KEPT[key]
 
 
 @_kerascv_names
@@ -347,6 +385,7 @@ def text_to_image(
 ) -> Images:
     """Returns pictures of a prompt: uint8 [B, H, W, 3], with the recipe of each; keeps the model for the next call.
 
+    A call that names another model frees the last one before it loads. First calls in several threads load one model.
     `model`, `dtype`, `jit_compile` and `numerics` are those of `load`, all others those of
     `StableDiffusion.text_to_image`, which explains them.
 

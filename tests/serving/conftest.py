@@ -6,7 +6,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def toy_export(toy_folder, tmp_path_factory):
-    """A folder of models with one: toy/1, 32 x 32 pixels, batches of up to 2. Read only: all test processes share it."""
+    """A folder of models with one: toy/1, 32 x 32 pixels, batches of up to 2. Read only: all test processes share it.
+
+    Without XLA, whose programs no engine that is loaded from it would ever give back.
+    """
     from converters.saved_model import export_saved_model
 
     base = tmp_path_factory.getbasetemp()
@@ -22,7 +25,7 @@ def toy_export(toy_folder, tmp_path_factory):
         return out / "models"
     word = "failed"
     try:
-        export_saved_model(toy_folder, out / "models", batch_sizes=(1, 2), max_steps=10)
+        export_saved_model(toy_folder, out / "models", batch_sizes=(1, 2), max_steps=10, xla=False)
         word = "done"
     finally:
         (out / word).touch()
