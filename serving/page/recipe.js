@@ -44,6 +44,7 @@ export function commandOf(recipe) {
   }
   if (recipe.jit_compile === false) flags.push("--no-jit");
   const { prompt } = recipe;
+  if (prompt.trim() === "") flags.push("--allow-empty");
   const words = prompt.startsWith("-") ? [...flags, "--", prompt] : [prompt, ...flags];
   return ["tfsd", "generate", ...words].map(quoted).join(" ");
 }
