@@ -70,9 +70,7 @@ def test_prompt_alone_makes_a_picture_and_prints_its_name(gallery):
 
 def test_several_pictures_are_numbered(gallery):
     place, printed = gallery
-    assert printed["several"][:2] == (0, "x-0.png\nx-1.png\nx-2.png\n")
-    assert printed["several"][2].startswith("tfsd: warning: prompt has words that the model never learned: \"'red'\".")
-    assert printed["several"][2].count("\n") == 1
+    assert printed["several"] == (0, "x-0.png\nx-1.png\nx-2.png\n", "")
     recipes = [read_recipe(place / f"x-{i}.png") for i in range(3)]
     assert [(recipe["seed"], recipe["index"]) for recipe in recipes] == [(4, 0), (4, 1), (4, 2)]
     assert np.abs(pixels(place / "x-0.png") - pixels(place / "x-1.png")).max() > 1
