@@ -1,7 +1,9 @@
 """The pipeline as one graph, with a model of random weights; that its numbers are right is checked in tests/parity."""
 
 import dataclasses
+import gc
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -118,6 +120,31 @@ def test_chunks_of_steps_give_the_same_bytes(chunk, pipeline):
     whole, chunked = generate(pipeline, request), generate(pipeline, request, chunk=chunk)
     np.testing.assert_array_equal(chunked[1], whole[1])
     np.testing.assert_array_equal(chunked[0], whole[0])
+
+
+def test_models_of_one_spec_share_what_xla_compiles(random_model):
+    spec, parts = random_model
+    first, request = Pipeline(spec, parts), request_of(spec, [1], steps=2)
+    expected = generate(first, request)
+    traces = first.generate.experimental_get_tracing_count()
+    others = models.build(spec)
+    for name, part in others.items():
+        for ours, theirs in zip(part.variables, parts[name].variables):
+            ours.assign(theirs * 0.5)
+    second = Pipeline(dataclasses.replace(spec, name="other", default_steps=3), others)
+    assert np.abs(generate(second, request)[1] - expected[1]).max() > 0.01
+    np.testing.assert_array_equal(generate(first, request)[1], expected[1])
+    assert second.generate.experimental_get_tracing_count() == traces
+    alive = [weakref.ref(value) for value in second.tracked]
+    del second, others, part, ours, theirs
+    gc.collect()
+    assert not any(reference() for reference in alive)
+
+
+def test_parts_that_are_not_those_of_the_spec_are_refused(random_model):
+    spec, parts = random_model
+    with pytest.raises(ValueError, match=r"tokens is float32 \(100, 16\); the spec 'random' has float32 \(200, 16\)"):
+        Pipeline(dataclasses.replace(spec, text=dataclasses.replace(spec.text, vocabulary=200)), parts)
 
 
 def test_no_argument_of_a_request_makes_it_trace_again(pipeline):

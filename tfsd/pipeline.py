@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfsd.noise import INITIAL_STREAM, normal_noise
 from tfsd.programs import Programs
 from tfsd.samplers.step import empty_history, step, unpack
+from tfsd.sharing import shared
 from tfsd.specs import ModelSpec
 
 
@@ -43,21 +44,12 @@ class State(NamedTuple):
     keys_values: list  # of the context in every cross-attention; the same at every step
 
 
-class Pipeline(tf.Module):
-    """A model with its sampling loop.
+class Steps:
+    """The way from tokens to pictures, as functions of a model's networks. Whoever calls them compiles them."""
 
-    The parts stay outside TensorFlow's tracking, which would find their variables a second time under names that
-    TF Serving cannot restore; the module tracks the raw variables instead.
-    """
-
-    def __init__(self, spec: ModelSpec, parts: Mapping[str, keras.Model], *, jit_compile: bool = True):
-        super().__init__(name="pipeline")
+    def __init__(self, spec: ModelSpec, parts: Mapping[str, keras.Model]):
         self.spec = spec
-        self.jit_compile = jit_compile
         self.parts = types.SimpleNamespace(**parts)
-        self.tracked = [v.value for part in parts.values() for v in part.variables]
-        self.generate = Programs(self._generate, jit_compile=jit_compile)
-        self.encode = Programs(self._encode, jit_compile=jit_compile)
 
     @property
     def dtype(self) -> str:
@@ -169,6 +161,25 @@ class Pipeline(tf.Module):
 
         images, latents = tf.cond(tf.equal(last, request.count), end, lambda: (blank, state.latents))
         return images, state._replace(latents=latents)
+
+
+class Pipeline(Steps, tf.Module):
+    """A model with its sampling loop, compiled: `generate` and `encode`.
+
+    The parts stay outside TensorFlow's tracking, which would find their variables a second time under names that
+    TF Serving cannot restore; the module tracks the raw variables instead.
+    """
+
+    def __init__(self, spec: ModelSpec, parts: Mapping[str, keras.Model], *, jit_compile: bool = True):
+        tf.Module.__init__(self, name="pipeline")
+        Steps.__init__(self, spec, parts)
+        self.jit_compile = jit_compile
+        self.tracked = [v.value for part in parts.values() for v in part.variables]
+        if jit_compile:
+            self.generate, self.encode = shared(Steps, spec, parts, ("_generate", "_encode"))
+        else:
+            self.generate = Programs(self._generate, jit_compile=False)
+            self.encode = Programs(self._encode, jit_compile=False)
 
 
 def all_finite(values):
