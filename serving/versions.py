@@ -2,9 +2,11 @@
 
 As in TF Serving, a version goes through START, LOADING, AVAILABLE, UNLOADING and END.
 
-An export without XLA leaves nothing in memory when it ends. With XLA, TensorFlow keeps what it has compiled until the process
-ends: about 100 MB for each size and number of pictures, whatever the weights. A server that loads many such versions grows by
-that with each of them; exports without XLA or a restart now and then keep it small.
+The weights and graphs of an export without XLA are freed when it ends; the holes that they leave in the heap let a process
+grow by about 12 MB with each reload of a small model (1120 MB after the second, 1218 after the tenth). With XLA, TensorFlow
+keeps what it has compiled until the process ends, too: about 100 MB for each size and number of pictures, whatever the weights. A
+server that loads many such versions grows by that with each of them; exports without XLA or a restart now and then keep it
+small.
 """
 
 import logging
