@@ -21,6 +21,7 @@ COLUMNS = (
     {"tfsd.finite", "tfsd.specs", "tfsd.progress", "tfsd.arguments", "tfsd.files", "tfsd.backend"},
     {"tfsd.noise", "tfsd.programs", "tfsd.text", "tfsd.models", "tfsd.samplers", "tfsd.h5", "tfsd.encoding"}
     | {"tfsd.recipes", "tfsd.folders"},
+    {"tfsd.sharing"},
     {"tfsd.pipeline", "tfsd.atomic", "tfsd.bundle_fields", "tfsd.litert"},
     {"tfsd.image_files"},
     {"tfsd.weights", "tfsd.images"},
