@@ -21,6 +21,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2,
 )
 
+from serving.daemons import in_daemon
 from serving.errors import WARNING_KEY, ServerError
 from serving.service import Call, Service, Target, request_id_of, signature_asked
 from serving.wire import inputs_of, invalid, output_names, proto_of
@@ -113,6 +114,7 @@ class Calls:
 
     def __init__(self, service: Service):
         self.service, self.models = service, service.models
+        self._reloading = asyncio.Lock()
 
     async def predict(self, request, context):
         """PredictionService.Predict."""
@@ -165,7 +167,8 @@ class Calls:
             raise invalid(
                 "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently supported"
             )
-        await asyncio.to_thread(self.models.reload, request.config)
+        async with self._reloading:  # one thread is enough for all that wait
+            await in_daemon(self.models.reload, request.config)
         response = model_management_pb2.ReloadConfigResponse()
         response.status.SetInParent()
         return response

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from serving import rpc
 from serving.access import Access
+from serving.daemons import in_daemon
 from serving.logs import LOGGER
 from serving.message_size import request_limits
 from serving.metrics import Metrics
@@ -110,7 +111,7 @@ class Server:
         )
         try:
             await self._listen(certificate)
-            await _in_daemon(self.models.start)
+            await in_daemon(self.models.start)
         except BaseException:
             await self.stop(grace=0)
             raise
@@ -208,27 +209,6 @@ def running(server: Server) -> Iterator[Server]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-async def _in_daemon(function: Callable[[], None]):
-    """Awaits a function in a thread that the end of the process does not wait for: loading takes minutes."""
-    loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
-
-    def settle(error: BaseException | None):
-        if not done.done():
-            done.set_result(None) if error is None else done.set_exception(error)
-
-    def work():
-        error = None
-        try:
-            function()
-        except BaseException as caught:
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, error)
-
-    threading.Thread(target=work, name="tfsd-load", daemon=True).start()
-    await done
 
 
 def _taken(address: str, option: str) -> str:

@@ -1,6 +1,9 @@
 import itertools
+import json
+import os
 import queue
 import threading
+import urllib.request
 
 import grpc
 import pytest
@@ -9,7 +12,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from patience import LONG, until
-from stand_in import Engine, cancelled, held, picture, served
+from stand_in import Engine, add_version, cancelled, held, picture, served
+from tensorflow_serving.apis import model_management_pb2
 from test_rpc import CODE, Client, error, request
 
 
@@ -126,3 +130,30 @@ def _answers(watch) -> bool:
         return next(watch()) is not None
     except grpc.RpcError:
         return False
+
+
+def test_reloads_that_wait_take_no_thread_from_requests_nor_from_the_end_of_the_process():
+    engines, go, loaders = {1: Engine(1), 2: Engine(2)}, threading.Event(), []
+
+    def load(path):
+        loaders.append(threading.current_thread())
+        assert path.name == "1" or go.wait(LONG)
+        return engines[int(path.name)]
+
+    with served(engines[1], load=load) as server:
+        client, folder = Client(server), server.models.folders()[0].parent
+        add_version(folder.parent, 2)
+        asked = model_management_pb2.ReloadConfigRequest()
+        asked.config.model_config_list.config.add(name="toy", base_path=str(folder), model_platform="tensorflow")
+        reloads = [client.models.HandleReloadConfigRequest.future(asked, timeout=LONG) for _ in range((os.cpu_count() or 1) + 8)]
+        try:
+            until(lambda: len(loaders) == 2)
+            assert client.predict("x")  # comes after all reloads on their connection
+            body = json.dumps({"instances": [{"prompt": "x"}]}) + 70_000 * " "  # large ones are read in a thread
+            sent = urllib.request.Request(f"http://127.0.0.1:{server.rest_port}/v1/models/toy:predict", body.encode())
+            assert json.load(urllib.request.urlopen(sent, timeout=60))["predictions"]
+        finally:
+            go.set()
+        for one in reloads:
+            one.result(LONG)
+    assert all(thread.daemon for thread in loaders)
