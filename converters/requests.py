@@ -101,7 +101,8 @@ class Requests(tf.Module):
             in_range = tf.reduce_all((index >= 0) & (index <= last_index))
             check = _check(in_range, "index must be from 0 to", last_index, "; got", index)
         with tf.control_dependencies([*checks, check]):
-            plan, count, init_scale = self.plans(tf.identity(sampler), tf.identity(num_steps))
+            plans = tf.maximum(tf.shape(sampler)[0], tf.shape(num_steps)[0])  # one for all pictures where both have one row
+            plan, count, init_scale = self.plans(rows_of(sampler, plans), rows_of(num_steps, plans))
             seeds = tf.cast(tf.math.floormod(seed, tf.constant(SEED_PERIOD, tf.int64)), tf.int32)
             rows = (rows_of(value, batch) for value in (plan, count, init_scale, seeds, index, guidance_scale, size))
             return Drawing(*rows)

@@ -254,21 +254,32 @@ def _called(function, inputs: dict):
         return function(**inputs)
     except tf.errors.OpError as error:
         raise _server_error(error) from error
+    except UnicodeDecodeError as error:  # a failed check shows a value that is no UTF-8: TensorFlow cannot make its error
+        raise ServerError("INVALID_ARGUMENT", _failed_check(error.object.decode("utf-8", "replace"))) from error
 
 
 def _server_error(error: tf.errors.OpError) -> ServerError:
     """Returns the error that a client gets: of a failed check, its words and the values that came."""
     code = next((name for name, (number, _) in CODES.items() if number == error.error_code), "UNKNOWN")
-    check = _FAILED_CHECK.search(error.message)
-    message = check[1].replace("] [", " ") if check else _last_line(error)
+    message = _failed_check(error.message)
     # TensorFlow's checks are all INVALID_ARGUMENT; this one is not the caller's fault.
     return ServerError("INTERNAL" if is_not_finite(message) else code, message)
 
 
 def _last_line(error: Exception) -> str:
     """Returns what went wrong, which TensorFlow says after where it did."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "{{node" not in line]
-    return lines[-1] if lines else type(error).__name__
+    return _last(str(error)) or type(error).__name__
+
+
+def _failed_check(message: str) -> str:
+    """Returns the words of the check that failed, and the values that came."""
+    check = _FAILED_CHECK.search(message)
+    return check[1].replace("] [", " ") if check else _last(message)
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "{{node" not in line]
+    return lines[-1] if lines else ""
 
 
 def _signature_defs(folder: Path) -> dict:

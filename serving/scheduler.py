@@ -102,7 +102,8 @@ class Scheduler:
             deadline: on the clock of `time.monotonic`.
             request_id: the name under which `progress` shows it.
             trace: filled in with rows and times.
-        Returns: for each row what `finish` gave, by default its picture uint8 [H, W, 3]; and truncated_tokens int32 [B].
+        Returns: for each row what `finish` gave, by default its picture uint8 [H, W, 3]; and int32 [B, 2]: how many
+            tokens were cut off its prompt and its negative prompt.
         Raises: `ServerError` INVALID_ARGUMENT, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL.
         """
         request = self._open(engine, deadline, trace, request_id)

@@ -11,20 +11,23 @@ __all__ = ["NotFiniteError", "is_not_finite", "not_finite", "require_finite"]
 _FACT = "are NaN or infinite in"
 _ADVICE = {
     "float16": "float16 ends at 65504. Use dtype bfloat16 or float32",
-    "bfloat16": "Use dtype float32; if that fails, too, the model's weights are damaged",
-    "float32": "The model's weights are damaged or were read wrongly. Convert or download the model again",
+    "bfloat16": "Use dtype float32; if that fails, too, the weights are damaged",
+    "float32": "The weights are damaged or were read wrongly. Convert or download the model again",
 }
 
 
 def not_finite(what: str, dtype: str) -> str:
-    """Returns the sentence about values, such as "latents", that are not finite in a model of `dtype`."""
+    """Returns the sentence about values, such as "latents", that are not finite in a model of `dtype`.
+
+    It has no apostrophe: TensorFlow would write a backslash before it in the message of a failed check.
+    """
     advice = _ADVICE.get(dtype, "Use dtype float32")
-    return f"The model's {what} {_FACT} {dtype}: {advice}."
+    return f"The {what} of the model {_FACT} {dtype}: {advice}."
 
 
 def is_not_finite(message: str) -> bool:
-    """Tells whether a message holds a sentence of `not_finite`."""
-    return _FACT in message
+    """Tells whether a message begins with a sentence of `not_finite`; a caller's own values stand at the end of a message."""
+    return message.startswith("The ") and f" of the model {_FACT}" in message
 
 
 def require_finite(rows: np.ndarray, what: str, dtype: str):

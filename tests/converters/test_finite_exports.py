@@ -28,14 +28,14 @@ def test_a_picture_that_is_not_finite_fails_its_request(signature, what, session
     options = {} if signature == "encode" else {"num_steps": 1}
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
         session(signature, request(prompt="a dog", **options))
-    assert f"The model's {what} {WORDS}" in error.value.message
+    assert f"The {what} of the model {WORDS}" in error.value.message
     assert session(signature, request(prompt="a red star", **options))
 
 
 def test_decoded_images_are_checked_too(session):
     latents = np.zeros((1, 4, 4, 4), "float32")
     assert pixels(session("decode", {"latents": latents})["png_bytes"][0]).shape == (32, 32, 3)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="The model's images are NaN or infinite"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="The images of the model are NaN or infinite"):
         session("decode", {"latents": latents + 3e38})  # finite, and beyond float32 once it is scaled
 
 
@@ -52,4 +52,4 @@ def test_of_a_job_only_the_rows_that_are_not_finite_fail(folder):
     assert isinstance(failed, ServerError) and failed.code == "INTERNAL" and WORDS in failed.message
     with pytest.raises(ServerError) as error:
         engine.run("text_to_png", inputs)
-    assert error.value.code == "INTERNAL" and error.value.message == f"The model's latents {WORDS}"
+    assert error.value.code == "INTERNAL" and error.value.message == f"The latents of the model {WORDS}"

@@ -161,6 +161,16 @@ def test_one_row_counts_for_all(session):
     assert len(both) == 2 and both[1] == second
 
 
+@pytest.mark.parametrize(
+    "numbers", [{"num_steps": [1, 2]}, {"sampler": ["ddim", "euler"]}, {"index": [0, 1]}], ids=lambda one: next(iter(one))
+)
+def test_an_argument_may_have_a_row_for_each_picture_while_all_others_have_one(numbers, session):
+    (name, values), common = *numbers.items(), {"prompt": "a red star", "seed": 3, "num_steps": 1}
+    both = session("text_to_png", request(**(common | numbers)))["png_bytes"]
+    apart = [session("text_to_png", request(**(common | {name: value})))["png_bytes"][0] for value in values]
+    assert list(both) == apart and apart[0] != apart[1]
+
+
 REFUSED = [
     ({"num_steps": 0}, "num_steps must be from 1 to 8; got"),
     ({"num_steps": 9}, "num_steps must be from 1 to 8; got"),

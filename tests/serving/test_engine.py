@@ -104,6 +104,13 @@ def test_failed_check_is_one_sentence_with_what_came(engine):
     with pytest.raises(ServerError) as error:
         engine.prepare(inputs(engine, num_steps=[0]))
     assert (error.value.code, error.value.message) == ("INVALID_ARGUMENT", "num_steps must be from 1 to 10; got 0")
+
+
+@pytest.mark.parametrize("sent", [b"\xff\xfe", b"are NaN or infinite in float32"])
+def test_a_sampler_of_any_bytes_is_the_callers_error(sent, engine):
+    with pytest.raises(ServerError) as error:
+        engine.prepare(inputs(engine, sampler=[sent]))
+    assert error.value.code == "INVALID_ARGUMENT" and error.value.message.startswith("sampler must be one of ddim")
     with pytest.raises(ServerError) as error:
         engine.prepare(inputs(engine, sampler=[b"x] [y"]))
     assert error.value.message.startswith("sampler must be one of ddim, ") and error.value.message.endswith("; got x y")

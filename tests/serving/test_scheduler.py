@@ -8,6 +8,7 @@ from held_engine import HeldEngine, picture, until
 from serving.batches import Batch, Member, Pace
 from serving.errors import ServerError
 from serving.scheduler import Limits, Trace
+from tfsd.arguments import TRUNCATED
 
 
 @on_a_loop
@@ -297,7 +298,7 @@ async def test_pictures_of_an_export_are_those_of_its_signature_whoever_shares_t
     for each, (images, truncated) in zip(asked, answers):
         expected = engine.run("text_to_image", each)
         np.testing.assert_array_equal(images, expected["images"])
-        np.testing.assert_array_equal(truncated, expected["truncated_tokens"])
+        np.testing.assert_array_equal(truncated, np.stack([expected[name] for name in TRUNCATED], axis=1))
 
 
 @on_a_loop
