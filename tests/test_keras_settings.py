@@ -13,6 +13,7 @@ import pytest
 
 from tfsd.api import load
 
+TRAINS = True  # see `no_module_leaves_gradients`
 ROOT = Path(__file__).parents[1]
 DRAW = {"prompt": "a red star", "seed": 7, "num_steps": 2}
 SETTINGS = {

@@ -13,6 +13,7 @@ from tfsd.training.recipe import CURRICULUM, Recipe, tiny_spec
 from tfsd.training.train import train
 from tfsd.weights import load_model, save_model
 
+TRAINS = True  # see `no_module_leaves_gradients`
 SPEC = dataclasses.replace(
     tiny_spec(),
     text=dataclasses.replace(tiny_spec().text, width=16, layers=1, heads=2, mlp_width=32),

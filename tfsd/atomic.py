@@ -143,9 +143,11 @@ def set_aside(path: str | Path) -> Path | None:
 
 
 def _left_beside(path: Path) -> list[tuple[str, Path]]:
+    """Returns what killed processes left beside a file or folder: never links or pipes, which nobody here makes."""
     name = re.compile(re.escape(f".{path.name}.") + "[0-9a-f]{8}[.](partial|old|trash)")
     found = ((name.fullmatch(entry), entry) for entry in os.listdir(path.parent))
-    return sorted((match[1], path.parent / entry) for match, entry in found if match)
+    left = ((match[1], path.parent / entry) for match, entry in found if match)
+    return sorted((end, one) for end, one in left if not one.is_symlink() and (one.is_dir() or one.is_file()))
 
 
 def _beside(path: Path, end: str) -> Path:
@@ -184,7 +186,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     name = re.compile("[.]tfsd-[0-9a-f]{8}[.]partial")
     with contextlib.suppress(OSError), _locked(parent, wait=True):
         for left in filter(name.fullmatch, os.listdir(parent)):
-            if _is_abandoned(parent / left):
+            if (parent / left).is_dir() and not (parent / left).is_symlink() and _is_abandoned(parent / left):
                 shutil.rmtree(parent / left, ignore_errors=True)
     new = parent / f".tfsd-{uuid.uuid4().hex[:8]}.partial"
     try:

@@ -65,8 +65,8 @@ def listed_files(folder: Path) -> list[str]:
     """Returns the files that are there and that the manifest of a folder of any kind lists, and the manifest last."""
     for _, place, _ in KINDS.values():
         with contextlib.suppress(CheckpointError):
-            files = read_json(folder / place).get("files", {})
-            return [*sorted(contents(folder) & set(files)), place]
+            files = read_json(folder / place).get("files")
+            return [*sorted(contents(folder) & set(files if isinstance(files, dict) else ())), place]
     return []
 
 

@@ -11,7 +11,7 @@ import pytest
 from faults import entries, refusals
 from written import fill, held, write
 
-from tfsd.atomic import new_file, new_folder, set_aside
+from tfsd.atomic import new_file, new_folder, scratch_folder, set_aside
 from tfsd.errors import CheckpointError, TfsdWarning
 from tfsd.folders import KINDS
 from tfsd.weights import resolve
@@ -325,3 +325,30 @@ def test_a_process_killed_at_any_call_leaves_what_the_next_run_recovers(tmp_path
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) > 20  # calls that it was killed at
+
+
+@pytest.mark.parametrize("end", ["old", "partial", "trash"])
+def test_links_and_pipes_with_the_names_of_what_is_left_are_left_alone(tmp_path, end):
+    write(tmp_path / "other", "theirs")
+    before = entries(tmp_path / "other")
+    (tmp_path / f".m.00000001.{end}").symlink_to(tmp_path / "other")
+    (tmp_path / ".tfsd-00000001.partial").symlink_to(tmp_path / "other")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / f".m.00000002.{end}")
+        os.mkfifo(tmp_path / ".tfsd-00000002.partial")
+    there = entries(tmp_path)
+    write(tmp_path / "m", "new")
+    with scratch_folder(tmp_path):
+        pass
+    assert held(tmp_path / "m") == "new" and held(tmp_path / "other") == "theirs"
+    assert entries(tmp_path / "other") == before and sorted([*there, "m"]) == sorted(entries(tmp_path))
+
+
+@pytest.mark.parametrize("files", [None, 5, [["a"]], [{}], "a"], ids=str)
+def test_what_is_left_of_a_folder_with_a_damaged_manifest_is_no_error(tmp_path, files):
+    left = tmp_path / ".m.00000001.trash"
+    left.mkdir()
+    (left / "manifest.json").write_text(json.dumps({"files": files}))
+    (left / "a").write_text("theirs")
+    write(tmp_path / "m", "new")
+    assert held(tmp_path / "m") == "new" and (left / "a").read_text() == "theirs"
