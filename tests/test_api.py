@@ -1,9 +1,11 @@
 """The Python API: KerasCV's call patterns, one value per picture, progress, cancelling, and what bad arguments say."""
 
+import copy
 import functools
 import inspect
 import json
 import math
+import pickle
 import shutil
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -266,6 +268,13 @@ def test_a_closed_model_frees_its_weights_and_says_so(toy_folder):
         with pytest.raises(RuntimeError, match="is closed. Load it again with tfsd.load()"):
             call("a")
     model.close()
+
+
+def test_a_model_is_not_sent_to_another_process(model):
+    with pytest.raises(TypeError, match="cannot be pickled or copied. Call tfsd.load in each process"):
+        pickle.dumps(model)
+    with pytest.raises(TypeError, match="cannot be pickled or copied"):
+        copy.deepcopy(model)
 
 
 def test_the_package_offers_what_readme_says():

@@ -115,6 +115,9 @@ class StableDiffusion:
         what = f"{shown(own['model'])}: {width} x {height} pixels, {own['dtype']}, numerics of {own['numerics']}, {xla}"
         return f"<StableDiffusion {what}>"
 
+    def __reduce__(self):
+        raise TypeError("A model cannot be pickled or copied. Call tfsd.load in each process, or use one model in all threads.")
+
     @property
     def pipeline(self) -> Pipeline:
         """The networks with their sampling loop. Raises: `RuntimeError` if the model is closed."""

@@ -29,6 +29,13 @@ def test_usage_error_is_one_line(argv, message, place, run):
     assert (status, out) == (2, "") and one_line(err) and message in err
 
 
+@pytest.mark.parametrize("target", ["saved_model", "tflite"])
+def test_size_that_does_not_fit_is_refused_before_the_model_is_loaded(target, place, run):
+    os.remove("toy/unet.weights.h5")
+    status, out, err = run("export", target, "--model", "toy", "--out", "models", "--size", "20x32", "--quiet")
+    assert (status, out) == (2, "") and one_line(err) and "--size must be a multiple of 8; got 20. Use 16 or 24." in err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -54,6 +61,11 @@ def test_folder_that_is_no_export_cannot_be_verified(place, run):
     status, out, err = run("verify", "toy")
     assert (status, out) == (1, "") and one_line(err) and "toy is no export: neither a version" in err
     assert made(".") == []
+
+
+def test_folder_that_is_not_there_cannot_be_verified(place, run):
+    status, out, err = run("verify", "nowhere")
+    assert (status, out) == (1, "") and one_line(err) and "nowhere does not exist" in err
 
 
 def test_manifest_that_is_none_is_named(place, run):

@@ -130,6 +130,12 @@ def test_failure_of_the_server_is_one_line(code, status, message, folder, run):
     assert os.listdir(folder) == []
 
 
+def test_address_of_another_form_is_named_by_its_option(folder, run):
+    status, out, err = run("a red star", "--server", "http://localhost:8501")
+    assert (status, out) == (2, "") and one_line(err)
+    assert "--server must be HOST:PORT of a gRPC server, such as localhost:8500; got 'http://localhost:8501'" in err
+
+
 def test_missing_file_of_a_token_is_one_line(folder, run):
     status, out, err = run("a cat", "--server", "localhost:1", "--token-file", "missing")
     assert (status, out) == (1, "") and "missing" in err and one_line(err)

@@ -27,6 +27,7 @@ TOY_WORDS = "a red star"  # all that the toy model of these tests knows
         ("a red car, (blue) moon...", []),  # punctuation says nothing
         ("ein Haus, 星 and 3 cats", ["ein", "haus", "星", "3"]),
         ("a cat's house, a dog's (the horse's)", ["dog's", "horse's"]),
+        ("a red star 🌟 (🐶)", ["🌟", "🐶"]),
         ("a 'red' star", ["'red'"]),  # CLIP reads 're and d
         ("a cat " * 40 + "dog", []),  # cut off: another warning tells of it
         ("", []),

@@ -1,6 +1,7 @@
 """`tfsd export` and `tfsd verify`: a model in the form that TensorFlow Serving or a phone loads, and the check of it."""
 
 import importlib.util
+import itertools
 from pathlib import Path
 
 from tfsd.cli.parsing import UsageError, add_command, size, whole
@@ -91,7 +92,18 @@ def export(args) -> int:
     for name, default in foreign.items():
         if getattr(args, name) != default:
             raise UsageError(f"{args.flags[name]} does not apply to {args.target}. Leave it out")
+    _check_sizes(args)
     return _saved_model(args) if args.target == "saved_model" else _tflite(args)
+
+
+def _check_sizes(args):
+    """Finds sizes that the model cannot draw before TensorFlow and the model take their seconds to load."""
+    from tfsd.arguments import side_of
+    from tfsd.weights import load_spec, resolve
+
+    factor = load_spec(resolve(args.model)).vae.factor
+    for side in itertools.chain.from_iterable(args.size or ()):
+        side_of(args.flags["size"], side, side, factor)
 
 
 def _tflite(args) -> int:
@@ -169,6 +181,8 @@ def _kind(folder: Path) -> str:
     """Returns which kind of export a folder is. Raises: `CheckpointError` if it is none, naming one in it if there is one."""
     from tfsd.files import read_json
 
+    if not folder.exists():
+        raise CheckpointError(f"{folder} does not exist. `tfsd export` writes what can be verified.")
     if (folder / "saved_model.pb").is_file():
         return "saved_model"
     if (folder / "manifest.json").is_file() and read_json(folder / "manifest.json").get("kind") == "device":

@@ -153,16 +153,14 @@ def _is_export(args) -> bool:
 
 def _check_early(args, prompts: list[str]):
     """Finds mistakes in the arguments before TensorFlow takes its seconds to start, and warns of what is not read of prompts."""
+    from tfsd.arguments import side_of
     from tfsd.samplers.plans import build_plan
     from tfsd.text import Tokenizer, UnknownWordsWarning, unknown_words, unknown_words_message
     from tfsd.weights import load_spec, resolve
 
     spec = load_spec(resolve(args.model))
     for name, side in ((args.flags["height"], args.height), (args.flags["width"], args.width)):
-        if side is not None and side % spec.vae.factor:
-            below = side - side % spec.vae.factor
-            nearest = f"{below} or {below + spec.vae.factor}"
-            raise UsageError(f"{name} must be a multiple of {spec.vae.factor}; got {side}. Use {nearest}.")
+        side_of(name, side, spec.vae.factor, spec.vae.factor)
     sampler = spec.default_sampler if args.sampler is None else args.sampler
     build_plan(spec.schedule, sampler, spec.default_steps if args.steps is None else args.steps, eta=args.eta)
     spec = spec if args.numerics is None else spec.with_numerics(args.numerics)

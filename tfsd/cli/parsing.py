@@ -41,6 +41,7 @@ _PYTHON = {  # arguments of functions that errors name -> the options that set t
     "guidance_scale": "scale",
     "sizes": "size",
     "path": "out",
+    "address": "server",
     "check.pictures": "report_pictures",
     "check.steps": "report_steps",
     "check.adherence": "report_prompts",

@@ -90,7 +90,10 @@ def read_parameters(path: str | os.PathLike) -> str:
     """
     text = _first_text(path, READABLE_KEY)
     if text is None:
-        raise NoRecipeError(f"{path} has no recipe: no image generator that tfsd knows wrote it, or another program removed it.")
+        raise NoRecipeError(
+            f"{path} has no recipe. Servers answer pictures without one, and so do image generators that tfsd does not know; "
+            "or another program removed it."
+        )
     return text
 
 

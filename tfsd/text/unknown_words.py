@@ -1,6 +1,7 @@
 """Words that a model with a small vocabulary never learned: which they are, and what a person can write instead."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 from tfsd.errors import TfsdWarning, shown
@@ -40,9 +41,13 @@ def unknown_words(tokenizer: Tokenizer, prompts: str | Iterable[str]) -> list[st
     found = {}
     for prompt in [prompts] if isinstance(prompts, str) else prompts:
         for match, ids in tokenizer.kept_words(prompt):
-            if not kept.issuperset(ids) and match[0][0] != "'" and any(map(str.isalnum, match[0])):
+            if not kept.issuperset(ids) and match[0][0] != "'" and any(map(_says_something, match[0])):
                 found[_as_written(match)] = True
     return list(found)
+
+
+def _says_something(character: str) -> bool:
+    return character.isalnum() or unicodedata.category(character) == "So"  # an emoji, say
 
 
 def _as_written(match) -> str:
@@ -50,7 +55,7 @@ def _as_written(match) -> str:
     text = match.string
     begin, end = text.rfind(" ", 0, match.start()) + 1, text.find(" ", match.end())
     whole = text[begin : end if end >= 0 else len(text)]
-    return whole.strip(_AROUND) if "'" in whole else match[0]
+    return (whole if "'" in whole else match[0]).strip(_AROUND)
 
 
 def unknown_words_message(spec: CLIPSpec, words: Iterable[str], name: str = "prompt") -> str:
