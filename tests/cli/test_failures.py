@@ -56,3 +56,10 @@ def test_unexpected_errors_are_one_line_too():
     assert describe(RuntimeError()) == (1, "RuntimeError: RuntimeError (--debug shows where)")
     assert describe(MemoryError())[1].startswith("out of memory")
     assert len(describe(ValueError("x" * 10**6))[1]) < 1100
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_training_into_a_file_is_refused_before_it_begins(folder, place, run):
+    (place / "file").write_text("")
+    status, out, err = run("train", folder, "--steps", "1", "--stage", "autoencoder")
+    assert (status, out) == (1, "") and one_line(err) and f"{folder} cannot be a folder: " in err

@@ -1,5 +1,8 @@
 """`tfsd train`: makes the embedded model, or another like it."""
 
+import os
+from pathlib import Path
+
 from tfsd.backend import backend
 from tfsd.cli.parsing import add_command, whole
 from tfsd.cli.terminal import quiet_tensorflow, stages
@@ -35,8 +38,18 @@ def add_train(commands):
     return parser
 
 
+def _check_folder(folder: Path):
+    """Raises: `OSError` for a place where no folder can be, before training takes its time up to the first checkpoint."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise OSError(f"{folder} cannot be a folder: {there} is a file. Give another folder.")
+    if not os.access(there, os.W_OK):
+        raise OSError(f"{folder} cannot be written: {there} is read-only for you. Give another folder.")
+
+
 def train(args) -> int:
     """Runs the command."""
+    _check_folder(Path(args.folder))
     if backend()[0] == "tensorflow":  # training needs Keras alone
         with stages(args.quiet) as shown:
             quiet_tensorflow(shown)
