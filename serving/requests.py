@@ -126,7 +126,10 @@ def model_spec(name: str, version: int | str | None, signature: str = ""):
 
 
 def predict_requests(columns: Columns, spec, max_batch: int) -> list:
-    """Returns the PredictRequests for all pictures, each with at most `max_batch` rows."""
+    """Returns the PredictRequests for all pictures, each with at most `max_batch` rows.
+
+    They have no output filter: exports of other versions may lack an output that this one reads.
+    """
     batch = len(columns["prompt"])
     parts = -(-batch // max_batch)
     bounds = [batch * i // parts for i in range(parts + 1)]  # calls of about one size take about one time

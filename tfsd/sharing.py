@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfsd import models
+from tfsd.errors import shown
 from tfsd.programs import Programs
 from tfsd.specs import ModelSpec
 
@@ -54,7 +55,7 @@ def shared(
     for ours, theirs in zip(template, variables, strict=True):
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             wanted = f"{ours.dtype} {ours.shape}"
-            raise ValueError(f"{theirs.path} is {theirs.dtype} {theirs.shape}; the spec {spec.name!r} has {wanted}.")
+            raise ValueError(f"{theirs.path} is {theirs.dtype} {theirs.shape}; the spec {shown(spec.name)} has {wanted}.")
     return [WithWeights(one, [variable.value for variable in variables]) for one in programs]
 
 

@@ -57,7 +57,7 @@ def stock_tensor(values, dtype):
 def test_predict_request_is_the_stock_one_byte_for_byte():
     columns = checked(["a star", "ein Stern \u2603"], 1, [-5, 2**63 - 1], options())
     own = predict_requests(filled(columns, DEFAULTS), model_spec("tiny", 3, "text_to_png"), 8)[0]
-    stock = predict_pb2.PredictRequest(output_filter=["png_bytes", "truncated_tokens"])
+    stock = predict_pb2.PredictRequest()
     stock.model_spec.CopyFrom(model_pb2.ModelSpec(name="tiny", version=Int64Value(value=3), signature_name="text_to_png"))
     inputs = {
         "prompt": ([b"a star", "ein Stern \u2603".encode()], tf.string),
