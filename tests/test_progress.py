@@ -156,3 +156,33 @@ def test_second_ctrl_c_ends_at_once(busy):
     busy.send_signal(signal.SIGINT)
     assert busy.wait() == 130
     assert busy.stdout.read() == ""
+
+
+DROPPED = """
+import os, signal, time
+from tfsd.progress import Stages, answering_interrupts
+
+class Callback:
+    def __del__(self):  # Python prints what is raised here and goes on, as in the callbacks of imports
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):  # the interpreter's turn to raise KeyboardInterrupt
+            pass
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with Stages(False) as stages, answering_interrupts(stages, print):
+    stages("importing TensorFlow")
+    Callback()
+    while not stages.interrupted:
+        time.sleep(0.01)
+    try:
+        stages("loading the model")
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+def test_ctrl_c_that_python_dropped_in_a_callback_stops_at_the_next_stage():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, env=environment)
+    assert "Exception ignored in" in done.stderr
+    assert done.stdout.splitlines()[-1] == "stopped"

@@ -40,6 +40,7 @@ class Stages:
         self._done, self._total, self._unit, self._scale, self._began = 0, None, "step", False, time.monotonic()
         self._lock, self._over = threading.RLock(), threading.Event()
         self._depth = 0
+        self.interrupted = False  # set once Ctrl-C was pressed, by whoever hears it
 
     @classmethod
     def within(cls, wanted: bool) -> "Stages":
@@ -62,7 +63,13 @@ class Stages:
             _here.stages = None
 
     def __call__(self, name: str, total: int | None = None, *, unit: str = "step", scale: bool = False):
-        """Begins a stage; `total` counts units, with prefixes such as M where `scale`."""
+        """Begins a stage; `total` counts units, with prefixes such as M where `scale`.
+
+        Raises: `KeyboardInterrupt` if Ctrl-C was pressed and not obeyed: Python drops the exception where it comes up in a
+        callback, as imports have some.
+        """
+        if self.interrupted:
+            raise KeyboardInterrupt
         with self._lock:
             self._end()
             self.name, self._done, self._total, self._unit, self._scale = name, 0, total, unit, scale
@@ -70,7 +77,9 @@ class Stages:
             self._draw()
 
     def step(self, done: int, total: int | None = None):
-        """Tells how many units of the stage are done, and of how many if that changed."""
+        """Tells how many units of the stage are done, and of how many if that changed; raises as the call does."""
+        if self.interrupted:
+            raise KeyboardInterrupt
         with self._lock:
             self._done, self._total = done, self._total if total is None else total
             self._draw()
@@ -172,6 +181,7 @@ def _answer(heard: socket.socket, over: threading.Event, stages: Stages, say: Ca
             if numbers[0] != signal.SIGINT:
                 continue
             count += 1
+            stages.interrupted = True
             if count > 1:
                 with stages.aside():
                     say("stopped at once; a file under way may be left as .partial")
