@@ -22,14 +22,19 @@ _BUILDING = threading.Lock()
 
 
 class WithWeights:
-    """A shared program with the weights of one model. Call: as the method that was compiled."""
+    """A shared program with the weights of one model. Call: as the method that was compiled.
 
-    def __init__(self, programs: Programs, weights: list[tf.Variable]):
+    Inside another graph, such as an export's, the model's own method is compiled instead: a trace made there refers to the
+    variables of this model, and fails for others when they are gone.
+    """
+
+    def __init__(self, programs: Programs, weights: list[tf.Variable], own: Callable):
         self._programs, self._weights = programs, weights
+        self._own = Programs(own, jit_compile=True)
 
     def __call__(self, *arguments):
         """Returns what the method returns."""
-        return self._programs(self._weights, *arguments)
+        return self._programs(self._weights, *arguments) if tf.executing_eagerly() else self._own(*arguments)
 
     def experimental_get_tracing_count(self) -> int:
         """Returns how often the method was traced, for all models."""
@@ -56,7 +61,8 @@ def shared(
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             wanted = f"{ours.dtype} {ours.shape}"
             raise ValueError(f"{theirs.path} is {theirs.dtype} {theirs.shape}; the spec {shown(spec.name)} has {wanted}.")
-    return [WithWeights(one, [variable.value for variable in variables]) for one in programs]
+    values, own = [variable.value for variable in variables], steps(spec, parts)
+    return [WithWeights(one, values, getattr(own, method)) for one, method in zip(programs, methods)]
 
 
 def _computing(spec: ModelSpec) -> ModelSpec:
