@@ -177,7 +177,7 @@ def _unet(config: Config) -> tuple[UNetSpec, tuple[int, int]]:
 
 
 def _sample_size(config: Config) -> tuple[int, int]:
-    """Returns the usual height and width in latents: 64 where the file does not say, or says less and is of an old release."""
+    """Returns the default height and width in latents: 64 if the file gives none, or if an old release wrote a smaller one."""
     if config.values.get("sample_size") is None:
         config.read.add("sample_size")
         return 64, 64

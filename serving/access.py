@@ -6,8 +6,8 @@ can reach the server:
 - A page of another site sends a request: it cannot read the answer, but a prediction costs minutes of work. Browsers name
   the page in `Origin`, so a request with a foreign Origin is refused unless `cors_origins` lists it.
 - DNS rebinding: a site gives its own name the address 127.0.0.1, so that its page counts as one of this server. The browser
-  then sends that name as `Host`, so names that the server does not know are refused. An IP address is no name that a site
-  could rebind, so it is always taken: containers, probes and port forwarding work without an option.
+  then sends that name as `Host`, so names that the server does not know are refused. DNS rebinding
+  needs a name, so IP addresses are always accepted: containers, probes and port forwarding work without an option.
 
 The Content-Type of what a browser sends must be JSON, since a page may send forms and plain text anywhere without asking
 first. Programs are not browsers: they send no Origin, and may use the type that `curl -d` gives by default, as in TensorFlow
@@ -95,7 +95,7 @@ class Access:
         return ANY in self._origins or origin.lower() in self._origins
 
     def preflight(self, request: web.Request) -> web.Response | None:
-        """Returns the answer to a browser that asks whether a page may send a request; None if this is no such question."""
+        """Returns the answer to a CORS preflight request of a browser; None for other requests."""
         asks = request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
         if not asks or not self.allows(request.headers.get(hdrs.ORIGIN, "")):
             return None
@@ -156,7 +156,7 @@ def _is_own(origin: str, host: str) -> bool:
         default = {"http": 80, "https": 443}.get(parts.scheme)
         own = urlsplit(f"{parts.scheme}://{host}")
         return default is not None and (parts.hostname, parts.port or default) == (own.hostname, own.port or default)
-    except ValueError:  # a port that is none
+    except ValueError:  # the port is not a number
         return False
 
 
