@@ -4,6 +4,8 @@ import asyncio
 import hmac
 import inspect
 import time
+from collections import Counter
+from collections.abc import Mapping
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -33,7 +35,8 @@ PROGRESS = "tfsd.Progress"
 HEALTH_NAMES = ("", PREDICTION, MODELS, PROGRESS, "PredictionService", "ModelService")
 MAX_MESSAGE = 1024  # letters of an error, as TF Serving cuts them
 MAX_RPCS = 512  # under way at once; each may hold a message of the size limit
-MAX_STREAMS = 128  # of those, such as last for as long as the client likes: they must leave room for Predict
+# Of those, such as last for as long as the client likes, by service: none takes the places of another, nor those of Predict.
+MAX_STREAMS = {PROGRESS: 128, health.SERVICE_NAME: 64, reflection.SERVICE_NAME: 32}
 
 
 def _describe_progress():
@@ -78,10 +81,10 @@ class Token(grpc.aio.ServerInterceptor):
 
 
 class Streams(grpc.aio.ServerInterceptor):
-    """Bounds the calls that last for as long as a client likes: watching progress or health, and reflection."""
+    """Bounds the calls that last for as long as a client likes, by service: watching progress or health, and reflection."""
 
-    def __init__(self, most: int):
-        self._most, self._open = most, 0
+    def __init__(self, most: Mapping[str, int]):
+        self._most, self._open = most, Counter()
 
     async def intercept_service(self, continuation, handler_call_details):
         """Returns the call's own handler, or for one that streams answers a handler that counts it."""
@@ -89,12 +92,14 @@ class Streams(grpc.aio.ServerInterceptor):
         if handler is None or not handler.response_streaming:
             return handler
         call = handler.stream_stream or handler.unary_stream
+        service = handler_call_details.method.split("/")[1]
+        most = self._most[service]
 
         async def counted(request, context):
-            if self._open >= self._most:
-                message = f"This server tells at most {self._most} clients at once of changes. Ask again later."
+            if self._open[service] >= most:
+                message = f"{most} clients of {service} are connected, the most at once. Ask again later."
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
-            self._open += 1
+            self._open[service] += 1
             try:
                 answers = call(request, context)
                 if inspect.isawaitable(answers):  # one that writes by itself
@@ -103,7 +108,7 @@ class Streams(grpc.aio.ServerInterceptor):
                 async for answer in answers:
                     await context.write(answer)
             finally:
-                self._open -= 1
+                self._open[service] -= 1
 
         make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         return make(counted, handler.request_deserializer, handler.response_serializer)

@@ -16,6 +16,8 @@ from stand_in import Engine, add_version, cancelled, held, picture, served
 from tensorflow_serving.apis import model_management_pb2
 from test_rpc import CODE, Client, error, request
 
+from serving.rpc import MAX_RPCS, MAX_STREAMS
+
 
 @pytest.fixture(scope="module")
 def engine():
@@ -96,7 +98,7 @@ def test_progress_of_what_nobody_asked_is_not_found_and_nobody_waits_for_it(clie
 @pytest.mark.parametrize("kind", ["progress", "health", "reflection"])
 def test_watchers_leave_room_for_pictures(monkeypatch, kind):
     monkeypatch.setattr("serving.rpc.MAX_RPCS", 8)
-    monkeypatch.setattr("serving.rpc.MAX_STREAMS", 4)
+    monkeypatch.setattr("serving.rpc.MAX_STREAMS", dict.fromkeys(MAX_STREAMS, 4))
     engine, more = Engine(), queue.Queue()
 
     def watch():
@@ -117,12 +119,18 @@ def test_watchers_leave_room_for_pictures(monkeypatch, kind):
             for one in watches:
                 next(one)
             assert error(lambda **options: next(watch())).code() == CODE.RESOURCE_EXHAUSTED
+            if kind != "health":  # load balancers must learn of the server's health whoever watches what
+                assert next(client.health.Watch(health_pb2.HealthCheckRequest(), timeout=LONG))
         assert call.result(LONG) and client.predict("y")
         watches[0].cancel()
         until(lambda: _answers(watch))
         for one in watches:
             one.cancel()
             more.put(None)
+
+
+def test_all_watchers_together_leave_room_for_pictures():
+    assert sum(MAX_STREAMS.values()) <= MAX_RPCS / 2
 
 
 def _answers(watch) -> bool:
