@@ -20,6 +20,7 @@ content type browsers do not send to other sites without asking first, and gRPC 
 
 import ipaddress
 import re
+import shlex
 import socket
 from collections.abc import Collection
 from urllib.parse import urlsplit
@@ -27,10 +28,12 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 
 from serving.errors import ServerError
+from serving.http_protocol import NAME
 from serving.words import HTTP_HEADER
-from tfsd.errors import printable
+from tfsd.errors import printable, shown
 
 ANY = "*"
+MAX_NAME = 100  # letters of a name or an origin that a message repeats in whole
 METHODS = "GET, POST"
 HEADERS = "Authorization, Content-Type, X-Request-ID"
 EXPOSED = f"X-Request-ID, {HTTP_HEADER}"
@@ -79,14 +82,10 @@ class Access:
             raise ServerError("INVALID_ARGUMENT", "A request must have one Host header.")
         host = hosts[0] if hosts else ""  # browsers always send one
         if host and not self._is_known(host):
-            option = f"--allowed-hosts {_shown(_name(host) or 'NAME')}"
-            message = f"{_shown(host)} is not a name of this server. If it should be one, start the server with {option}"
-            raise ServerError("PERMISSION_DENIED", message)
+            raise ServerError("PERMISSION_DENIED", _unknown_host(host))
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None and not self.allows(origin) and not _is_own(origin, host):
-            option = f"--cors-origin {_shown(origin)}"
-            message = f"Pages of {_shown(origin)} may not use this server. If they should, start the server with {option}"
-            raise ServerError("PERMISSION_DENIED", message)
+            raise ServerError("PERMISSION_DENIED", _foreign_origin(origin))
         if origin is None and request.method not in ("GET", "HEAD") and _site(request) in ("cross-site", "same-site"):
             raise ServerError("PERMISSION_DENIED", "Pages of other sites may not use this server.")
 
@@ -104,7 +103,7 @@ class Access:
 
     def mark(self, request: web.Request, response: web.StreamResponse):
         """Tells the browser which page may read an answer."""
-        response.headers.setdefault("Server", "tfsd")  # in place of the versions of Python and aiohttp
+        response.headers["Server"] = NAME
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         response.headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
         if not self._origins:
@@ -158,6 +157,27 @@ def _is_own(origin: str, host: str) -> bool:
         return default is not None and (parts.hostname, parts.port or default) == (own.hostname, own.port or default)
     except ValueError:  # the port is not a number
         return False
+
+
+def _unknown_host(host: str) -> str:
+    """Returns what to tell about a Host; no option that lets in more than this name, such as "*" or ".example.com"."""
+    name = _name(host)
+    if not _NAME.fullmatch(name) or name.startswith(".") or len(name) > MAX_NAME:
+        return f"The Host header is not a host name: {shown(host)}. Send the server's name or its IP address."
+    return f"{name} is not a name of this server. If it should be one, start the server with --allowed-hosts {name}."
+
+
+def _foreign_origin(origin: str) -> str:
+    """Returns what to tell about an Origin; no option that lets in more pages than those of that origin."""
+    if origin.lower() in ("null", "file://"):
+        return (
+            "Pages without an origin, such as files that are opened from the disk and sandboxed frames, may not use this server: "
+            "any site can make such a page. Open the page over HTTP, and list its origin with --cors-origin."
+        )
+    if not _ORIGIN.fullmatch(origin) or len(origin) > MAX_NAME:
+        return f"The Origin header is not an origin such as https://app.example.com: {shown(origin)}."
+    option = f"--cors-origin {shlex.quote(origin)}"
+    return f"Pages of {origin} may not use this server. If they should, start the server with {option}."
 
 
 def _shown(text: str) -> str:

@@ -19,6 +19,7 @@ from google.protobuf.json_format import MessageToDict
 from serving import wire_json
 from serving.access import Access, require_json
 from serving.errors import CODES, ServerError
+from serving.http_protocol import error_answer
 from serving.logs import LOGGER
 from serving.rpc import metadata_of
 from serving.service import Call, Service, Target, request_id_of, signature_asked
@@ -73,6 +74,7 @@ class Rest:
     def app(self) -> web.Application:
         """Returns the application to serve."""
         app = web.Application(client_max_size=self.limit, middlewares=[self._guard])
+        app.on_response_prepare.append(self._mark)
         app.router.add_get("/healthz", self.healthz)
         app.router.add_get("/metrics", self.metrics)
         app.router.add_get("/monitoring/prometheus/metrics", self.metrics)  # where TF Serving's configuration has it
@@ -89,12 +91,7 @@ class Rest:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler) -> web.StreamResponse:
-        """Checks who asks, makes a JSON object of every error, and tells browsers who may read the answer."""
-        response = await self._answer(request, handler)
-        self.access.mark(request, response)
-        return response
-
-    async def _answer(self, request: web.Request, handler) -> web.StreamResponse:
+        """Checks who asks, and makes a JSON object of every error."""
         try:
             if handler != self.healthz:  # it tells nothing, and load balancers ask under any name
                 self.access.check(request)
@@ -113,6 +110,10 @@ class Rest:
         except Exception:
             LOGGER.exception("a request failed", extra={"fields": {"path": request.path[:200]}})
             return _error(CODES["INTERNAL"][1], "The server failed; its log tells why.")
+
+    async def _mark(self, request: web.Request, response: web.StreamResponse):
+        """Tells browsers who may read an answer; aiohttp's own answers reach this, too."""
+        self.access.mark(request, response)
 
     def _require_token(self, request: web.Request, handler):
         free = handler == self.healthz or getattr(handler, "is_page", False)
@@ -263,7 +264,7 @@ def _json(value, status: int = 200) -> web.Response:
 
 
 def _error(status: int, message: str) -> web.Response:
-    response = _json({"error": message}, status)
+    response = error_answer(status, message)
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

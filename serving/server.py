@@ -16,6 +16,7 @@ from aiohttp import web
 from serving import rpc
 from serving.access import Access
 from serving.daemons import in_daemon
+from serving.http_protocol import Protocol
 from serving.logs import LOGGER
 from serving.message_size import request_limits
 from serving.metrics import Metrics
@@ -78,6 +79,7 @@ class Server:
         self.limits = limits or Limits()
         self._access = Access(host=options.host, allowed_hosts=options.allowed_hosts, cors_origins=options.cors_origins)
         self.grpc_port, self.rest_port = options.grpc_port, options.rest_port
+        self._http: asyncio.Server | None = None
         self.ready = False
 
     async def start(self):
@@ -101,14 +103,7 @@ class Server:
             access=self._access,
         )
         # handler_cancellation: a client that is gone needs no picture
-        self._runner = web.AppRunner(
-            rest.app(),
-            access_log=None,
-            handler_cancellation=True,
-            keepalive_timeout=IDLE_SECONDS,
-            shutdown_timeout=ANSWER_SECONDS,
-            auto_decompress=False,
-        )
+        self._runner = web.AppRunner(rest.app(), handler_cancellation=True, shutdown_timeout=ANSWER_SECONDS)
         try:
             await self._listen(certificate)
             await in_daemon(self.models.start)
@@ -141,10 +136,15 @@ class Server:
         await self._grpc.start()
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, options.host, options.rest_port, ssl_context=certificate).start()
+            self._http = await self.loop.create_server(self._connection, options.host, options.rest_port, ssl=certificate)
         except OSError:
             raise OSError(_taken(f"{address}:{options.rest_port}", "--rest-port")) from None
-        self.rest_port = self._runner.addresses[0][1]
+        self.rest_port = self._http.sockets[0].getsockname()[1]
+
+    def _connection(self) -> Protocol:
+        """Returns what talks to one HTTP client."""
+        options = {"keepalive_timeout": IDLE_SECONDS, "access_log": None, "auto_decompress": False}
+        return Protocol(self._runner.server, loop=self.loop, **options)
 
     async def stop(self, grace: float | None = None):
         """Takes no more requests, gives those under way `grace` seconds, and closes the ports when all are answered."""
@@ -152,6 +152,8 @@ class Server:
         await self._health.enter_graceful_shutdown()
         await self.scheduler.drain(self.options.grace if grace is None else grace)
         await self._until_quiet()
+        if self._http is not None:
+            self._http.close()
         await asyncio.gather(self._grpc.stop(ANSWER_SECONDS), self._runner.cleanup())
         await asyncio.to_thread(self.models.close)
 

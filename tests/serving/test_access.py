@@ -1,6 +1,8 @@
 """Who may ask the HTTP side: names, origins, content types; what browsers send is taken from the Fetch Standard."""
 
 import json
+import re
+import shlex
 
 import pytest
 from stand_in import Engine, served
@@ -36,14 +38,30 @@ def predict(client, document=None, **headers):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8501", "localhost.evil.example", "127.0.0.1.evil.example", "a b", "@"]
+    "host", ["evil.example", "evil.example:8501", "localhost.evil.example", "127.0.0.1.evil.example", "a b", "@", "*"]
 )
 def test_a_name_that_was_rebound_to_this_machine_is_refused_everywhere(client, engine, host):
     jobs = engine.jobs
     for path in PATHS:
-        reply = client.ask("GET", path, headers={"Host": host})
-        assert reply.status == 403 and "--allowed-hosts" in reply.error, path
+        assert client.ask("GET", path, headers={"Host": host}).status == 403, path
     assert predict(client, Host=host).status == 403 and engine.jobs == jobs
+
+
+@pytest.mark.parametrize("host", ["tfsd.example.com", "TFSD.Example.com.:8501", "a_b"])
+def test_the_option_that_a_refused_name_needs_lets_it_in(client, engine, host):
+    error = client.ask("GET", "/config.json", headers={"Host": host}).error
+    option = re.fullmatch(r".* start the server with --allowed-hosts (\S+)\.", error)
+    with served(engine, allowed_hosts=(option[1],)) as server:
+        assert Client(server).ask("GET", "/config.json", headers={"Host": host}).status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["*", "*:8501", ".example.com", "*.example.com", "@", "a b", "[::1", "a;b", "ü.example", "a" * 300]
+)
+def test_no_option_is_advised_for_a_host_that_is_no_name(client, host):
+    """Each would be refused, or let in more than this one: "*" is the option for any name, ".example.com" for many."""
+    error = client.ask("GET", "/config.json", headers={"Host": host}).error
+    assert "not a host name" in error and "--allowed-hosts" not in error and len(error) < 300
 
 
 @pytest.mark.parametrize(
@@ -80,8 +98,31 @@ def test_health_answers_under_any_name(client):
 def test_a_page_of_another_site_cannot_predict(client, engine, origin, kind):
     jobs = engine.jobs
     reply = predict(client, Origin=origin, Content_Type=kind)
-    assert reply.status == 403 and "--cors-origin" in reply.error and "Access-Control-Allow-Origin" not in reply.headers
+    assert reply.status == 403 and "Access-Control-Allow-Origin" not in reply.headers
     assert engine.jobs == jobs
+
+
+@pytest.mark.parametrize("origin", [APP, "http://localhost:1", "chrome-extension://abc", "http://a$(x)", "http://a'b"])
+def test_the_option_that_a_refused_page_needs_lets_it_in(client, engine, origin):
+    error = predict(client, Origin=origin).error
+    option = error.partition(" start the server with ")[2].removesuffix(".")
+    name, value = shlex.split(option)  # a person pastes it into a shell
+    assert (name, value) == ("--cors-origin", origin)
+    with served(engine, cors_origins=(value,)) as server:
+        assert predict(Client(server), Origin=origin).status == 200
+
+
+@pytest.mark.parametrize("origin", ["null", "file://", "NULL"])
+def test_a_page_without_an_origin_is_not_advised_to_let_in_all_such_pages(client, origin):
+    """Any site can make one, by a sandboxed frame for instance."""
+    error = predict(client, Origin=origin).error
+    assert "any site can" in error and "over HTTP" in error and "--cors-origin null" not in error and "file://" not in error
+
+
+@pytest.mark.parametrize("origin", ["*", "x", "", "http://", "https://a/b", "https://a@b", "http://" + "a" * 3000])
+def test_no_option_is_advised_for_an_origin_that_is_none(client, origin):
+    error = predict(client, Origin=origin).error
+    assert "not an origin" in error and "--cors-origin" not in error and len(error) < 300
 
 
 def test_a_page_of_another_site_can_ask_nothing_and_read_nothing(client):

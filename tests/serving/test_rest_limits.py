@@ -1,6 +1,7 @@
 """Limits of the HTTP side: sizes, times, how much at once, and requests that servers could understand differently."""
 
 import gzip
+import http.client
 import json
 import socket
 
@@ -107,6 +108,35 @@ def test_requests_that_servers_could_understand_differently_are_refused(server, 
 def test_answers_do_not_tell_the_versions_of_the_server(client):
     for path in ("/", "/metrics", "/nothing"):
         assert client.ask("GET", path).headers["Server"] == "tfsd"
+
+
+NO_HTTP = {  # name -> what is sent, the answer's status
+    "header": (b"GET / HTTP/1.1\r\nHost: localhost\r\nBad Name: x\r\n\r\n", 400),
+    "long header": (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 10_000 + b"\r\n\r\n", 400),
+    "version": (b"GET / HTTP/9.1\r\n\r\n", 400),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "address": (b"GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
+    "chunk": (b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+    "expectation": (b"GET / HTTP/1.1\r\nHost: localhost\r\nExpect: x\r\nConnection: close\r\n\r\n", 417),
+    "tunnel": (b"CONNECT a:1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 404),
+}
+
+
+@pytest.mark.parametrize("name", NO_HTTP)
+def test_answers_to_what_is_no_http_tell_no_versions(server, name):
+    sent, status = NO_HTTP[name]
+    with socket.create_connection(("127.0.0.1", server.rest_port), LONG) as raw:
+        raw.sendall(sent)
+        reply = http.client.HTTPResponse(raw)
+        reply.begin()
+        body = reply.read()
+    told = f"{reply.headers}{body}".lower()
+    assert reply.status == status and reply.headers["Server"] == "tfsd"
+    assert not any(word in told for word in ("python", "aiohttp", "traceback")), told
+    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    if status != 417:  # aiohttp's own text
+        assert len(json.loads(body)["error"]) < 300
 
 
 def test_a_timeout_stops_the_steps():
