@@ -5,7 +5,7 @@ Source: the constructors of diffusers 0.42.1 and what `StableDiffusionPipeline` 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from converters.config_file import UNSUPPORTED, Config
 from tfsd.errors import CheckpointError
@@ -17,7 +17,6 @@ PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 OVERRIDE = "To use another sampler than the configuration's, name it with --sampler (in Python: sampler=)."
 
 _OTHER_SIGMAS = {"use_exponential_sigmas": (False, None), "use_beta_sigmas": (False, None)}
-_ZERO_SNR = {"rescale_betas_zero_snr": (False, None)}
 _THRESHOLD = {"thresholding": (False, None)}
 _OF_THRESHOLD = ("dynamic_thresholding_ratio", "sample_max_value")  # read with `thresholding` alone
 
@@ -42,7 +41,7 @@ CLASSES = {
         "leading",
         set_alpha_to_one=True,
         clips=True,
-        fixed=_THRESHOLD | _ZERO_SNR,
+        fixed=_THRESHOLD,
         free=("clip_sample_range", *_OF_THRESHOLD),
     ),
     "DDPMScheduler": SchedulerClass(
@@ -50,7 +49,7 @@ CLASSES = {
         "leading",
         clips=True,
         # The logarithm of the smaller variance is turned into that variance again.
-        fixed={"variance_type": ("fixed_small", "fixed_small_log")} | _THRESHOLD | _ZERO_SNR,
+        fixed={"variance_type": ("fixed_small", "fixed_small_log")} | _THRESHOLD,
         free=("clip_sample_range", *_OF_THRESHOLD),
     ),
     "PNDMScheduler": SchedulerClass(
@@ -60,9 +59,9 @@ CLASSES = {
     "EulerDiscreteScheduler": SchedulerClass(
         "euler",
         karras="euler_karras",
-        fixed={"interpolation_type": ("linear",), "final_sigmas_type": ("zero",)} | _OTHER_SIGMAS | _ZERO_SNR,
+        fixed={"interpolation_type": ("linear",)} | _OTHER_SIGMAS,
     ),
-    "EulerAncestralDiscreteScheduler": SchedulerClass("euler_ancestral", fixed=_ZERO_SNR),
+    "EulerAncestralDiscreteScheduler": SchedulerClass("euler_ancestral"),
     "DPMSolverMultistepScheduler": SchedulerClass(
         "dpmpp_2m",
         karras="dpmpp_2m_karras",
@@ -70,16 +69,14 @@ CLASSES = {
             "solver_order": (2,),
             "algorithm_type": ("dpmsolver++", "deis"),  # diffusers takes DEIS' type and solvers for its own
             "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
-            "final_sigmas_type": ("zero",),
             "use_lu_lambdas": (False, None),
             "use_flow_sigmas": (False, None),
             "use_dynamic_shifting": (False, None),
             "variance_type": (None,),
         }
         | _OTHER_SIGMAS
-        | _THRESHOLD
-        | _ZERO_SNR,
-        # The last step goes to sigma zero, which makes it one of first order whatever these two say.
+        | _THRESHOLD,
+        # A last step to sigma zero is one of first order whatever the first two say; `_sampler` asks for other ones.
         free=("lower_order_final", "euler_at_final", "flow_shift", "time_shift_type", *_OF_THRESHOLD),
     ),
 }
@@ -99,6 +96,8 @@ def schedule_of(config: Config, kind: str, sampler: str | None) -> tuple[Schedul
     if sampler is None:
         sampler = _sampler(config, kind, known, schedule)
     if sampler not in fitting_samplers(schedule):
+        if schedule.zero_snr and sampler in fitting_samplers(replace(schedule, zero_snr=False)):
+            raise config.unsupported("rescale_betas_zero_snr", f"false for the sampler {sampler}", OVERRIDE)
         raise config.unsupported("prediction_type", f"one that the sampler {sampler} serves", OVERRIDE)
     return schedule, sampler
 
@@ -116,7 +115,11 @@ def _require_sampler(config: Config, kind: str, known: SchedulerClass | None, sa
 def _schedule(config: Config, known: SchedulerClass | None, spacing: str) -> ScheduleSpec:
     """Returns what all classes have. Classes that we do not know must say what their noise levels are."""
     # The first releases had `predict_epsilon`; later ones ignore it, so that false would give a wrong picture.
-    config.fixed({"trained_betas": (None,), "predict_epsilon": (True,)} | _ZERO_SNR)
+    config.fixed({"trained_betas": (None,), "predict_epsilon": (True,)})
+    prediction = PREDICTIONS[config.one_of("prediction_type", tuple(PREDICTIONS), "epsilon")]
+    zero_snr = config.flag("rescale_betas_zero_snr", False)
+    if zero_snr and prediction == "epsilon":
+        raise config.unsupported("rescale_betas_zero_snr", "false for the prediction_type epsilon, which noise alone has not")
     spacing = config.one_of("timestep_spacing", ("leading", "linspace", "trailing"), spacing)
     alpha_one = known is not None and known.set_alpha_to_one is True
     return ScheduleSpec(
@@ -124,10 +127,12 @@ def _schedule(config: Config, known: SchedulerClass | None, spacing: str) -> Sch
         beta_start=config.number("beta_start", 0.0001 if known else None),
         beta_end=config.number("beta_end", 0.02 if known else None),
         train_steps=config.get("num_train_timesteps", int, 1000),
-        prediction=PREDICTIONS[config.one_of("prediction_type", tuple(PREDICTIONS), "epsilon")],
+        prediction=prediction,
         spacing=spacing,
         steps_offset=_steps_offset(config, spacing),
         final_alpha_one=config.flag("set_alpha_to_one", alpha_one),
+        final_sigma=config.one_of("final_sigmas_type", ("zero", "sigma_min"), "zero"),
+        zero_snr=zero_snr,
     )
 
 
@@ -160,6 +165,8 @@ def _sampler(config: Config, kind: str, known: SchedulerClass, schedule: Schedul
         config.one_of("timestep_type", types, "discrete", advice=OVERRIDE)
     if kind == "DPMSolverMultistepScheduler":
         _unclipped(config, schedule)
+        if schedule.final_sigma != "zero":  # else the last step is of first order in any case
+            config.fixed({"lower_order_final": (True,), "euler_at_final": (False, None)}, advice=OVERRIDE)
     others = {name: allowed for other in CLASSES.values() for name, allowed in other.fixed.items()}
     others |= {"clip_sample": (True, False, None), "use_karras_sigmas": (False, None), "timestep_type": ("discrete",)}
     silent = [name for name, allowed in others.items() if config.values.get(name) in allowed]

@@ -171,6 +171,8 @@ class ScheduleSpec:
     spacing: str = "leading"  # or "linspace", "trailing", "kerascv" (linspace from 0, rounded, its own predecessor)
     steps_offset: int = 1
     final_alpha_one: bool = False  # the step after the last one is noise-free (KerasCV) or at timestep 0 (CompVis)
+    final_sigma: str = "zero"  # what Euler and DPM-Solver++ end at: no noise, or "sigma_min", the noise of timestep 0
+    zero_snr: bool = False  # the betas are rescaled, so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)
 
     def __post_init__(self):
         _within_limits(self)
@@ -179,7 +181,10 @@ class ScheduleSpec:
             betas=("scaled_linear", "linear"),
             prediction=("epsilon", "v", "sample"),
             spacing=("leading", "linspace", "trailing", "kerascv"),
+            final_sigma=("zero", "sigma_min"),
         )
+        if self.zero_snr and self.prediction == "epsilon":
+            raise SpecError("ScheduleSpec.zero_snr needs the prediction v or sample: from noise alone, epsilon tells nothing.")
         if self.beta_start > self.beta_end:
             raise SpecError(f"ScheduleSpec.beta_start ({self.beta_start}) must not exceed its beta_end ({self.beta_end}).")
         if self.steps_offset >= self.train_steps:

@@ -84,7 +84,15 @@ SCHEDULE = {  # what all schedulers have
     ],
 }
 ALPHA_ONE = [Changes(True, "schedule.final_alpha_one", True), Refused("yes")]
-ZERO_SNR = {"rescale_betas_zero_snr": Refused(True)}
+ZERO_SNR = {
+    "rescale_betas_zero_snr": [
+        Changes(True, "schedule.zero_snr", True, {"prediction_type": "v_prediction"}),
+        Refused(True),  # noise alone tells nothing of epsilon
+        Free(None, "as false"),
+        Refused("yes"),
+    ]
+}
+SIGMA_MIN = Changes("sigma_min", "schedule.final_sigma", "sigma_min")
 THRESHOLD = {"thresholding": Refused(True), "dynamic_thresholding_ratio": OF_THRESHOLD, "sample_max_value": OF_THRESHOLD}
 CLIP = {
     "clip_sample": [Repaired(True), Free(None, "diffusers asks whether it is True"), Refused("no")],
@@ -131,7 +139,7 @@ CASES = {
             Free("continuous", "read for v-prediction alone"),
             Refused("continuous", {"prediction_type": "v_prediction"}),
         ],
-        "final_sigmas_type": Refused("sigma_min"),
+        "final_sigmas_type": [SIGMA_MIN, Refused("sigma_max"), Refused(None)],
     },
     "EulerAncestralDiscreteScheduler": SCHEDULE | ZERO_SNR,
     "DPMSolverMultistepScheduler": SCHEDULE
@@ -145,13 +153,19 @@ CASES = {
             Free("deis", "diffusers makes dpmsolver++ of it"),
         ],
         "solver_type": [Refused("heun"), Free("bh2", "diffusers makes midpoint of it")],
-        "lower_order_final": Free(False, "the last step goes to sigma 0, which is of first order in any case"),
-        "euler_at_final": Free(True, "likewise; test_plans_reference.py has a recorded run"),
+        "lower_order_final": [
+            Free(False, "the last step goes to sigma 0, which is of first order in any case"),
+            Refused(False, {"final_sigmas_type": "sigma_min"}),
+        ],
+        "euler_at_final": [
+            Free(True, "likewise; test_plans_reference.py has a recorded run"),
+            Refused(True, {"final_sigmas_type": "sigma_min"}),
+        ],
         "use_karras_sigmas": karras("dpmpp_2m_karras"),
         "use_lu_lambdas": Refused(True),
         "use_flow_sigmas": Refused(True),
         "flow_shift": Free(3.0, "read with use_flow_sigmas alone"),
-        "final_sigmas_type": Refused("sigma_min"),
+        "final_sigmas_type": [SIGMA_MIN, Refused("sigma_max"), Refused(None)],
         "lambda_min_clipped": [Free(-5.1, "below the lowest of this schedule, -2.68"), Refused(-1.0), Refused(None)],
         "variance_type": Refused("learned"),
         "use_dynamic_shifting": Refused(True),

@@ -131,9 +131,16 @@ def test_a_named_sampler_makes_fields_of_the_other_one_pointless(configurations)
 
 
 def test_a_named_sampler_does_not_help_where_the_noise_levels_are_others(configurations):
-    use(configurations, "EulerDiscreteScheduler", rescale_betas_zero_snr=True)
+    use(configurations, "EulerDiscreteScheduler", rescale_betas_zero_snr=True)  # with the prediction epsilon
     message = refused(configurations, "euler")
     assert "rescale_betas_zero_snr" in message and "--sampler" not in message
+
+
+def test_zero_snr_is_for_the_samplers_that_diffusers_has_it_for(configurations):
+    use(configurations, "LMSDiscreteScheduler", rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    message = refused(configurations)
+    assert "rescale_betas_zero_snr must be false for the sampler lms" in message and "--sampler" in message
+    assert read(configurations, "euler")[0].schedule.zero_snr
 
 
 def test_a_spacing_is_the_one_of_the_class_where_the_file_is_silent(configurations):

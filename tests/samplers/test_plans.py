@@ -184,6 +184,19 @@ def test_samplers_that_do_not_serve_a_prediction_are_refused_and_those_that_do_a
     assert fitting_samplers(spec) == others.split(", ") and fitting_samplers(SPEC) == list(SAMPLERS)
 
 
+def test_models_of_zero_snr_are_sampled_by_what_can_start_from_noise_alone():
+    """In diffusers PNDM and LMS have no rescale_betas_zero_snr."""
+    spec = ScheduleSpec(prediction="v", spacing="trailing", zero_snr=True)
+    assert set(SAMPLERS) - set(fitting_samplers(spec)) == {"pndm", "lms", "lms_karras"}
+    with pytest.raises(ValueError, match="whose prediction is 'v' and whose noise has zero SNR at its end; got 'pndm'"):
+        build_plan(spec, "pndm", 10)
+    for sampler in fitting_samplers(spec):
+        for steps in (1, 2, 20, 1000):
+            rows = build_plan(spec, sampler, steps).rows
+            # Nothing large is subtracted from something large.
+            assert np.isfinite(rows).all() and np.abs(rows[:, 3:]).max() < 4.2, sampler
+
+
 @pytest.mark.parametrize("of", [as_image, as_noise])
 @pytest.mark.parametrize("prediction", ["flow", "v_prediction", None])
 def test_unknown_predictions_are_refused(of, prediction):

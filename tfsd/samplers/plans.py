@@ -16,12 +16,14 @@ import numpy as np
 from tfsd.arguments import whole
 from tfsd.errors import shown
 from tfsd.samplers.names import ALIASES
+from tfsd.samplers.ratios import euler, euler_ancestral, lms
 from tfsd.samplers.rows import ROW_SIZE, Row
 from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, karras_ratios, levels
 from tfsd.specs import ScheduleSpec
 
 MAX_STEPS = 1000
 MAX_ROWS = MAX_STEPS + 2  # PLMS makes one call more; the level after the last step takes one more row
+FEW_STEPS = 15  # below which diffusers' DPM-Solver makes its last step one of first order
 LENGTHS = (128, MAX_ROWS)  # that plans have: each is compiled for itself, so that 5 and 50 steps should share one
 
 
@@ -112,89 +114,32 @@ def _undo(first: Row, again: Row) -> Row:
 
 
 def dpmpp_2m(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
-    """DPM-Solver++(2M): Lu et al. 2022, algorithm 2. The last row returns the denoised latents."""
+    """DPM-Solver++(2M): Lu et al. 2022, algorithm 2.
+
+    The last row returns the denoised latents, or steps to `final_ratio`: of first order where there are few steps, as
+    diffusers' `lower_order_final` has it.
+    """
     if karras:
         ratios = karras_ratios(*schedule.ratios([schedule.spec.train_steps - 1, 0]), num_steps)
         timesteps = np.round(schedule.timesteps_of(ratios))
     else:
         timesteps = schedule.spaced_timesteps(num_steps, end_early=True)
         ratios = schedule.ratios(timesteps)
-    alpha, sigma = levels(np.append(ratios, 0.0))
-    log_snr = -np.log(ratios)
+    ratios = np.append(ratios, schedule.final_ratio)
+    alpha, sigma = levels(ratios)
+    log_snr = -np.log(ratios[ratios > 0])
     rows = []
     for i in range(start, num_steps):
-        if i == num_steps - 1:
+        if ratios[i + 1] == 0:
             keep, mix = 0.0, (1.0,)
         else:
             h = log_snr[i + 1] - log_snr[i]
             gain = -alpha[i + 1] * np.expm1(-h)
-            bend = 0.0 if i == start else h / (2 * (log_snr[i] - log_snr[i - 1]))
+            is_first_order = i == start or (i == num_steps - 1 and num_steps < FEW_STEPS)
+            bend = 0.0 if is_first_order else h / (2 * (log_snr[i] - log_snr[i - 1]))
             keep, mix = sigma[i + 1] / sigma[i], (gain * (1 + bend), -gain * bend)
         rows.append(Row(timesteps[i], alpha[i], sigma[i], *as_image(schedule.spec.prediction, alpha[i], sigma[i]), keep, mix))
     return rows
-
-
-def euler(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
-    """Euler's method: Karras et al. 2022, algorithm 2 without added noise."""
-    timesteps, ratios = _ratio_grid(schedule, num_steps, start, karras)
-    return _derivative_rows(schedule, timesteps, ratios, np.diff(ratios)[:, None])
-
-
-def euler_ancestral(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
-    """Euler's method below the next noise level, then fresh noise up to it.
-
-    Source: `sample_euler_ancestral` of k-diffusion, with its eta at 1.
-    """
-    timesteps, ratios = _ratio_grid(schedule, num_steps, start, False)
-    here, there = ratios[:-1], ratios[1:]
-    up = there * np.sqrt(np.maximum(0.0, 1 - (there / here) ** 2))
-    down = there**2 / here  # sqrt(there^2 - up^2)
-    return _derivative_rows(schedule, timesteps, ratios, (down - here)[:, None], up)
-
-
-def lms(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
-    """Linear multistep of order four: Adams-Bashforth for uneven steps, as `sample_lms` of k-diffusion."""
-    timesteps, ratios = _ratio_grid(schedule, num_steps, start, karras)
-    return _derivative_rows(schedule, timesteps, ratios, _adams_bashforth(ratios))
-
-
-def _adams_bashforth(points: np.ndarray) -> np.ndarray:
-    """Returns the weights [N, 4] of the derivatives at points i, i - 1, i - 2 and i - 3 for the move from i to i + 1.
-
-    They integrate the polynomial through the derivatives that there are: row i has i + 1 weights, then zeros.
-    """
-    length = np.diff(points)
-    at = points[:-1, None] + length[:, None] * (1 + np.array([-1, 1]) / math.sqrt(3)) / 2  # Gauss: exact up to degree 3
-    weights = np.zeros((len(length), 4))
-    for order in range(1, min(4, len(length)) + 1):
-        rows = slice(order - 1, order if order < 4 else None)  # the last order serves all remaining rows
-        count = len(length[rows])
-        nodes = [points[order - 1 - k :][:count, None] for k in range(order)]
-        for k in range(order):
-            basis = np.ones((count, 2))  # the polynomial that is 1 at node k and 0 at the others
-            for other in nodes[:k] + nodes[k + 1 :]:
-                basis *= (at[rows] - other) / (nodes[k] - other)
-            weights[rows, k] = length[rows] * basis.mean(axis=1)
-    return weights
-
-
-def _ratio_grid(schedule: NoiseSchedule, num_steps: int, start: int, karras: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the timesteps from `start` on and the values of sigma / alpha there, with the 0 after the last one."""
-    timesteps = schedule.spaced_timesteps(num_steps, whole=False)
-    ratios = schedule.ratios(timesteps)
-    if karras:
-        ratios = karras_ratios(ratios[0], ratios[-1], num_steps)
-        timesteps = schedule.timesteps_of(ratios)
-    return timesteps[start:], np.append(ratios, 0.0)[start:]
-
-
-def _derivative_rows(schedule: NoiseSchedule, timesteps, ratios, weights, noise=None) -> list[Row]:
-    """Returns the rows that add `weights` [N, k] times the predicted noises to latents / alpha, and then `noise` [N]."""
-    alpha, sigma = levels(ratios)
-    keep, mix = alpha[1:] / alpha[:-1], alpha[1:, None] * weights
-    fresh = np.zeros_like(keep) if noise is None else alpha[1:] * noise
-    estimates = (as_noise(schedule.spec.prediction, *level) for level in zip(alpha[:-1], sigma))
-    return [Row(*row) for row in zip(timesteps, alpha, sigma, *zip(*estimates), keep, map(tuple, mix), fresh)]
 
 
 class Sampler(NamedTuple):
@@ -205,14 +150,15 @@ class Sampler(NamedTuple):
     has_eta: bool = False
     starts_at_sigma: bool = False  # see `_init_scale`
     predictions: tuple[str, ...] = ("epsilon", "v", "sample")  # those of models that it can sample from
+    has_zero_snr: bool = True  # serves models of `zero_snr`; those that do not have no such option in diffusers either
 
 
 SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler(ddim, has_eta=True),
     "ddpm": Sampler(ddpm),
-    "pndm": Sampler(pndm, predictions=("epsilon", "v")),  # the two that PNDM has in diffusers
-    "lms": Sampler(lms, starts_at_sigma=True),
-    "lms_karras": Sampler(lms, karras=True, starts_at_sigma=True),
+    "pndm": Sampler(pndm, predictions=("epsilon", "v"), has_zero_snr=False),  # the two that PNDM has in diffusers
+    "lms": Sampler(lms, starts_at_sigma=True, has_zero_snr=False),
+    "lms_karras": Sampler(lms, karras=True, starts_at_sigma=True, has_zero_snr=False),
     "euler": Sampler(euler, starts_at_sigma=True),
     "euler_karras": Sampler(euler, karras=True, starts_at_sigma=True),
     "euler_ancestral": Sampler(euler_ancestral, starts_at_sigma=True),
@@ -242,16 +188,19 @@ def find_sampler(name: str) -> str:
 
 def fitting_samplers(spec: ScheduleSpec) -> list[str]:
     """Returns the keys of the samplers that serve models of this schedule and prediction."""
-    return [name for name, sampler in SAMPLERS.items() if spec.prediction in sampler.predictions]
+    return [
+        name
+        for name, sampler in SAMPLERS.items()
+        if spec.prediction in sampler.predictions and (sampler.has_zero_snr or not spec.zero_snr)
+    ]
 
 
 def check_fits(sampler: str, spec: ScheduleSpec):
     """Raises `ValueError` listing the samplers that fit, unless `sampler`, a key of `SAMPLERS`, serves such models."""
     fitting = fitting_samplers(spec)
     if sampler not in fitting:
-        raise ValueError(
-            f"sampler must be one of {', '.join(fitting)} for models whose prediction is {spec.prediction!r}; got {sampler!r}."
-        )
+        kind = f"whose prediction is {spec.prediction!r}" + (" and whose noise has zero SNR at its end" if spec.zero_snr else "")
+        raise ValueError(f"sampler must be one of {', '.join(fitting)} for models {kind}; got {sampler!r}.")
 
 
 def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0, eta: float = 0.0) -> Plan:

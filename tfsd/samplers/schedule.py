@@ -9,6 +9,7 @@ from tfsd.errors import shown
 from tfsd.specs import ScheduleSpec
 
 KARRAS_RHO = 7.0  # Karras et al. 2022, table 1
+LEAST_ALPHA = 2.0**-24  # of alphas_cumprod, for finite ratios at a last timestep of pure noise; diffusers has the same
 
 
 class NoiseSchedule:
@@ -19,6 +20,8 @@ class NoiseSchedule:
 
     Source: DDPM (Ho et al. 2020). `alphas_cumprod` in float64 rounds to exactly the table that KerasCV
     ships; diffusers multiplies up in float32 and differs from it by up to 1e-6 relative.
+
+    `final_ratio` is where Euler and DPM-Solver++ end.
     """
 
     def __init__(self, spec: ScheduleSpec):
@@ -28,7 +31,11 @@ class NoiseSchedule:
         else:
             betas = np.linspace(spec.beta_start**0.5, spec.beta_end**0.5, spec.train_steps) ** 2
         self.alphas_cumprod = np.cumprod(1.0 - betas)
-        self._ratios = np.sqrt((1.0 - self.alphas_cumprod) / self.alphas_cumprod)
+        if spec.zero_snr:
+            self.alphas_cumprod = _to_zero_snr(self.alphas_cumprod)
+        finite = np.append(self.alphas_cumprod[:-1], max(self.alphas_cumprod[-1], LEAST_ALPHA if spec.zero_snr else 0.0))
+        self._ratios = np.sqrt((1.0 - finite) / finite)
+        self.final_ratio = 0.0 if spec.final_sigma == "zero" else float(self._ratios[0])
 
     def marginals(self, timesteps) -> tuple[np.ndarray, np.ndarray]:
         """Returns alpha and sigma at `timesteps`, which may be fractional.
@@ -37,13 +44,16 @@ class NoiseSchedule:
         timestep is the level after the last step: noise-free if `final_alpha_one`, else that of timestep 0.
         """
         alpha, sigma = levels(self.ratios(timesteps))
+        if self.spec.zero_snr:
+            noise = np.asarray(timesteps) >= self.spec.train_steps - 1
+            alpha, sigma = np.where(noise, 0.0, alpha), np.where(noise, 1.0, sigma)
         if self.spec.final_alpha_one:
             after = np.asarray(timesteps) < 0
             alpha, sigma = np.where(after, 1.0, alpha), np.where(after, 0.0, sigma)
         return alpha, sigma
 
     def ratios(self, timesteps) -> np.ndarray:
-        """Returns sigma / alpha at `timesteps`; outside the trained range, that of its nearest end."""
+        """Returns sigma / alpha at `timesteps`; outside the trained range, that of its nearest end. It is finite."""
         return np.interp(timesteps, np.arange(self.spec.train_steps), self._ratios)
 
     def timesteps_of(self, ratios) -> np.ndarray:
@@ -94,6 +104,12 @@ class NoiseSchedule:
         if on_grid or self.spec.spacing == "kerascv":
             return np.append(timesteps[1:], -1.0)
         return timesteps - self.spec.train_steps // num_steps
+
+
+def _to_zero_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
+    """Returns the table that is the same at timestep 0 and is 0 at the last one. Source: Lin et al. 2023, algorithm 1."""
+    alphas = np.sqrt(alphas_cumprod)
+    return ((alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])) ** 2
 
 
 def levels(ratios) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,94 @@
+"""Samplers that step in the ratio sigma / alpha, which Karras et al. call sigma: Euler's method, ancestral, linear multistep."""
+
+import math
+
+import numpy as np
+
+from tfsd.samplers.rows import Row
+from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, karras_ratios, levels
+
+
+def euler(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
+    """Euler's method: Karras et al. 2022, algorithm 2 without added noise."""
+    timesteps, ratios = _ratio_grid(schedule, num_steps, start, karras, schedule.final_ratio)
+    return _euler_rows(schedule, timesteps, ratios, ratios[1:])
+
+
+def euler_ancestral(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
+    """Euler's method below the next noise level, then fresh noise up to it.
+
+    Source: `sample_euler_ancestral` of k-diffusion, with its eta at 1.
+    """
+    timesteps, ratios = _ratio_grid(schedule, num_steps, start, False)
+    here, there = ratios[:-1], ratios[1:]
+    up = there * np.sqrt(np.maximum(0.0, 1 - (there / here) ** 2))
+    down = there**2 / here  # sqrt(there^2 - up^2)
+    return _euler_rows(schedule, timesteps, ratios, down, up)
+
+
+def lms(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
+    """Linear multistep of order four: Adams-Bashforth for uneven steps, as `sample_lms` of k-diffusion."""
+    timesteps, ratios = _ratio_grid(schedule, num_steps, start, karras)
+    return _derivative_rows(schedule, timesteps, ratios, _adams_bashforth(ratios))
+
+
+def _adams_bashforth(points: np.ndarray) -> np.ndarray:
+    """Returns the weights [N, 4] of the derivatives at points i, i - 1, i - 2 and i - 3 for the move from i to i + 1.
+
+    They integrate the polynomial through the derivatives that there are: row i has i + 1 weights, then zeros.
+    """
+    length = np.diff(points)
+    at = points[:-1, None] + length[:, None] * (1 + np.array([-1, 1]) / math.sqrt(3)) / 2  # Gauss: exact up to degree 3
+    weights = np.zeros((len(length), 4))
+    for order in range(1, min(4, len(length)) + 1):
+        rows = slice(order - 1, order if order < 4 else None)  # the last order serves all remaining rows
+        count = len(length[rows])
+        nodes = [points[order - 1 - k :][:count, None] for k in range(order)]
+        for k in range(order):
+            basis = np.ones((count, 2))  # the polynomial that is 1 at node k and 0 at the others
+            for other in nodes[:k] + nodes[k + 1 :]:
+                basis *= (at[rows] - other) / (nodes[k] - other)
+            weights[rows, k] = length[rows] * basis.mean(axis=1)
+    return weights
+
+
+def _ratio_grid(
+    schedule: NoiseSchedule, num_steps: int, start: int, karras: bool, final: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the timesteps from `start` on and the values of sigma / alpha there, with `final` after the last one."""
+    timesteps = schedule.spaced_timesteps(num_steps, whole=False)
+    ratios = schedule.ratios(timesteps)
+    if karras:
+        ratios = karras_ratios(ratios[0], ratios[-1], num_steps)
+        timesteps = schedule.timesteps_of(ratios)
+    return timesteps[start:], np.append(ratios, final)[start:]
+
+
+def _euler_rows(schedule: NoiseSchedule, timesteps, ratios, targets, noise=None) -> list[Row]:
+    """Returns the rows that step to the values `targets` [N] of sigma / alpha, and then add `noise` [N] times alpha."""
+    if not schedule.spec.zero_snr:
+        return _derivative_rows(schedule, timesteps, ratios, (targets - ratios[:-1])[:, None], noise)
+    # The same by way of the denoised latents: at alpha 1 / 4096 the noise would be weighted with 4096, and four digits lost.
+    alpha, sigma = levels(ratios)
+    alpha[-1] = 1.0
+    left = targets / ratios[:-1]
+    keep, mix = left * alpha[1:] / alpha[:-1], alpha[1:] * (1 - left)
+    return _rows_of(schedule, as_image, timesteps, alpha, sigma, keep, mix[:, None], noise)
+
+
+def _derivative_rows(schedule: NoiseSchedule, timesteps, ratios, weights, noise=None) -> list[Row]:
+    """Returns the rows that add `weights` [N, k] times the predicted noises to latents / alpha, and then `noise` [N].
+
+    The latents after the last one are divided by their alpha: a decoder gets `image + ratio * noise`, as in diffusers.
+    """
+    alpha, sigma = levels(ratios)
+    alpha[-1] = 1.0
+    keep, mix = alpha[1:] / alpha[:-1], alpha[1:, None] * weights
+    return _rows_of(schedule, as_noise, timesteps, alpha, sigma, keep, mix, noise)
+
+
+def _rows_of(schedule: NoiseSchedule, estimate, timesteps, alpha, sigma, keep, mix, noise) -> list[Row]:
+    """Returns rows whose history holds what `estimate`, `as_image` or `as_noise`, makes of the outputs."""
+    fresh = np.zeros_like(keep) if noise is None else alpha[1:] * noise
+    estimates = (estimate(schedule.spec.prediction, *level) for level in zip(alpha[:-1], sigma))
+    return [Row(*row) for row in zip(timesteps, alpha, sigma, *zip(*estimates), keep, map(tuple, mix), fresh)]
