@@ -26,6 +26,7 @@ from tfsd.h5 import CheckpointError
 from tfsd.hub import PUBLISHED
 from tfsd.progress import Stages
 from tfsd.samplers.plans import MAX_STEPS, fitting_samplers
+from tfsd.text import own_prompts
 
 REFERENCE_PROMPT = "a red star above a blue house at night"
 REFERENCE_STEPS = 8
@@ -169,6 +170,7 @@ def _manifest(model: StableDiffusion, limits: Limits, name: str, version: int) -
     }
 
 
+@own_prompts()
 def _reference(folder: Path, model: StableDiffusion, limits: Limits) -> dict:
     """Draws one picture with the export and with Python, compares them, and returns what `verify` needs to draw it again."""
     (height, width), steps = limits.sizes[0], min(REFERENCE_STEPS, limits.max_steps)

@@ -101,6 +101,7 @@ def trained_usually(toy_spec, tmp_path_factory):
     return trained(toy_spec, tmp_path_factory.mktemp("usual"))
 
 
+@pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")
 def test_an_export_draws_as_python_does_under_all_settings_at_once(settings, toy_folder, tmp_path):
     """An export compares its own picture with Python's, and is an error if they differ."""
     from converters.saved_model import export_saved_model

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfsd import weights
 from tfsd.arguments import batch_of, choice, one_each, per_prompt, require_memory, rows_of, scales, seeds_of, side_of, whole
 from tfsd.backend import require_tensorflow
-from tfsd.errors import shown, warn
+from tfsd.errors import shown
 from tfsd.files import sha256
 from tfsd.finite import require_finite
 from tfsd.freeing import free_memory
@@ -26,7 +26,7 @@ from tfsd.progress import Progress
 from tfsd.recipes import recipes_of
 from tfsd.samplers.plans import build_plan, find_sampler
 from tfsd.specs import NUMERICS, ModelSpec
-from tfsd.text import Tokenizer, UnknownWordsWarning, unknown_words, unknown_words_message
+from tfsd.text import Tokenizer, warn_of_unknown_words
 
 # KerasCV's names for the same arguments, in every method that has them.
 KERASCV_NAMES = {
@@ -292,10 +292,7 @@ class StableDiffusion:
         tokens, rows = self.tokenizer(prompts, on_long=on_long, name=name), self.spec.text.vocabulary
         if tokens.max() >= rows:
             raise ValueError(f"{name} has token {tokens.max()}, but the model's text encoder knows {rows} tokens. Take it out.")
-        words = unknown_words(self.tokenizer, dict.fromkeys(prompts))
-        if words and frozenset(words) not in self._unknown:
-            self._unknown.add(frozenset(words))
-            warn(unknown_words_message(self.spec.text, words, name), UnknownWordsWarning)
+        warn_of_unknown_words(self.tokenizer, prompts, name, self._unknown)
         return tokens
 
 

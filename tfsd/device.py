@@ -23,8 +23,8 @@ from tfsd.noise import effective_seed
 from tfsd.progress import Progress
 from tfsd.recipes import recipes_of
 from tfsd.samplers.plans import sampler_names
-from tfsd.specs import CLIPSpec
-from tfsd.text import Tokenizer
+from tfsd.specs import CLIPSpec, SpecError
+from tfsd.text import Tokenizer, warn_of_unknown_words
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -65,6 +65,15 @@ class TooLittleMemory(CheckpointError, MemoryError):
     """A part of a bundle needs more memory than is free."""
 
 
+def _text(manifest: dict) -> CLIPSpec:
+    """Returns what a manifest says of the tokens that its model reads and of those that it learned."""
+    text, names = manifest["tokenizer"], ("length", "start_token", "end_token", "pad_token", "ftfy")
+    try:  # older bundles do not say which tokens were learned
+        return CLIPSpec(**{name: text[name] for name in names}, kept_tokens=tuple(manifest.get("kept_tokens", ())))
+    except (SpecError, TypeError) as error:
+        raise CheckpointError(f"The bundle's {MANIFEST} is damaged: {error}") from error
+
+
 class StepLoop(ABC):
     """What an app does with a bundle: tokens, then plan, noise and step again and again, then the picture's colours.
 
@@ -74,9 +83,9 @@ class StepLoop(ABC):
 
     def __init__(self, manifest: dict):
         self.manifest = manifest
-        text = manifest["tokenizer"]
-        self.text = CLIPSpec(**{name: text[name] for name in ("length", "start_token", "end_token", "pad_token", "ftfy")})
+        self.text = _text(manifest)
         self.tokenizer = Tokenizer(self.text)
+        self._unknown: set[frozenset[str]] = set()  # words that a warning told of
         self._pace: dict = {}
 
     @abstractmethod
@@ -118,14 +127,19 @@ class StepLoop(ABC):
         seeds, indices = seeds_of(seed, whole("index", index, 0, last), batch)
         whole("index", max(indices), 0, last)
         negatives = one_each("negative_prompt", "" if negative_prompt is None else negative_prompt, str, batch)
-        tokens = self.tokenizer(prompts, on_long=on_long), self.tokenizer(negatives, on_long=on_long, name="negative_prompt")
-        contexts = self._contexts(np.stack(tokens[::-1], axis=1))
+        tokens = [self._tokens(texts, on_long, of) for of, texts in (("negative_prompt", negatives), ("prompt", prompts))]
+        contexts = self._contexts(np.stack(tokens, axis=1))
         plan = {"sampler": self.manifest["samplers"].index(name), "num_steps": steps}
         latents = self._sample(contexts, [effective_seed(one) for one in seeds], indices, guidance, plan, show)
         own = {"prompt": prompts, "negative_prompt": negatives, "seed": seeds, "index": indices, "guidance_scale": guidance}
         shared = {"num_steps": steps, "sampler": name, "eta": 0.0, "height": self.manifest["size"][0]}
         shared |= {"width": self.manifest["size"][1], **self.manifest["identity"], "quantize": self.manifest["quantize"]}
         return Images(self._pictures(latents), recipes_of(own, shared))
+
+    def _tokens(self, prompts: list[str], on_long: str, name: str) -> np.ndarray:
+        tokens = self.tokenizer(prompts, on_long=on_long, name=name)
+        warn_of_unknown_words(self.tokenizer, prompts, name, self._unknown)
+        return tokens
 
     def _sampler(self, name: str) -> str:
         """Returns the sampler that a name or an alias, in upper or lower case, stands for. Raises: `ValueError`."""

@@ -39,6 +39,7 @@ def describe(model: StableDiffusion, parts: dict[str, Part], quantize: str, size
         "size": list(size),
         "latents": list(latents),
         "tokenizer": {"file": TOKENIZER, **tokens},
+        "kept_tokens": list(text.kept_tokens),  # the tokens that the model learned; none means all
         "samplers": samplers,
         "sampler_aliases": {name: key for name, key in sampler_names().items() if key in samplers},  # in lower case
         "max_steps": max_steps,

@@ -17,6 +17,7 @@ from converters.device.verify import REFERENCE
 from tfsd.api import StableDiffusion
 from tfsd.device import DeviceBundle
 from tfsd.image_files import encode
+from tfsd.text import own_prompts
 
 REPORT = "report.json"
 SEED = 2026
@@ -61,6 +62,7 @@ class Evidence(NamedTuple):
     model: StableDiffusion | None
 
 
+@own_prompts()
 def gather(model: StableDiffusion, manifest: dict, parts: dict[str, Part], check: Check) -> Evidence:
     """Returns the evidence that a model's report needs."""
     recipe, (height, width) = RECIPES[manifest["quantize"]], manifest["size"]
@@ -77,6 +79,7 @@ def gather(model: StableDiffusion, manifest: dict, parts: dict[str, Part], check
     return Evidence(prompts, np.asarray(pictures), calls, calibration, model if judged else None)
 
 
+@own_prompts()
 def make_report(folder: Path, float32: dict[str, Path], evidence: Evidence, check: Check) -> tuple[dict, np.ndarray]:
     """Returns the report of a bundle, and the pictures that it drew, uint8 [N, H, W, 3].
 

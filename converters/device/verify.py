@@ -12,6 +12,7 @@ from converters.verify import ExportError
 from tfsd.device import MANIFEST, DeviceBundle
 from tfsd.h5 import CheckpointError
 from tfsd.image_files import read_recipe
+from tfsd.text import own_prompts
 
 REFERENCE = "reference.png"  # its recipe says how it was drawn
 _DRAWN = ("prompt", "seed", "negative_prompt", "num_steps", "guidance_scale", "sampler", "index")
@@ -24,6 +25,7 @@ class Verdict(NamedTuple):
     psnr: float
 
 
+@own_prompts()
 def verify_bundle(folder: str | Path) -> Verdict:
     """Draws the reference picture of a bundle again and compares it with the one made when it was exported.
 

@@ -16,7 +16,9 @@ def test_report_outlives_a_sheet_that_fails(place, run, monkeypatch):
     accuracy = checker.accuracy
     monkeypatch.setattr(checker, "accuracy", lambda n, seed: os.rmdir("sheets") or accuracy(n=2, seed=seed))
     status, out, err = run("eval", "--model", "toy", "--n", "1", "--steps", "1", "--sheet", "sheets/x.png", "--quiet", "--json")
-    assert status == 1 and one_line(err) and "there is no folder sheets" in err
+    warning, error = err.splitlines(keepends=True)
+    assert status == 1 and one_line(error) and "there is no folder sheets" in error
+    assert warning.startswith("tfsd: warning: the prompts of this evaluation have words that 'toy' never learned")
     assert json.loads(out)["n"] == 1 and "sheet_error" not in json.loads(out)
 
 

@@ -26,9 +26,12 @@ from tfsd.noise import normal_noise
 from tfsd.progress import Cancelled
 from tfsd.samplers.plans import SAMPLERS, build_plan
 from tfsd.specs import PRESETS, to_json
+from tfsd.text import UnknownWordsWarning
 
 NOISE = 1e-6  # compilers may fuse a product with a sum; values reach 5
 PARTS = ("sampling", "text_encoder", "denoiser", "decoder")
+# The toy model knows few words. Exports and their checks draw prompts of their own, of which nobody wants to be warned.
+pytestmark = pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +136,25 @@ def test_bundles_of_older_versions_draw_on_the_cpu_and_know_the_names_of_sampler
     manifest = json.loads((damaged / MANIFEST).read_text())
     for part in manifest["parts"].values():
         del part["accelerators"]
-    for name in ("sampler_aliases", "checked", "no_gpu"):
+    for name in ("sampler_aliases", "checked", "no_gpu", "kept_tokens"):
         del manifest[name]
     (damaged / MANIFEST).write_text(json.dumps(manifest))
     asked = {"prompt": "red", "seed": 1, "num_steps": 2, "sampler": "Euler a"}
     before = DeviceBundle(damaged)
     assert {tuple(before.accelerators(part)) for part in PARTS} == {("cpu",)}
     np.testing.assert_array_equal(before.text_to_image(**asked), device.text_to_image(**asked))
+
+
+def test_words_that_the_model_never_learned_are_named_once(bundle):
+    device = DeviceBundle(bundle)
+    with pytest.warns(UnknownWordsWarning) as told:
+        for _ in range(2):
+            device.text_to_image("a dog", seed=1, num_steps=1, negative_prompt="a red cat")
+    found = [(str(one.message).split(". ")[0], one.filename) for one in told]
+    assert found == [
+        ("negative_prompt has words that the model never learned: 'cat'", __file__),
+        ("prompt has words that the model never learned: 'dog'", __file__),
+    ]
 
 
 @pytest.mark.parametrize("alias", ["DPM++ 2M Karras", "dpm++ 2m karras", "DPMPP_2M_KARRAS"])
@@ -218,6 +233,8 @@ def test_damaged_files_are_named(damaged):
         ({"seed_period": 0}, "seed_period is missing or not what it should be"),
         ({"latents": [4, -4, 4]}, "latents is missing or not what it should be"),
         ({"sampler_aliases": ["euler"]}, "sampler_aliases is missing or not what it should be"),
+        ({"kept_tokens": [1, 1]}, "kept_tokens must name no token twice"),
+        ({"kept_tokens": 7}, "manifest.json is damaged"),
     ],
 )
 def test_manifest_that_is_none_is_refused(change, words, damaged):

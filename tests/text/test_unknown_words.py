@@ -8,7 +8,7 @@ import pytest
 from tfsd.api import load
 from tfsd.errors import TfsdWarning
 from tfsd.specs import CLIPSpec
-from tfsd.text import Tokenizer, UnknownWordsWarning, unknown_words, unknown_words_message
+from tfsd.text import Tokenizer, UnknownWordsWarning, own_prompts, unknown_words, unknown_words_message
 from tfsd.text.unknown_words import OBJECTS, known_words
 from tfsd.training import scenes
 from tfsd.training.recipe import tiny_spec
@@ -79,4 +79,9 @@ def test_python_warns_once_for_the_same_words(toy_folder):
         ["prompt has words that the model", "'bird'"],
         ["negative_prompt has words that the model", "'cats'"],
     ]
+    with own_prompts(), warnings.catch_warnings():
+        warnings.simplefilter("error", UnknownWordsWarning)
+        model.encode_text("a zeppelin")
+    with pytest.warns(UnknownWordsWarning, match="'zeppelin'"):  # what was not shown is not told
+        model.encode_text("a zeppelin")
     assert {one.filename for one in ours} == {__file__} and issubclass(UnknownWordsWarning, TfsdWarning)

@@ -134,17 +134,15 @@ def _loaded(args, prompts: list[str], shown: Stages):
         shown(f"loading {args.device_bundle}")
         from tfsd.device import DeviceBundle
 
-        return DeviceBundle(args.device_bundle, threads=args.threads or 2)
+        bundle = DeviceBundle(args.device_bundle, threads=args.threads or 2)
+        _warn_of_texts(bundle.tokenizer, args, prompts)
+        return bundle
     _check_early(args, prompts)
     quiet_tensorflow(shown)
     shown(f"loading {args.model}")
     from tfsd.api import load
-    from tfsd.text import PromptTruncationWarning, UnknownWordsWarning
 
-    model = load(args.model, dtype=args.dtype, jit_compile=not args.no_jit, numerics=args.numerics)
-    for category in (PromptTruncationWarning, UnknownWordsWarning):  # `_check_early` told of it, once for all batches
-        warnings.simplefilter("ignore", category)
-    return model
+    return load(args.model, dtype=args.dtype, jit_compile=not args.no_jit, numerics=args.numerics)
 
 
 def _is_export(args) -> bool:
@@ -152,10 +150,10 @@ def _is_export(args) -> bool:
 
 
 def _check_early(args, prompts: list[str]):
-    """Finds mistakes in the arguments before TensorFlow takes its seconds to start, and warns of what is not read of prompts."""
+    """Finds mistakes in the arguments, and what is not read of prompts, before TensorFlow takes its seconds to start."""
     from tfsd.arguments import side_of
     from tfsd.samplers.plans import build_plan
-    from tfsd.text import Tokenizer, UnknownWordsWarning, unknown_words, unknown_words_message
+    from tfsd.text import Tokenizer
     from tfsd.weights import load_spec, resolve
 
     spec = load_spec(resolve(args.model))
@@ -164,13 +162,23 @@ def _check_early(args, prompts: list[str]):
     sampler = spec.default_sampler if args.sampler is None else args.sampler
     build_plan(spec.schedule, sampler, spec.default_steps if args.steps is None else args.steps, eta=args.eta)
     spec = spec if args.numerics is None else spec.with_numerics(args.numerics)
-    tokenizer = Tokenizer(spec.text)
+    _warn_of_texts(Tokenizer(spec.text), args, prompts)
+
+
+def _warn_of_texts(tokenizer, args, prompts: list[str]):
+    """Warns, once for all batches, of what a model does not read of the texts and of words that it never learned.
+
+    Raises: `ValueError` for a text that cannot be read.
+    """
+    from tfsd.text import PromptTruncationWarning, UnknownWordsWarning, warn_of_unknown_words
+
     named = {"prompt": prompts, "negative_prompt": [args.negative or ""]}
     for name, texts in named.items():
         tokenizer(texts if len(texts) > 1 else texts[0], name=name)
     for name, texts in named.items():
-        if words := unknown_words(tokenizer, dict.fromkeys(texts)):
-            warnings.warn(unknown_words_message(spec.text, words, name), UnknownWordsWarning, stacklevel=1)
+        warn_of_unknown_words(tokenizer, texts, name, set())
+    for category in (PromptTruncationWarning, UnknownWordsWarning):
+        warnings.simplefilter("ignore", category)
 
 
 def batches(prompts: list[str], n: int, index: int, size: int) -> list[Batch]:

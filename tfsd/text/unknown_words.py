@@ -1,10 +1,12 @@
 """Words that a model with a small vocabulary never learned: which they are, and what a person can write instead."""
 
+import contextlib
+import contextvars
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from tfsd.errors import TfsdWarning, shown
+from tfsd.errors import TfsdWarning, shown, warn
 from tfsd.specs import CLIPSpec
 from tfsd.text.bpe import Tokenizer
 from tfsd.text.vocabulary import vocabulary
@@ -16,6 +18,7 @@ _MAX_LISTED = 10  # unknown words in a message
 _MAX_KNOWN = 20  # known words, where there are no known objects
 _AROUND = ".,;:!?()[]{}\""  # stands around words
 _MAX_LETTERS = 40  # of a word that is compared
+_chosen_here = contextvars.ContextVar("chosen_here", default=False)
 
 
 class UnknownWordsWarning(TfsdWarning):
@@ -69,3 +72,23 @@ def unknown_words_message(spec: CLIPSpec, words: Iterable[str], name: str = "pro
     objects = [word for word in OBJECTS if word in known]
     knows = f"these objects: {', '.join(objects)}" if objects else f"words such as {', '.join(known[:_MAX_KNOWN])}"
     return f"{name} has words that the model never learned: {', '.join(parts)}. It knows {knows}."
+
+
+@contextlib.contextmanager
+def own_prompts() -> Iterator[None]:
+    """Turns the warning off for prompts that this package chose, such as those of a report: a caller cannot change them."""
+    token = _chosen_here.set(True)
+    try:
+        yield
+    finally:
+        _chosen_here.reset(token)
+
+
+def warn_of_unknown_words(tokenizer: Tokenizer, prompts: Iterable[str], name: str, told: set[frozenset[str]]):
+    """Warns of words in the prompts called `name` that the model never learned, unless `told` has the same words; adds them."""
+    if _chosen_here.get():
+        return
+    words = unknown_words(tokenizer, dict.fromkeys(prompts))
+    if words and frozenset(words) not in told:
+        told.add(frozenset(words))
+        warn(unknown_words_message(tokenizer.spec, words, name), UnknownWordsWarning)

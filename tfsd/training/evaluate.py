@@ -9,11 +9,14 @@ from tqdm import tqdm
 
 from tfsd.api import StableDiffusion, load
 from tfsd.arguments import whole
+from tfsd.errors import shown, warn
 from tfsd.image_files import ImageFileError, check_targets, image_path
+from tfsd.text import UnknownWordsWarning, own_prompts, unknown_words
 from tfsd.training import checker, scenes
 from tfsd.training.sheet import contact_sheet
 
 BATCH = 16
+_MAX_LISTED = 10  # words in a warning
 GROUPS = {"one": "one object", "two": "two objects", "count": "two or three of a kind"}
 
 
@@ -42,9 +45,10 @@ def evaluate(
     if sheet is not None:
         check_targets([image_path(sheet, "sheet", (".png",))])
     loaded = model if isinstance(model, StableDiffusion) else load(model)
+    _warn_of_words(loaded, [prompt for kind in kinds for prompt in prompts_of(kind, n, seed)])
     options = {"seed": seed, "num_steps": num_steps, "guidance_scale": guidance_scale, "sampler": sampler}
     report = {"model": loaded.identity["model"], "weights": loaded.identity["weights"], "n": n, "seed": seed, "kinds": {}}
-    shown = []
+    pictures = []
 
     def draw(prompts: list[str], index: int) -> np.ndarray:
         padded = prompts + prompts[-1:] * (min(BATCH, n) - len(prompts))  # one shape, one compile
@@ -52,16 +56,32 @@ def evaluate(
 
     with tqdm(total=n * len(kinds), unit="picture", disable=None if progress else True) as bar:
         for kind in kinds:
-            verdicts, first = judge(draw, kind, n, seed, bar)
+            with own_prompts():
+                verdicts, first = judge(draw, kind, n, seed, bar)
             report["kinds"][kind] = _shares(verdicts)
-            shown += first
+            pictures += first
     report["checker"] = checker.accuracy(n=500, seed=seed)
     if sheet is not None:
         try:
-            contact_sheet(shown, sheet)
+            contact_sheet(pictures, sheet)
         except ImageFileError as error:  # a full disk must not cost the report of an hour
             report["sheet_error"] = str(error)
     return report
+
+
+def _warn_of_words(model: StableDiffusion, prompts: list[str]):
+    """Warns once of all words of an evaluation that a model never learned, since they explain its low shares."""
+    if words := unknown_words(model.tokenizer, dict.fromkeys(prompts)):
+        listed, name = ", ".join(map(shown, words[:_MAX_LISTED])), shown(model.spec.name)
+        listed += f" and {len(words) - _MAX_LISTED} more" if words[_MAX_LISTED:] else ""
+        message = f"the prompts of this evaluation have words that {name} never learned, so that it cannot follow them: {listed}."
+        warn(message, UnknownWordsWarning)
+
+
+def prompts_of(kind: str, n: int, seed: int) -> list[str]:
+    """Returns the `n` prompts of a kind that an evaluation draws for a seed."""
+    rng = np.random.default_rng([seed, scenes.KINDS.index(kind)])
+    return [scenes.evaluation_scene(rng, kind).caption for _ in range(n)]
 
 
 def judge(
@@ -71,17 +91,15 @@ def judge(
 
     `draw(prompts, index)` makes the pictures of at most `BATCH` prompts; `index` is the first one's, the next follow it.
     """
-    rng = np.random.default_rng([seed, scenes.KINDS.index(kind)])
-    prompts = [scenes.evaluation_scene(rng, kind).caption for _ in range(n)]
-    verdicts, shown = [], []
+    prompts, verdicts, first = prompts_of(kind, n, seed), [], []
     for i in range(0, n, BATCH):
         batch = prompts[i : i + BATCH]
         images = draw(batch, i)
-        shown += list(zip(images, batch))[: 16 if i == 0 else 0]
+        first += list(zip(images, batch))[: 16 if i == 0 else 0]
         verdicts += [checker.check(np.asarray(image), prompt) for image, prompt in zip(images, batch)]
         if bar is not None:
             bar.update(len(batch))
-    return verdicts, shown
+    return verdicts, first
 
 
 def _shares(verdicts: list[checker.Verdict]) -> dict[str, float]:
