@@ -19,13 +19,14 @@ from tfsd.images import Images, read_recipe
 
 
 @pytest.fixture(scope="module")
-def gallery(tmp_path_factory, toy_folder):
+def gallery(tmp_path_factory, toy_folder, loaded_once):
     """A folder in which some commands were run, and what each of them printed."""
     place = tmp_path_factory.mktemp("gallery")
     shutil.copytree(toy_folder, place / "toy")
     printed = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
+        patch.setattr("tfsd.api.load", loaded_once)
         for name, argv in {
             "several": [
                 'a "red" star',
