@@ -9,6 +9,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import pytest
 from gradient_registry import custom_gradients
+from memory_growth import resident
 
 from tfsd.specs import CLIPSpec, ModelSpec, UNetSpec, VAESpec
 
@@ -22,6 +23,23 @@ TOY = ModelSpec(
     default_steps=3,
     default_guidance=2.0,
 )
+
+
+LARGE, GREW = 1500, 100  # MB: a test process of this size gives back what a module took, if that was so much
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back():
+    """Keeps the test processes small: glibc and TensorFlow's caches would hold what a module's models have used."""
+    before = resident()
+    yield
+    if resident() > max(LARGE, before + GREW):
+        from tensorflow.python.eager import context
+
+        from tfsd.freeing import free_memory
+
+        context.context().clear_kernel_cache()
+        free_memory()
 
 
 @pytest.fixture(scope="module", autouse=True)

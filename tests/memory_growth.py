@@ -10,8 +10,11 @@ from pathlib import Path
 
 
 def resident() -> int:
-    """Returns the resident memory in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    """Returns the resident memory in MB, 0 where the system does not say it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    lines = status.read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) // 1024
 
 

@@ -22,6 +22,12 @@ class ServingSession:
         fetches = {name: tensor.name for name, tensor in definition.outputs.items()}
         return self._session.run(fetches, feeds)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._session.close()
+
 
 def request(prompt=PROMPT, **numbers) -> dict:
     """Returns inputs of a request, a list or one value each; `rows` says how often all are repeated."""

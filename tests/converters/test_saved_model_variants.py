@@ -34,7 +34,8 @@ def variant(request, toy_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def session(variant):
-    return ServingSession(variant[0])
+    with ServingSession(variant[0]) as session:
+        yield session
 
 
 def test_batch_of_strangers_draws_what_python_draws_one_by_one(variant, session, toy_folder):
