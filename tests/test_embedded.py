@@ -18,7 +18,7 @@ REPORT = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))
 
 @pytest.fixture(scope="module")
 def tiny():
-    return load("tiny")
+    return load("tiny", jit_compile=False)
 
 
 def test_weights_are_under_ten_megabytes():
@@ -35,8 +35,8 @@ def test_settings_of_training_stand_beside_the_weights():
     assert training["denoiser"]["pictures"] > 0 and training["denoiser"]["recipe"]["batch"] > 0
 
 
-def test_no_word_of_the_grammar_is_unknown_to_the_model():
-    spec, tokenizer = load_spec(FOLDER), load("tiny").tokenizer
+def test_no_word_of_the_grammar_is_unknown_to_the_model(tiny):
+    spec, tokenizer = load_spec(FOLDER), tiny.tokenizer
     known = set(spec.text.kept_tokens)
     assert all(known.issuperset(tokenizer.encode(word)) for word in scenes.vocabulary())
 

@@ -43,8 +43,15 @@ def test_upcast_attention_keeps_the_digits_that_bfloat16_loses():
     assert error[True] < 0.03 < 0.1 < error[False]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("upcast", [False, True])
+@pytest.mark.parametrize(
+    ("upcast", "dtype"),
+    [
+        pytest.param(False, "bfloat16", marks=pytest.mark.slow),
+        (False, "float16"),
+        (True, "bfloat16"),
+        pytest.param(True, "float16", marks=pytest.mark.slow),
+    ],
+)
 def test_every_attention_of_a_unet_does_as_its_spec_says(dtype, upcast, random_model):
     spec = random_model[0]
     spec = dataclasses.replace(spec, denoiser=dataclasses.replace(spec.denoiser, upcast_attention=upcast))
@@ -61,7 +68,7 @@ def test_every_attention_of_a_unet_does_as_its_spec_says(dtype, upcast, random_m
 # -- what overflows all the same ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["graph", "xla"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
 def model(request, overflowing_folder):
     return load(overflowing_folder, dtype="float16", jit_compile=request.param)
 
@@ -73,7 +80,7 @@ def test_a_picture_that_is_not_finite_is_an_error_that_names_the_dtype_and_what_
     assert np.asarray(model.text_to_image(["a red star", "a star"], seed=1, num_steps=2)).shape == (2, 32, 32, 3)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_the_dtypes_that_the_error_names_make_the_picture(overflowing_folder, dtype):
     assert len(load(overflowing_folder, dtype=dtype, jit_compile=False).text_to_image("a dog", seed=1, num_steps=2)) == 1
 

@@ -1,4 +1,7 @@
-"""Keras' global settings, in its file or set in Python, change neither pictures nor training nor exports."""
+"""Keras' global settings, in its file or set in Python, change neither pictures nor training nor exports.
+
+The default run sets all at once; the slow run also sets each alone, which tells which one does harm.
+"""
 
 import hashlib
 import json
@@ -42,14 +45,20 @@ def usual(toy_folder):
     return picture(toy_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_made_in_python_changes_no_byte_of_a_picture(name, settings, usual, toy_folder):
     settings[name]()
     np.testing.assert_array_equal(picture(toy_folder), usual)
 
 
+IN_FILE = {"image_data_format": "channels_first", "floatx": "float16"}
+
+
 @pytest.mark.parametrize(
-    "setting", [{"image_data_format": "channels_first"}, {"floatx": "float16"}], ids=lambda one: next(iter(one))
+    "setting",
+    [IN_FILE, *(pytest.param({name: value}, marks=pytest.mark.slow) for name, value in IN_FILE.items())],
+    ids="-".join,
 )
 def test_a_setting_in_keras_file_changes_no_byte_of_a_picture(setting, usual, toy_folder, tmp_path):
     whole = {"floatx": "float32", "epsilon": 1e-7, "backend": "tensorflow", "image_data_format": "channels_last"}
@@ -68,7 +77,7 @@ def test_a_setting_in_keras_file_changes_no_byte_of_a_picture(setting, usual, to
 
 
 def trained(spec, folder) -> list[np.ndarray]:
-    """Returns the weights of the toy VAE after two steps of training, and what it makes of a picture."""
+    """Returns the weights of a small VAE after two steps of training."""
     from dataclasses import replace
 
     from tfsd.training import autoencoder
@@ -79,34 +88,43 @@ def trained(spec, folder) -> list[np.ndarray]:
     return [np.asarray(v) for v in trainer.model.variables]
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_a_setting_changes_no_weight_that_is_trained(name, settings, trained_usually, toy_spec, tmp_path):
-    settings[name]()
+@pytest.mark.parametrize(
+    "names", [tuple(SETTINGS), *(pytest.param((n,), marks=pytest.mark.slow) for n in SETTINGS)], ids="-".join
+)
+def test_a_setting_changes_no_weight_that_is_trained(names, settings, trained_usually, small_spec, tmp_path):
+    for name in names:
+        settings[name]()
     chosen = keras.config.floatx(), keras.config.image_data_format(), keras.config.dtype_policy().name
-    for ours, usual in zip(trained(toy_spec, tmp_path), trained_usually, strict=True):
+    for ours, usual in zip(trained(small_spec, tmp_path), trained_usually, strict=True):
         assert ours.dtype == usual.dtype
         np.testing.assert_allclose(ours, usual, rtol=0, atol=1e-6)
     assert (keras.config.floatx(), keras.config.image_data_format(), keras.config.dtype_policy().name) == chosen
 
 
 @pytest.fixture(scope="module")
-def toy_spec(toy_folder):
+def small_spec(toy_folder):
+    """The toy model's, with a VAE of two levels: every kind of layer is in it."""
+    from dataclasses import replace
+
     from tfsd.weights import load_spec
 
-    return load_spec(toy_folder)
+    spec = load_spec(toy_folder)
+    return replace(spec, vae=replace(spec.vae, channels=spec.vae.channels[:2]))
 
 
 @pytest.fixture(scope="module")
-def trained_usually(toy_spec, tmp_path_factory):
-    return trained(toy_spec, tmp_path_factory.mktemp("usual"))
+def trained_usually(small_spec, tmp_path_factory):
+    return trained(small_spec, tmp_path_factory.mktemp("usual"))
 
 
 @pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")
-def test_an_export_draws_as_python_does_under_all_settings_at_once(settings, toy_folder, tmp_path):
+def test_pictures_and_exports_are_as_usual_under_all_settings_at_once(settings, usual, toy_folder, tmp_path):
     """An export compares its own picture with Python's, and is an error if they differ."""
     from converters.saved_model import export_saved_model
 
     for change in settings.values():
         change()
-    folder = export_saved_model(toy_folder, tmp_path, batch_sizes=(1,), max_steps=2, xla=False)
+    model = load(toy_folder, jit_compile=False)
+    np.testing.assert_array_equal(model.text_to_image(**DRAW), usual)
+    folder = export_saved_model(model, tmp_path, batch_sizes=(1,), max_steps=2)
     assert (folder / "saved_model.pb").is_file()

@@ -74,6 +74,7 @@ def test_listing_shapes_allocates_nothing_then_or_later():
 # -- conditions prepared before the loop -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("run", ["eager", "graph", pytest.param("xla", marks=pytest.mark.slow)], indirect=True)
 def test_prepared_keys_values_and_embeddings_equal_the_plain_call(parts, run):
     unet = parts["unet"]
     latents, timesteps, context = unet_inputs()

@@ -75,7 +75,13 @@ def assert_same_pictures(images, expected):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["graph", "xla"])
 def pipeline(request, random_model):
-    return Pipeline(*random_model, jit_compile=request.param)
+    return Pipeline(*random_model) if request.param else request.getfixturevalue("plain")
+
+
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
+def either(request, random_model):
+    """As `pipeline`, with XLA in the slow run alone: for tests whose shapes XLA would compile for them alone."""
+    return Pipeline(*random_model) if request.param else request.getfixturevalue("plain")
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +110,12 @@ def test_one_graph_equals_the_stages_step_by_step(sampler, eta, pipeline):
     assert_same_pictures(images, pipeline.decode(latents)[0].numpy())
 
 
-def test_each_picture_of_a_batch_may_have_its_own_plan(pipeline):
-    long, short = (request_of(pipeline.spec, [1], sampler=s, steps=n) for s, n in (("dpmpp_2m", 5), ("euler_ancestral", 2)))
+def test_each_picture_of_a_batch_may_have_its_own_plan(either):
+    long, short = (request_of(either.spec, [1], sampler=s, steps=n) for s, n in (("dpmpp_2m", 5), ("euler_ancestral", 2)))
     fields = {name: tf.concat([getattr(one, name) for one in (long, short)], axis=0) for name in PER_PICTURE}
-    images, latents = generate(pipeline, long._replace(**fields, count=tf.maximum(long.count, short.count)))
+    images, latents = generate(either, long._replace(**fields, count=tf.maximum(long.count, short.count)))
     for i, alone in enumerate((long, short)):
-        expected = generate(pipeline, alone)
+        expected = generate(either, alone)
         np.testing.assert_allclose(latents[i], expected[1][0], rtol=0, atol=TRAJECTORY * np.abs(expected[1]).max())
         assert_same_pictures(images[i : i + 1], expected[0])
 
@@ -165,12 +171,12 @@ def test_steps_from_5_to_50_are_one_trace_and_one_program(pipeline):
     assert pipeline.generate.experimental_get_tracing_count() - traces <= 1
 
 
-def test_the_length_of_a_plan_changes_no_byte(pipeline):
+def test_the_length_of_a_plan_changes_no_byte(either):
     """An export's plans are as long as its limit, and draw what Python's draw."""
-    request = request_of(pipeline.spec, [1], sampler="pndm", steps=6)
-    images, latents = generate(pipeline, request)
+    request = request_of(either.spec, [1], sampler="pndm", steps=6)
+    images, latents = generate(either, request)
     for plan in (request.plan[:, :7], tf.concat([request.plan] + [request.plan[:, -1:]] * 300, axis=1)):
-        same = generate(pipeline, request._replace(plan=plan))
+        same = generate(either, request._replace(plan=plan))
         np.testing.assert_array_equal(same[1], latents)
         np.testing.assert_array_equal(same[0], images)
 
@@ -213,14 +219,14 @@ def test_another_batch_is_one_more_trace(plain):
 # -- rows of a batch ---------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_the_same_alone_and_in_a_batch(pipeline):
+def test_a_picture_is_the_same_alone_and_in_a_batch(either):
     """Up to a level in few values: kernels sum in another order for another number of rows."""
     prompts, seeds, indices, guidance = (1, 2, 3), (7, 7, 9), (0, 4, 1), (2.0, 3.0, 4.0)
     options = {"sampler": "euler_ancestral", "steps": 3}
-    batch, _ = generate(pipeline, request_of(pipeline.spec, prompts, seeds=seeds, indices=indices, guidance=guidance, **options))
+    batch, _ = generate(either, request_of(either.spec, prompts, seeds=seeds, indices=indices, guidance=guidance, **options))
     for i in range(3):
         row = {"seeds": seeds[i : i + 1], "indices": indices[i : i + 1], "guidance": guidance[i]}
-        alone, _ = generate(pipeline, request_of(pipeline.spec, prompts[i : i + 1], **row, **options))
+        alone, _ = generate(either, request_of(either.spec, prompts[i : i + 1], **row, **options))
         assert_same_pictures(alone, batch[i : i + 1])
 
 
@@ -297,7 +303,7 @@ def test_noise_starts_scaled_where_the_plan_says_so(random_model):
 @pytest.mark.parametrize(("rounding", "rounded"), [("nearest", np.round), ("truncate", np.floor)])
 def test_images_are_rounded_as_the_spec_says(rounding, rounded, random_model):
     spec, parts = random_model
-    pipeline = Pipeline(dataclasses.replace(spec, rounding=rounding), parts)
+    pipeline = Pipeline(dataclasses.replace(spec, rounding=rounding), parts, jit_compile=False)
     latents = normal_noise([1, 2], [0, 0], 0, (16, 16, 4))
     levels = np.clip((pipeline.decode_float(latents).numpy().astype("float64") + 1) / 2 * 255, 0, 255)
     images, finite = (value.numpy() for value in pipeline.decode(latents))
@@ -310,7 +316,7 @@ def test_images_are_rounded_as_the_spec_says(rounding, rounded, random_model):
 # -- precision and weights ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
 def test_bfloat16_stays_near_float32(jit_compile, random_model, plain):
     """8 bits of mantissa, over three guided steps whose errors add up; a wrong picture would be off by 100 levels."""
     spec, exact = random_model

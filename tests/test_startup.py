@@ -17,13 +17,16 @@ def python(script: str, level: str | None = None) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
 
 
-@pytest.mark.parametrize("first", ["import tfsd.noise", "import tfsd", "import converters.plan_bank", "import serving.engine"])
+FIRST = ["import converters.plan_bank", "import tfsd.noise", "import tfsd", "import serving.engine"]
+
+
+@pytest.mark.parametrize("first", [FIRST[0], *(pytest.param(one, marks=pytest.mark.slow) for one in FIRST[1:])])
 def test_tensorflow_writes_nothing_while_it_starts_and_compiles(first):
     done = python(f"{first}; {DRAW}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "2.0\n", "")
 
 
-@pytest.mark.parametrize("level", ["0", "1"])
+@pytest.mark.parametrize("level", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_level_that_the_user_set_is_kept(level):
     done = python(f"import tfsd.noise; {DRAW}; import os; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])", level)
     assert done.stdout.split() == ["2.0", level]

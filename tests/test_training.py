@@ -23,10 +23,23 @@ SPEC = dataclasses.replace(
 RECIPE = Recipe(steps=20, batch=2, learning_rate=1e-3, warmup=2)
 
 
-@pytest.fixture(autouse=True)
-def small_pool(monkeypatch):
-    monkeypatch.setattr(denoiser, "CHUNK", 8)
-    monkeypatch.setattr(autoencoder, "CROP", 32)
+@pytest.fixture(scope="module", autouse=True)
+def small_pool():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(denoiser, "CHUNK", 8)
+        patch.setattr(autoencoder, "CROP", 32)
+        yield
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return autoencoder.Autoencoder(SPEC).encoder
+
+
+@pytest.fixture(scope="module")
+def trainer(encoder, tmp_path_factory):
+    """A denoiser's trainer, for tests that look at its batches."""
+    return denoiser.trainer(SPEC, encoder, tmp_path_factory.mktemp("denoiser"), RECIPE)
 
 
 @pytest.mark.slow
@@ -50,12 +63,11 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert np.abs(first - autoencoder.crops(dataclasses.replace(RECIPE, seed=1), 3, 32)).max() > 0
 
 
-def test_noised_latents_hold_the_image_and_the_target_in_the_proportions_of_v_prediction(tmp_path):
-    trainer = denoiser.trainer(SPEC, autoencoder.Autoencoder(SPEC).encoder, tmp_path, RECIPE)
+def test_noised_latents_hold_the_image_and_the_target_in_the_proportions_of_v_prediction(trainer):
     (noised, timesteps, tokens), target, _ = trainer.batch(0)
     schedule = denoiser.NoiseSchedule(SPEC.schedule)
     alpha, sigma = (np.reshape(m, (-1, 1, 1, 1)) for m in schedule.marginals(timesteps))
-    stored = np.concatenate([chunk[0] for chunk in denoiser_pool(tmp_path)])
+    stored = np.concatenate([chunk[0] for chunk in denoiser_pool(trainer.folder)])
     images = alpha * noised - sigma * target  # Salimans & Ho 2022, appendix D
     for image in images:
         assert np.abs(stored.astype("float32") - image).max(axis=(1, 2, 3)).min() < 1e-3
@@ -68,15 +80,14 @@ def denoiser_pool(folder):
             yield saved["latents"], saved["tokens"]
 
 
-def test_timesteps_of_a_batch_cover_the_whole_schedule(tmp_path):
+def test_timesteps_of_a_batch_cover_the_whole_schedule(encoder, tmp_path):
     recipe = dataclasses.replace(RECIPE, batch=10)
-    trainer = denoiser.trainer(SPEC, autoencoder.Autoencoder(SPEC).encoder, tmp_path, recipe)
+    trainer = denoiser.trainer(SPEC, encoder, tmp_path, recipe)
     timesteps = np.sort(trainer.batch(1)[0][1])
     assert np.array_equal(timesteps // 100, np.arange(10))
 
 
-def test_errors_around_objects_weigh_more_and_the_mean_weight_is_one(tmp_path):
-    trainer = denoiser.trainer(SPEC, autoencoder.Autoencoder(SPEC).encoder, tmp_path, RECIPE)
+def test_errors_around_objects_weigh_more_and_the_mean_weight_is_one(trainer):
     (noised, *_), _, weights = trainer.batch(0)
     assert weights.shape == noised.shape[:3] and weights.mean() == pytest.approx(1.0, abs=1e-6)
     assert np.max(weights) / np.min(weights) == pytest.approx(denoiser.OBJECT_WEIGHT)

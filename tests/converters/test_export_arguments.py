@@ -8,6 +8,11 @@ from tfsd.api import load
 from tfsd.h5 import CheckpointError
 
 
+@pytest.fixture(scope="module")
+def model(toy_folder):
+    return load(toy_folder, jit_compile=False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -20,9 +25,9 @@ from tfsd.h5 import CheckpointError
         ({"version": 0}, "version"),
     ],
 )
-def test_arguments_that_cannot_be_met_leave_nothing_behind(arguments, words, toy_folder, tmp_path):
+def test_arguments_that_cannot_be_met_leave_nothing_behind(arguments, words, model, tmp_path):
     with pytest.raises(ValueError, match=words):
-        export_saved_model(toy_folder, tmp_path / "out", **arguments)
+        export_saved_model(model, tmp_path / "out", **arguments)
     assert not list(tmp_path.iterdir())
 
 
@@ -33,18 +38,17 @@ def test_arguments_that_cannot_be_met_leave_nothing_behind(arguments, words, toy
         ({"xla": True}, "xla must be False, as the model was loaded; got True. Load it with jit_compile=True"),
     ],
 )
-def test_a_loaded_model_is_not_exported_as_another(arguments, words, toy_folder, tmp_path):
-    model = load(toy_folder, jit_compile=False)
+def test_a_loaded_model_is_not_exported_as_another(arguments, words, model, tmp_path):
     with pytest.raises(ValueError, match=words):
         export_saved_model(model, tmp_path / "out", **arguments)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_that_fails_leaves_no_folder_behind(toy_folder, tmp_path, monkeypatch):
+def test_an_export_that_fails_leaves_no_folder_behind(model, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tf.saved_model, "save", fail)
     with pytest.raises(CheckpointError, match="No space left"):
-        export_saved_model(toy_folder, tmp_path / "out" / "deep")
+        export_saved_model(model, tmp_path / "out" / "deep")
     assert not list(tmp_path.iterdir())

@@ -5,16 +5,36 @@ import pytest
 import tensorflow as tf
 from exports import ServingSession, pixels, request
 
+from converters.requests import Limits
 from converters.saved_model import export_saved_model
+from converters.signatures import Signatures
 from serving.engine import Engine
 from serving.errors import ServerError
+from tfsd.api import load
 
 # The exporter draws with prompts of its own: a caller cannot give the words that a small vocabulary lacks another form.
 pytestmark = pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")
 WORDS = "are NaN or infinite in float16: float16 ends at 65504. Use dtype bfloat16 or float32."
 
 
-@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
+def test_the_signatures_that_an_export_is_made_of_fail_for_what_is_not_finite(overflowing_folder, tmp_path):
+    """The slow tests below ask the same of whole exports."""
+    model = load(overflowing_folder, dtype="float16", jit_compile=False)
+    limits = Limits(sizes=((32, 32),), batch_sizes=(1,), max_steps=1, exact=False)
+    functions = Signatures(model.pipeline, limits, assets=tmp_path).functions()
+    for signature, what in (("text_to_png", "latents"), ("encode", "context")):
+        options = {} if signature == "encode" else {"num_steps": 1}
+        with pytest.raises(tf.errors.InvalidArgumentError) as error:
+            functions[signature](**tensors(prompt="a dog", **options))
+        assert f"The {what} of the model {WORDS}" in error.value.message
+        assert functions[signature](**tensors(prompt="a red star", **options))
+
+
+def tensors(**values) -> dict:
+    return {name: tf.constant(value) for name, value in request(**values).items()}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["graph", "xla"])
 def folder(request, overflowing_folder, tmp_path_factory):
     options = {"dtype": "float16", "batching": "fused", "batch_sizes": (1, 2), "max_steps": 8, "xla": request.param}
     return export_saved_model(overflowing_folder, tmp_path_factory.mktemp("out"), **options)
@@ -22,9 +42,11 @@ def folder(request, overflowing_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def session(folder):
-    return ServingSession(folder)
+    with ServingSession(folder) as session:
+        yield session
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signature", "what"), [("text_to_png", "latents"), ("text_to_image", "latents"), ("encode", "context")])
 def test_a_picture_that_is_not_finite_fails_its_request(signature, what, session):
     options = {} if signature == "encode" else {"num_steps": 1}
@@ -34,6 +56,7 @@ def test_a_picture_that_is_not_finite_fails_its_request(signature, what, session
     assert session(signature, request(prompt="a red star", **options))
 
 
+@pytest.mark.slow
 def test_decoded_images_are_checked_too(session):
     latents = np.zeros((1, 4, 4, 4), "float32")
     assert pixels(session("decode", {"latents": latents})["png_bytes"][0]).shape == (32, 32, 3)
@@ -41,6 +64,7 @@ def test_decoded_images_are_checked_too(session):
         session("decode", {"latents": latents + 3e38})  # finite, and beyond float32 once it is scaled
 
 
+@pytest.mark.slow
 def test_of_a_job_only_the_rows_that_are_not_finite_fail(folder):
     engine = Engine(folder)
     inputs = {"prompt": [b"a red star", b"a dog"], "num_steps": [2]}

@@ -18,19 +18,21 @@ from tfsd.folders import own_files
 SIZES = [(32, 32), (16, 48)]
 
 
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
+def model(request, toy_folder):
+    """The model of the export. Of XLA, which compiles every signature and size for itself, the default run has one test."""
+    return load(toy_folder, jit_compile=request.param)
+
+
 @pytest.fixture(scope="module")
-def folder(toy_folder, tmp_path_factory):
-    return export_saved_model(toy_folder, tmp_path_factory.mktemp("out"), sizes=SIZES, batch_sizes=(1, 2, 4), max_steps=8)
+def folder(model, tmp_path_factory):
+    return export_saved_model(model, tmp_path_factory.mktemp("out"), sizes=SIZES, batch_sizes=(1, 2, 4), max_steps=8)
 
 
 @pytest.fixture(scope="module")
 def session(folder):
-    return ServingSession(folder)
-
-
-@pytest.fixture(scope="module")
-def model(toy_folder):
-    return load(toy_folder)
+    with ServingSession(folder) as session:
+        yield session
 
 
 def drawn(model, prompt, **options) -> bytes:
@@ -245,8 +247,15 @@ def test_warmup_asks_every_signature_for_every_shape(folder, session):
 # -- the folder --------------------------------------------------------------------------------------------------------
 
 
+def test_an_export_with_xla_draws_the_bytes_that_python_draws(toy_folder, tmp_path):
+    """An export draws a picture and compares it with Python's. The slow run asks an export with XLA all that is asked here."""
+    folder = export_saved_model(toy_folder, tmp_path, batch_sizes=(1,), max_steps=3)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["xla"] is True and manifest["reference"]["same_bytes_as_python"] is True
+
+
 def test_manifest_says_what_is_served(folder, model):
-    manifest = json.loads((folder / "assets.extra/manifest.json").read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     assert (manifest["name"], manifest["version"], manifest["sizes"]) == ("toy", 1, [list(size) for size in SIZES])
     assert manifest["kept_tokens"] == list(model.spec.text.kept_tokens) == [320, 736, 1565]
     assert manifest["weights"] == model.identity["weights"] and manifest["reference"]["same_bytes_as_python"] is True

@@ -39,7 +39,7 @@ def reference(tmp_path_factory) -> Reference:
     return Reference(*load_model(folder), recorded)
 
 
-@pytest.fixture(scope="module", params=MODES)
+@pytest.fixture(scope="module", params=["eager", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("graph", "xla"))])
 def run(request):
-    """Makes a function run eagerly, as a graph, or compiled by XLA."""
+    """Makes a function run eagerly, as a graph, or compiled by XLA. The whole pipeline is compiled in every run of the tests."""
     return MODES[request.param]

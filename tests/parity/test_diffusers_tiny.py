@@ -1,6 +1,7 @@
 """The tiny model of diffusers, stage by stage: our parts with its weights give what diffusers 0.42.1 recorded.
 
-Everything runs eagerly, as a graph and compiled by XLA. Tolerances are relative to the largest value.
+Everything runs eagerly, as a graph and compiled by XLA; in the default run the parts run eagerly, the whole pipeline with XLA.
+Tolerances are relative to the largest value.
 """
 
 from typing import NamedTuple
@@ -177,7 +178,7 @@ def test_latents_after_every_step_and_the_image_are_those_of_diffusers(name, ref
 # -- the whole graph ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["graph", "xla"])
+@pytest.fixture(scope="module", params=[pytest.param(False, marks=pytest.mark.slow), True], ids=["graph", "xla"])
 def pipeline(request, reference):
     return Pipeline(reference.spec, reference.parts, jit_compile=request.param)
 
