@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfsd.api import load
 
@@ -117,14 +118,28 @@ def trained_usually(small_spec, tmp_path_factory):
     return trained(small_spec, tmp_path_factory.mktemp("usual"))
 
 
-@pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")
-def test_pictures_and_exports_are_as_usual_under_all_settings_at_once(settings, usual, toy_folder, tmp_path):
-    """An export compares its own picture with Python's, and is an error if they differ."""
-    from converters.saved_model import export_saved_model
+def test_pictures_and_signatures_are_as_usual_under_all_settings_at_once(settings, usual, toy_folder, tmp_path):
+    from converters.requests import Limits
+    from converters.signatures import Signatures
 
     for change in settings.values():
         change()
     model = load(toy_folder, jit_compile=False)
     np.testing.assert_array_equal(model.text_to_image(**DRAW), usual)
-    folder = export_saved_model(model, tmp_path, batch_sizes=(1,), max_steps=2)
+    limits = Limits(sizes=((32, 32),), batch_sizes=(1,), max_steps=2, exact=True)
+    draw = Signatures(model.pipeline, limits, assets=tmp_path).functions()["text_to_image"]
+    numbers = {"seed": tf.constant([DRAW["seed"]], tf.int64), "num_steps": tf.constant([DRAW["num_steps"]])}
+    images = draw(prompt=tf.constant([DRAW["prompt"]]), **numbers)["images"]
+    assert np.abs(images.numpy().astype(int) - usual).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")
+def test_an_export_draws_as_python_does_under_all_settings_at_once(settings, toy_folder, tmp_path):
+    """An export compares its own picture with Python's, and is an error if they differ."""
+    from converters.saved_model import export_saved_model
+
+    for change in settings.values():
+        change()
+    folder = export_saved_model(toy_folder, tmp_path, batch_sizes=(1,), max_steps=2, xla=False)
     assert (folder / "saved_model.pb").is_file()

@@ -32,6 +32,7 @@ def no_test_leaves_gradients():
     assert custom_gradients() - before == set(), "a custom gradient was traced; see tests/gradient_registry.py"
 
 
+@pytest.mark.slow  # all tests that draw have the check as well: `no_module_leaves_gradients` of conftest.py
 def test_drawing_registers_no_gradient(toy_folder):
     model = load(toy_folder, jit_compile=False)
     model.text_to_image("a red star", num_steps=1)
