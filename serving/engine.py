@@ -16,6 +16,7 @@ from serving.words import Words
 from tfsd.arguments import TRUNCATED
 from tfsd.encoding import encode_png
 from tfsd.finite import is_not_finite, not_finite
+from tfsd.freeing import free_tables_with
 from tfsd.h5 import CheckpointError
 
 LOG = logging.getLogger("tfsd.serving")
@@ -75,6 +76,7 @@ class Engine:
         self.signatures = _signature_defs(self.folder)
         try:
             self._model = tf.saved_model.load(str(self.folder))
+            free_tables_with(self, self._model)
             self._prepare = self._model.prepare.get_concrete_function()
             self._advance = {name: call.get_concrete_function() for name, call in self._model.advance.items()}
             with_contexts = getattr(self._model, "advance_contexts", {})  # which exports of format 1 may lack

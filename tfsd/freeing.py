@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import sys
+import weakref
 
 
 def free_memory():
@@ -16,3 +17,23 @@ def free_memory():
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if trim is not None:
             trim(0)
+
+
+def free_tables_with(owner, model):
+    """Destroys the lookup tables of a SavedModel that was loaded when `owner` goes, without which none can be used.
+
+    TensorFlow keeps such tables by their names until the process ends, whether or not the model is still there.
+    """
+    import tensorflow as tf
+
+    descendants = tf.train.TrackableView(model).descendants()
+    tables = [found for found in descendants if isinstance(found, tf.saved_model.experimental.TrackableResource)]
+    weakref.finalize(owner, _destroy, [table.resource_handle for table in tables]).atexit = False
+
+
+def _destroy(handles: list):
+    import tensorflow as tf
+
+    with tf.init_scope():  # the garbage collector may call this while a function is traced
+        for handle in handles:
+            tf.raw_ops.DestroyResourceOp(resource=handle, ignore_lookup_error=True)

@@ -1,11 +1,13 @@
 """A loaded export computes in chunks what its signatures compute in one call, and says what is wrong in one sentence."""
 
+import gc
 import json
 import logging
 import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from converters.saved_model import export_saved_model
 from serving.engine import Engine
@@ -166,3 +168,20 @@ def test_manifest_cannot_point_outside(toy_export, tmp_path):
 def test_folder_must_be_named_by_a_version(toy_export, tmp_path):
     with pytest.raises(CheckpointError, match="named by its version"):
         Engine(shutil.copytree(toy_export / "toy" / "1", tmp_path / "latest"))
+
+
+def test_tables_of_an_engine_go_with_it_and_with_no_other(toy_export, engine):
+    def tables(engine) -> list:
+        found = tf.train.TrackableView(engine._model).descendants()
+        return [it.resource_handle for it in found if isinstance(it, tf.saved_model.experimental.TrackableResource)]
+
+    gone = Engine(engine.folder)
+    handles = tables(gone)
+    assert len(handles) >= 2 and all(tf.raw_ops.LookupTableSizeV2(table_handle=handle) > 0 for handle in handles)
+    del gone
+    gc.collect()
+    for handle in handles:
+        with pytest.raises(tf.errors.NotFoundError):
+            tf.raw_ops.LookupTableSizeV2(table_handle=handle)
+    assert all(tf.raw_ops.LookupTableSizeV2(table_handle=handle) > 0 for handle in tables(engine))
+    assert engine.prepare(inputs(engine))
