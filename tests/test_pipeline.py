@@ -128,29 +128,77 @@ def test_chunks_of_steps_give_the_same_bytes(chunk, pipeline):
     np.testing.assert_array_equal(chunked[0], whole[0])
 
 
+def weaker(spec) -> dict:
+    """Parts of a spec with other random weights; none is zero."""
+    parts, random = models.build(spec), np.random.default_rng(5)
+    for variable in (variable for part in parts.values() for variable in part.variables):
+        variable.assign(0.05 * random.normal(size=variable.shape) + (variable.name == "gamma"))
+    return parts
+
+
+def references(pipeline) -> list[weakref.ref]:
+    """Weak references to all variables and to their handles, which hold the memory."""
+    return [weakref.ref(one) for value in pipeline.tracked for one in (value, value.handle)]
+
+
 def test_models_of_one_spec_share_what_xla_compiles(random_model):
     spec, parts = random_model
-    first, request = Pipeline(spec, parts), request_of(spec, [1], steps=2)
-    expected = generate(first, request)
-    traces = first.generate.experimental_get_tracing_count()
-    others = models.build(spec)
-    for name, part in others.items():
-        for ours, theirs in zip(part.variables, parts[name].variables):
-            ours.assign(theirs * 0.5)
-    second = Pipeline(dataclasses.replace(spec, name="other", default_steps=3), others)
-    assert np.abs(generate(second, request)[1] - expected[1]).max() > 0.01
-    np.testing.assert_array_equal(generate(first, request)[1], expected[1])
-    assert second.generate.experimental_get_tracing_count() == traces
-    alive = [weakref.ref(value) for value in second.tracked]
-    del second, others, part, ours, theirs
+    spec = dataclasses.replace(spec, schedule=dataclasses.replace(spec.schedule, beta_end=0.013))  # nobody compiled it before
+    gone = Pipeline(spec, weaker(spec))
+    request = request_of(spec, [1], steps=2)
+    other = generate(gone, request)[1]
+    traces = gone.generate.experimental_get_tracing_count()
+    alive = references(gone)
+    del gone
     gc.collect()
-    assert not any(reference() for reference in alive)
+    assert not any(reference() is not None for reference in alive)  # though the program was traced with its networks
+    mine = Pipeline(dataclasses.replace(spec, name="other", default_steps=3), parts)
+    drawn = generate(mine, request)[1]
+    assert np.abs(drawn - other).max() > 0.01
+    np.testing.assert_array_equal(generate(Pipeline(spec, weaker(spec)), request)[1], other)
+    np.testing.assert_array_equal(generate(mine, request)[1], drawn)
+    assert mine.generate.experimental_get_tracing_count() == traces == 1
+
+
+def test_the_first_model_of_a_spec_builds_no_networks_but_its_own(random_model):
+    def networks() -> int:
+        return sum(type(one) is models.TextEncoder for one in gc.get_objects())
+
+    spec, parts = random_model
+    before = networks()
+    pipeline = Pipeline(dataclasses.replace(spec, schedule=dataclasses.replace(spec.schedule, beta_end=0.014)), parts)
+    pipeline.encode(request_of(spec, [1]).tokens)
+    assert networks() == before
+
+
+def encode_in_a_graph(spec, tokens) -> list[weakref.ref]:
+    """Encodes as an export does, in a graph around the pipeline; returns references to the variables of a model that has gone."""
+    encoder = {"text_encoder": models.build(spec, parts=("text_encoder",))["text_encoder"]}
+    pipeline = Pipeline(spec, encoder)
+    traces = pipeline.encode.experimental_get_tracing_count()
+    outer = tf.function(lambda given: pipeline.encode(given), autograph=False)
+    given, expected = outer(tokens).numpy(), encoder["text_encoder"](tokens).numpy()
+    np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert pipeline.encode.experimental_get_tracing_count() == traces  # of what models share
+    return references(pipeline)
+
+
+def test_a_graph_around_a_model_shares_nothing_with_that_around_another(random_model):
+    spec, _ = random_model
+    tokens = request_of(spec, [1]).tokens
+    for _ in range(2):
+        alive = encode_in_a_graph(spec, tokens)
+        gc.collect()
+        assert not any(reference() is not None for reference in alive)
 
 
 def test_parts_that_are_not_those_of_the_spec_are_refused(random_model):
     spec, parts = random_model
-    with pytest.raises(ValueError, match=r"tokens is float32 \(100, 16\); the spec 'random' has float32 \(200, 16\)"):
+    with pytest.raises(ValueError, match="text_encoder was built with vocabulary 100; the spec 'random' has 200"):
         Pipeline(dataclasses.replace(spec, text=dataclasses.replace(spec.text, vocabulary=200)), parts)
+    # Other heads have weights of the same shapes.
+    with pytest.raises(ValueError, match=r"unet was built with heads \(2, 4\); the spec 'random' has \(4, 2\)"):
+        Pipeline(dataclasses.replace(spec, denoiser=dataclasses.replace(spec.denoiser, heads=(4, 2))), parts)
 
 
 def test_no_argument_of_a_request_makes_it_trace_again(pipeline):

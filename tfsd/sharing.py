@@ -4,21 +4,24 @@ TensorFlow keeps what XLA has compiled until the process ends, about 100 MB for 
 weights. Models therefore share one traced function, whose arguments are the weights: loading a model again compiles nothing.
 """
 
+import contextvars
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import tensorflow as tf
 
-from tfsd import models
 from tfsd.errors import shown
 from tfsd.programs import Programs
 from tfsd.specs import ModelSpec
 
-_SHARED: dict[tuple, tuple[list, list[Programs]]] = {}
-_BUILDING = threading.Lock()
+_SHARED: dict[tuple, list[Programs]] = {}
+_LOCK = threading.Lock()
+_SPECS = {"text_encoder": "text", "unet": "denoiser", "decoder": "vae", "encoder": "vae"}
+# The method of the model that is called, and its variables: what a trace is made with if one is needed. A shared program
+# keeps neither, or a model that has gone would stay in memory.
+_calling: contextvars.ContextVar[tuple[Callable, list[keras.Variable]]] = contextvars.ContextVar("calling")
 
 
 class WithWeights:
@@ -28,41 +31,69 @@ class WithWeights:
     variables of this model, and fails for others when they are gone.
     """
 
-    def __init__(self, programs: Programs, weights: list[tf.Variable], own: Callable):
-        self._programs, self._weights = programs, weights
-        self._own = Programs(own, jit_compile=True)
+    def __init__(self, programs: Programs, method: Callable, variables: list[keras.Variable]):
+        self._programs, self._method, self._variables = programs, method, variables
+        self._weights = [variable.value.handle for variable in variables]
+        self._own = Programs(method, jit_compile=True)
 
     def __call__(self, *arguments):
         """Returns what the method returns."""
-        return self._programs(self._weights, *arguments) if tf.executing_eagerly() else self._own(*arguments)
+        if not tf.executing_eagerly():
+            return self._own(*arguments)
+        before = _calling.set((self._method, self._variables))
+        try:
+            return self._programs(self._weights, *arguments)
+        finally:
+            _calling.reset(before)
 
     def experimental_get_tracing_count(self) -> int:
         """Returns how often the method was traced, for all models."""
         return self._programs.experimental_get_tracing_count()
 
 
-def shared(
-    steps: Callable, spec: ModelSpec, parts: Mapping[str, keras.Model], methods: tuple[str, ...]
-) -> list[WithWeights]:
+def shared(steps: Callable, spec: ModelSpec, parts: Mapping[str, keras.Model], methods: tuple[str, ...]) -> list[WithWeights]:
     """Returns methods of `steps(spec, parts)`, compiled by XLA once for all parts of such a spec.
 
-    The functions keep the variables of `parts`; what is traced, with parts that have no weights, keeps none.
+    The functions keep the variables of `parts`; what they share keeps none.
 
     Raises: `ValueError` if `parts` are not those of `spec`.
     """
-    dtypes = tuple((name, part.dtype_policy.name) for name, part in parts.items())
-    key = (steps, _computing(spec), dtypes, methods)
-    with _BUILDING:
-        if key not in _SHARED:
-            _SHARED[key] = _without_weights(steps, spec, dtypes, methods)
-        template, programs = _SHARED[key]
+    _require_built_from(spec, parts)
     variables = [variable for part in parts.values() for variable in part.variables]
-    for ours, theirs in zip(template, variables, strict=True):
-        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-            wanted = f"{ours.dtype} {ours.shape}"
-            raise ValueError(f"{theirs.path} is {theirs.dtype} {theirs.shape}; the spec {shown(spec.name)} has {wanted}.")
-    values, own = [variable.value for variable in variables], steps(spec, parts)
-    return [WithWeights(one, values, getattr(own, method)) for one, method in zip(programs, methods)]
+    layout = tuple((variable.path, tuple(variable.shape), variable.dtype) for variable in variables)
+    dtypes = tuple((name, part.dtype_policy.name) for name, part in parts.items())
+    key = (steps, _computing(spec), dtypes, layout, methods)
+    with _LOCK:
+        if key not in _SHARED:
+            _SHARED[key] = [Programs(_of_the_caller, jit_compile=True) for _ in methods]
+        programs = _SHARED[key]
+    own = steps(spec, parts)
+    return [WithWeights(one, getattr(own, method), variables) for one, method in zip(programs, methods)]
+
+
+def _of_the_caller(weights: list, *arguments):
+    """Traces the method of the model that is called, with `weights` in place of its variables.
+
+    `weights` are handles. Of variables as arguments, TensorFlow would keep the handles of the first call, and so their memory.
+    """
+    method, variables = _calling.get()
+    values = [tf.raw_ops.ReadVariableOp(resource=handle, dtype=variable.dtype) for handle, variable in zip(weights, variables)]
+    for value, variable in zip(values, variables):
+        value.set_shape(variable.shape)  # a handle does not tell it
+    with keras.StatelessScope(state_mapping=list(zip(variables, values))):
+        return method(*arguments)
+
+
+def _require_built_from(spec: ModelSpec, parts: Mapping[str, keras.Model]):
+    """Raises `ValueError` if a part was built from another spec: its program would be taken for one of this spec."""
+    for name, part in parts.items():
+        built, wanted = dataclasses.asdict(part.spec), dataclasses.asdict(getattr(spec, _SPECS[name]))
+        for field in wanted:
+            if built.get(field) != wanted[field]:
+                raise ValueError(
+                    f"The {name} was built with {field} {shown(built.get(field))}; the spec {shown(spec.name)} has "
+                    f"{shown(wanted[field])}. Pass the spec that the parts were built from."
+                )
 
 
 def _computing(spec: ModelSpec) -> ModelSpec:
@@ -71,25 +102,3 @@ def _computing(spec: ModelSpec) -> ModelSpec:
     return dataclasses.replace(
         spec, name="any", licence="", default_size=size, default_sampler="any", default_steps=1, default_guidance=1.0
     )
-
-
-def _without_weights(steps: Callable, spec: ModelSpec, dtypes: tuple, methods: tuple[str, ...]) -> tuple[list, list[Programs]]:
-    """Returns the variables of networks without weights, and programs that take the weights as first argument."""
-
-    def build():
-        with keras.StatelessScope(initialize_variables=False):
-            return {name: models.build(spec, dtype=dtype, parts=(name,))[name] for name, dtype in dtypes}
-
-    with ThreadPoolExecutor(1) as thread:  # Keras notes such variables per thread, and would allocate them with the next model
-        parts = thread.submit(build).result()
-    template = [variable for part in parts.values() for variable in part.variables]
-    own = steps(spec, parts)
-
-    def with_weights(method: Callable) -> Callable:
-        def call(weights, *arguments):
-            with keras.StatelessScope(state_mapping=list(zip(template, weights))):
-                return method(*arguments)
-
-        return call
-
-    return template, [Programs(with_weights(getattr(own, method)), jit_compile=True) for method in methods]

@@ -75,6 +75,7 @@ class TextEncoder(Part):
 
     def __init__(self, spec: CLIPSpec, **kwargs):
         super().__init__(name="text_encoder", **kwargs)
+        self.spec = spec
         self.embeddings = Embeddings(spec, name="embeddings")
         for i in range(spec.layers):
             self.attach(TextBlock(spec, name=f"block{i}"))

@@ -61,6 +61,7 @@ class Encoder(Part):
 
     def __init__(self, spec: VAESpec, **kwargs):
         super().__init__(name="encoder", **kwargs)
+        self.spec = spec
         self.conv_in = conv(spec.channels[0], 3, "conv_in")
         width = spec.channels[0]
         for i, channels in enumerate(spec.channels):
@@ -93,6 +94,7 @@ class Decoder(Part):
 
     def __init__(self, spec: VAESpec, **kwargs):
         super().__init__(name="decoder", **kwargs)
+        self.spec = spec
         self.post_quant = conv(spec.latent_channels, 1, "post_quant")
         self.conv_in = conv(spec.channels[-1], 3, "conv_in")
         self.middle = _middle(spec)
