@@ -145,7 +145,7 @@ def legacy_tensors(file: h5py.File) -> dict[str, StoredTensor]:
                     raise CheckpointError(f"{path}: {shown(name, 300)} leads through a tensor.")
                 child = member(child, step, path)
             if not isinstance(child, h5py.Dataset):
-                raise CheckpointError(f"{path}: {shown(name, 300)} is no tensor.")
+                raise CheckpointError(f"{path}: {shown(name, 300)} is a group, not a tensor.")
             tensors[f"{len(tensors)}.{step.partition(':')[0]}"] = stored_tensor(child, path)
     return tensors
 

@@ -1,15 +1,18 @@
 """Exports a model as a SavedModel for TensorFlow Serving: prompt in, PNG out, in one graph."""
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from filelock import FileLock, Timeout
 
 from converters.requests import Limits
 from converters.signatures import Signatures
@@ -72,8 +75,8 @@ def export_saved_model(
         exact=batching == "exact",
     )
     name = served_name(loaded)
-    folder = Path(out) / name / str(_version(Path(out) / name, version))
     with (
+        _reserved(Path(out) / name, version) as folder,
         Stages.within(progress) as stages,
         new_folder(folder, kind="saved_model") as new,
         tempfile.TemporaryDirectory() as assets,
@@ -125,6 +128,34 @@ def _batch_sizes(batch_sizes) -> tuple[int, ...]:
     if not numbers or list(numbers) != sorted(set(numbers)):
         raise ValueError(f"batch_sizes must be rising numbers; got {shown(list(batch_sizes))}.")
     return numbers
+
+
+@contextlib.contextmanager
+def _reserved(folder: Path, version: int | None) -> Iterator[Path]:
+    """Yields `folder`/<version>, which no other thread or process of this user is exporting; None is the next number.
+
+    The lock lies among the temporary files: a folder of versions is read by servers, and an export that fails leaves nothing.
+    """
+    place = hashlib.sha256(os.path.realpath(folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    number = _version(folder, version)
+    while True:
+        lock = FileLock(Path(tempfile.gettempdir()) / f"tfsd-export-{place}-{number}.lock", is_singleton=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if version is not None:
+                raise CheckpointError(f"Another export to {folder / str(version)} is under way. Give another version.") from None
+            number += 1
+            continue
+        try:
+            newest = _version(folder, version)
+            if version is None and newest > number:  # the other one has ended meanwhile
+                number = newest
+                continue
+            yield folder / str(number)
+            return
+        finally:
+            lock.release()
 
 
 def _version(folder: Path, version: int | None) -> int:

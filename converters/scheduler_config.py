@@ -107,8 +107,8 @@ def _require_sampler(config: Config, kind: str, known: SchedulerClass | None, sa
         raise CheckpointError(f"{config.path}: {kind} is for models of flow matching. {UNSUPPORTED}")
     if known is None and sampler is None:
         raise CheckpointError(
-            f"{config.path}: there is no sampler like {kind}. Pictures of another sampler differ, and those of a distilled model "
-            f"are wrong. If you want one of {', '.join(SAMPLERS)}, name it with --sampler (in Python: sampler=)."
+            f"{config.path}: the scheduler {kind} is not supported. Another sampler draws other pictures, and wrong ones with a "
+            f"distilled model. To use one of {', '.join(SAMPLERS)} all the same, name it with --sampler (in Python: sampler=)."
         )
 
 

@@ -153,14 +153,15 @@ class Signatures(tf.Module):
     def _decoded(self, latents, size: int):
         height, width = self._own.limits.sizes[size]
         latents = tf.ensure_shape(latents, [None, *self._own.pipeline.latent_shape(height, width)])
-        return self._finite(*self._in_batches(self._own.decode, latents, self._checked_image(height, width)), "images")
+        return self._finite(*self._in_batches(self._own.decode, latents, self._checked_image(height, width)), "images", "latents")
 
-    def _finite(self, values, finite, what: str = "latents"):
+    def _finite(self, values, finite, what: str = "latents", given: str = ""):
         """Returns `values`, after the check that `finite` [B] holds. It runs outside XLA, which drops assertions silently.
 
         The error is INVALID_ARGUMENT, as TensorFlow's operations have no other; `serving.engine` makes INTERNAL of it.
         """
-        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(finite), [not_finite(what, self._own.pipeline.dtype)])]):
+        message = not_finite(what, self._own.pipeline.dtype, given)
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(finite), [message])]):
             return tf.identity(values)
 
     @staticmethod

@@ -12,6 +12,7 @@ from tfsd.files import read_json, refuse_pointer
 from tfsd.h5 import CheckpointError, StoredTensor
 
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+TRANSFORMERS_STEM = "model"  # of the weights that transformers writes; those of diffusers are diffusion_pytorch_model
 VARIANT = r"(?:\.(?!index\b)(\w+))?"
 SHOWN_NAMES = 8  # of files in messages
 
@@ -65,10 +66,12 @@ def weight_files(folder: Path, stem: str) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist.")
+    # Of a whole file and an index beside it, diffusers takes the index and transformers, which reads text encoders, the file.
+    whole_first = stem == TRANSFORMERS_STEM
     # The variant's place in the name of an index has changed twice.
     names = re.compile(rf"{re.escape(stem)}{VARIANT}\.safetensors(?:{VARIANT}\.index{VARIANT}\.json)?")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: ((path.suffix == ".json") == whole_first, path.name)):
         match = names.fullmatch(path.name)
         if match:
             found.setdefault(match[1] or match[2] or match[3] or "", path)

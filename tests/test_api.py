@@ -265,6 +265,8 @@ def test_a_closed_model_frees_its_weights_and_says_so(toy_folder):
     for call in (model.text_to_image, model.encode_text):
         with pytest.raises(RuntimeError, match="is closed. Load it again with tfsd.load()"):
             call("a")
+    with pytest.raises(RuntimeError, match="is closed. Load it again with tfsd.load()"), model:
+        pytest.fail("the block of a closed model ran")
     model.close()
 
 

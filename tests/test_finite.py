@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfsd.api import load
 from tfsd.device import StepLoop
-from tfsd.finite import NotFiniteError
+from tfsd.finite import NotFiniteError, not_finite
 from tfsd.models import build
 from tfsd.models.layers import attend
 
@@ -131,3 +131,13 @@ def test_a_device_bundle_names_the_pictures_that_are_not_finite(quantize, dtype)
     assert len(phone(quantize).text_to_image("a star", 2, seed=[1, 3])) == 2
     with pytest.raises(NotFiniteError, match=f"latents of the model are NaN or infinite in {dtype}.* 1 of 3 rows: 1"):
         phone(quantize).text_to_image("a star", 3, seed=[1, 2, 3])
+
+
+def test_huge_numbers_of_the_caller_are_not_blamed_on_the_weights(toy_folder):
+    model, context = load(toy_folder, jit_compile=False), np.zeros((77, 16), "float32")
+    message = r"diffusion_noise has numbers up to 1e\+38, which no model expects\. Give numbers of at most 1000\."
+    with pytest.raises(NotFiniteError, match=message):
+        model.generate_image(context, diffusion_noise=np.full((4, 4, 4), 1e38), num_steps=1)
+    assert "If the latents hold numbers beyond 1000, give smaller ones. Otherwise: The weights" in not_finite(
+        "images", "float32", given="latents"
+    )

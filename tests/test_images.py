@@ -116,6 +116,8 @@ def test_pictures_describe_themselves_on_one_line():
     images = pictures(3)
     assert repr(images) == str(images) == "<Images: 3 pictures of 16 x 8 pixels: 'a red star' and 2 more prompts>"
     assert repr(images[:1]) == "<Images: 1 picture of 16 x 8 pixels: 'a red star'>"
+    untold = Images(np.asarray(images), [recipe | {"prompt": None} for recipe in images.recipes])  # of `generate_image`
+    assert repr(untold) == "<Images: 3 pictures of 16 x 8 pixels>" and repr(untold[0]) == "<Picture of 16 x 8 pixels>"
     assert repr(images[0]) == f"{images[0]}" == "<Picture of 16 x 8 pixels: 'a red star'>"
     assert str(np.asarray(images)).startswith("[[[[")
     assert len(repr(Images(np.asarray(images)[:1], [recipe(prompt="x" * 10**6)]))) < 150

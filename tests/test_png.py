@@ -84,7 +84,11 @@ def test_pixels_are_not_decoded(tmp_path):
         (png(chunk(b"iTXt", b"tfsd\0\1\0\0\0not packed")), "cannot be unpacked"),
         (png(itxt(b" " * 2**25, packed=True)), "more than"),
         (png(chunk(b"iTXt", b"tfsd\0", length=2**31 - 1)), "ends too early"),
-        (png(chunk(b"iTXt", b"tfsd\0", length=1000)), "checksum"),
+        (png(chunk(b"iTXt", b"tfsd\0", length=1000)), "ends too early"),
+        (png(itxt(b'{"seed": 3}')).replace(b"seed", b"sead"), "checksum"),
+        (png(itxt(b'{"seed": 3}'))[:-12], "a.png is damaged: it ends too early. Download or copy it again"),
+        (png(itxt(b'{"seed": 3}'))[:-14], "ends too early"),  # within the pixels, behind the recipe
+        (png(itxt(b'{"seed": 3}'))[:-1], "ends too early"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

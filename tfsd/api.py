@@ -135,6 +135,7 @@ class StableDiffusion:
             free_memory()
 
     def __enter__(self):
+        _ = self.pipeline  # raises if it is closed
         return self
 
     def __exit__(self, *_):
@@ -285,7 +286,9 @@ class StableDiffusion:
             state = state._replace(latents=tf.constant(noise, tf.float32))
         for first, last in show.chunks(int(request.count), (batch, *size), compiles=True):
             images, state = pipeline.generate(request, state, both, tf.constant(first), tf.constant(last))
-        require_finite(state.latents.numpy(), "latents", self.identity["dtype"])
+        given = {"encoded_text": contexts, "diffusion_noise": noise}
+        given = {name: np.asarray(values) for name, values in given.items() if values is not None}
+        require_finite(state.latents.numpy(), "latents", self.identity["dtype"], given)
         return images.numpy()
 
     def _tokens(self, prompts: list[str], on_long: str, name: str = "prompt") -> np.ndarray:

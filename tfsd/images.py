@@ -72,6 +72,8 @@ class _WithRecipes(np.ndarray):
         what = "Picture" if self.ndim == 3 else f"Images: {len(self)} picture{'s' * (len(self) > 1)}"
         prompts = list(dict.fromkeys(recipe.get("prompt") for recipe in self.recipes))
         more = f" and {len(prompts) - 1} more prompts" if len(prompts) > 1 else ""
+        if prompts == [None]:  # drawn from an encoded text
+            return f"<{what} of {width} x {height} pixels>"
         return f"<{what} of {width} x {height} pixels: {shown(prompts[0])}{more}>"
 
     def _whole(self) -> bool:

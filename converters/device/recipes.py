@@ -139,7 +139,7 @@ RECIPES = {
     "int8-weights": Recipe(
         "weights int8, products in float32: least loss in 8 bits on CPUs, but slow there and large in their memory",
         1, 1, 8, 20.0, 2, _all_parts(_int8_weights),
-        no_gpu="LiteRT's GPU compiles no dense layer whose weights are made floats first; of dynamic it computes the same",
+        no_gpu="LiteRT's GPU accelerator cannot compile dense layers that convert weights to floats; use dynamic there",
     ),
     # The text encoder runs once and is small beside the denoiser, and of its activations single ones are hundreds of times
     # the others: neither one range for all nor four bits are worth it there.
@@ -150,7 +150,7 @@ RECIPES = {
     "int4": Recipe(
         "the denoiser's dense layers in 4 bits, all else as dynamic: smallest",
         0.5625, 1, 0.5625, 12.0, 10, _all_parts(_dynamic, denoiser=_int4),
-        no_gpu="LiteRT's GPU ends the program at weights in 4 bits of which each block has a scale of its own",
+        no_gpu="LiteRT's GPU accelerator crashes on 4-bit weights with one scale per block",
     ),
 }  # fmt: skip
 

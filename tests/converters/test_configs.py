@@ -103,7 +103,7 @@ def test_the_class_in_the_index_counts_and_not_the_one_in_the_scheduler_s_file(c
 def test_a_class_without_a_counterpart_is_refused_until_a_sampler_is_named(configurations, kind):
     use(configurations, kind, timestep_spacing="trailing", original_inference_steps=50, prediction_type="v_prediction")
     message = refused(configurations)
-    assert f"there is no sampler like {kind}" in message and "--sampler" in message and "euler_karras" in message
+    assert f"the scheduler {kind} is not supported" in message and "--sampler" in message and "euler_karras" in message
     spec, told = read(configurations, "euler")
     assert spec.default_sampler == "euler" and told == []
     assert (spec.schedule.spacing, spec.schedule.prediction, spec.schedule.beta_end) == ("trailing", "v", 0.012)

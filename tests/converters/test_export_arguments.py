@@ -1,9 +1,13 @@
 """What an export refuses, and that nothing of it is left behind."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import tensorflow as tf
 
-from converters.saved_model import export_saved_model
+from converters.saved_model import _reserved, export_saved_model
 from tfsd.api import load
 from tfsd.h5 import CheckpointError
 
@@ -52,3 +56,31 @@ def test_an_export_that_fails_leaves_no_folder_behind(model, tmp_path, monkeypat
     with pytest.raises(CheckpointError, match="No space left"):
         export_saved_model(model, tmp_path / "out" / "deep")
     assert not list(tmp_path.iterdir())
+
+
+def test_exports_at_once_into_one_folder_get_different_versions(tmp_path):
+    folder = tmp_path / "toy"
+    with _reserved(folder, None) as first, _reserved(folder, None) as second:
+        assert [first, second] == [folder / "1", folder / "2"]
+        with (
+            pytest.raises(CheckpointError, match=r"Another export to .*toy/1 is under way. Give another version"),
+            _reserved(folder, 1),
+        ):
+            pass
+        second.mkdir(parents=True)
+        with _reserved(folder, None) as third:
+            assert third == folder / "3"
+    with _reserved(folder, None) as next_one, _reserved(folder, 1) as failed:  # the first one failed: its number is free
+        assert (next_one, failed) == (folder / "3", folder / "1")
+
+
+def test_another_process_exports_another_version(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from converters.saved_model import _reserved\n"
+        "with _reserved(Path(sys.argv[1]), None) as folder: print(folder.name)"
+    )
+    with _reserved(tmp_path / "toy", None):
+        done = subprocess.run(
+            [sys.executable, "-c", script, tmp_path / "toy"], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+        )
+    assert done.stdout == "2\n", done.stderr

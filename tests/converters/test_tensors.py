@@ -77,6 +77,17 @@ def test_shards_are_found_through_their_index(tmp_path, variant, index, shard):
         assert sorted(tensors) == ["a", "b"]
 
 
+@pytest.mark.parametrize("mark", ["", ".fp16"])
+@pytest.mark.parametrize(("stem", "sharded"), [("diffusion_pytorch_model", True), ("model", False)])
+def test_of_a_whole_file_and_shards_the_same_are_read_as_there(tmp_path, stem, sharded, mark):
+    """diffusers, which reads U-Net and VAE, looks for an index first; transformers, which reads text encoders, for the file."""
+    (tmp_path / f"{stem}{mark}.safetensors").touch()
+    shard = f"{stem}{mark}-00001-of-00001.safetensors"
+    (tmp_path / f"{stem}.safetensors.index{mark}.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    found = [path.name for path in safetensors_files(tmp_path, stem, mark[1:] or None)]
+    assert found == [shard if sharded else f"{stem}{mark}.safetensors"]
+
+
 def test_the_plain_file_goes_before_variants(tmp_path):
     for name in ("model.safetensors", "model.fp16.safetensors", "model.non_ema.safetensors", "other.safetensors"):
         (tmp_path / name).touch()

@@ -105,6 +105,8 @@ def _first_text(path: str | os.PathLike, key: str) -> str | None:
             start = file.read(12)
             file.seek(0)
             if start.startswith(png.SIGNATURE):
+                png.require_whole(file, path)
+                file.seek(0)
                 texts = png.read_texts(file, path, (key,))
             elif start.startswith(exif.JPEG_SIGNATURE) or (start[:4], start[8:]) == (b"RIFF", b"WEBP"):
                 texts = exif.read_texts(file, path, (key,))

@@ -37,6 +37,19 @@ def read_texts(file, path, keys: Collection[str]) -> Iterator[tuple[str, str]]:
             yield key, _text_of(kind, rest, path)
 
 
+def require_whole(file, path):
+    """Raises `ImageFileError` if a PNG file was cut short, wherever that is; by the lengths of its chunks, which are not read."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(len(SIGNATURE))
+    for _ in range(_MAX_CHUNKS):
+        head = file.read(8)
+        length, kind = struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
+        if not kind or file.seek(length + 4, os.SEEK_CUR) > size:
+            raise ImageFileError(f"{path} is damaged: it ends too early. Download or copy it again.")
+        if kind == b"IEND":
+            return
+
+
 def _chunks(file, path) -> Iterator[tuple[bytes, bytes]]:
     for _ in range(_MAX_CHUNKS):
         head = file.read(8)

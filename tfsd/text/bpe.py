@@ -161,13 +161,12 @@ class Tokenizer:
         size = len(prompt) if len(prompt) > MAX_PROMPT_BYTES else len(prompt.encode("utf-8", "surrogatepass"))
         if size > MAX_PROMPT_BYTES:
             raise ValueError(f"{name} must be at most {MAX_PROMPT_BYTES} bytes of UTF-8; got at least {size}. Shorten it.")
-        text = self.clean(prompt)
-        try:
-            text.encode("utf-8")
+        try:  # before ftfy, which would replace it
+            prompt.encode("utf-8")
         except UnicodeEncodeError as error:
-            half = f"U+{ord(text[error.start]):04X}"
+            half = f"U+{ord(prompt[error.start]):04X}"
             raise ValueError(f"{name} must be Unicode text; got half a surrogate pair, {half}. Remove it.") from None
-        return text
+        return self.clean(prompt)
 
     def _matches(self, text: str) -> Iterator[tuple[regex.Match, Sequence[int]]]:
         """Yields every word in the cleaned text, and its ids."""
