@@ -14,7 +14,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import StringValue
 
 from serving import protos
-from serving.errors import ServerError
+from serving.errors import KNOWN_KEY, MAX_KNOWN, ServerError
 from serving.requests import Answer, Columns, defaults_of, model_spec, parsed, predict_requests
 from tfsd.arguments import whole
 from tfsd.errors import shown
@@ -32,6 +32,7 @@ POLL_SECONDS = 0.1  # between two looks at what the server tells of its progress
 HEARTBEAT_SECONDS = 1.0  # after which a callback is asked again, although nothing moved
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 5.0  # seconds before the second try, and before any
 _MAX_MESSAGE = 2**30  # bytes; gRPC's own limit of 4 MB is less than a batch of large pictures
+_NO_GRPC = re.compile("http1|http/1|SETTINGS frame", re.IGNORECASE)  # gRPC's words about a server of another protocol
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[\w.-]+):([0-9]{1,5})")
 
 
@@ -160,9 +161,16 @@ class Attempts:
         code, details = error.code().name, error.details() or ""
         wait = min(_FIRST_WAIT * 2 ** (tried - 1), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
         left = self.remaining()
-        if code != "UNAVAILABLE" or tried > self._retries or (left is not None and wait >= left):
-            raise failure(code, details, self._address, self._timeout) from error
+        if code != "UNAVAILABLE" or _NO_GRPC.search(details) or tried > self._retries or (left is not None and wait >= left):
+            raise failure(code, details + _known(error), self._address, self._timeout) from error
         return wait
+
+
+def _known(error: grpc.RpcError) -> str:
+    """Returns a sentence on the models that a server has, if it told of them because it has not the one asked for."""
+    told = dict(error.trailing_metadata() or ()).get(KNOWN_KEY, b"")
+    names = told.decode("utf-8", "replace").split("\n")[:MAX_KNOWN] if isinstance(told, bytes) and told else []
+    return f". Models of this server: {', '.join(shown(name)[1:-1] for name in names)}." if names else ""
 
 
 def failure(code: str, details: str, address: str, timeout: float | None = None) -> Exception:
@@ -174,6 +182,8 @@ def failure(code: str, details: str, address: str, timeout: float | None = None)
         return TimeoutError(f"{address} did not answer {within}. Allow more time, or ask for less.")
     if code == "CANCELLED":
         return Cancelled(details or "The server cancelled the request.")
+    if code == "UNAVAILABLE" and _NO_GRPC.search(details):
+        return ServerError(code, f"{address} does not speak gRPC. Give the port of the server's gRPC API, 8500 by default.")
     if code == "UNAVAILABLE":
         return ServerError(code, f"No server can be reached at {address} ({details}).")
     return ServerError(code, details or f"{address} said nothing more.")

@@ -1,5 +1,7 @@
 """What goes wrong between client and server, by the canonical codes of gRPC."""
 
+from collections.abc import Sequence
+
 # Code -> (number in gRPC, HTTP status that TF Serving's REST API answers for it).
 CODES = {
     "CANCELLED": (1, 499),
@@ -23,13 +25,21 @@ CODES = {
 WARNING_KEY = "tfsd-warning-bin"  # of an answer's headers: what a person should know of a request that went well
 
 
-class ServerError(Exception):
-    """A request that got no answer: `code` is a key of `CODES`, `message` one sentence for the caller."""
+KNOWN_KEY = "tfsd-models-bin"  # of the headers beside NOT_FOUND: the names of models that are served, one a line
+MAX_KNOWN = 20  # of them
 
-    def __init__(self, code: str, message: str):
+
+class ServerError(Exception):
+    """A request that got no answer: `code` is a key of `CODES`, `message` one sentence for the caller.
+
+    `known`: where there is no model of the name asked for, those that are served.
+    """
+
+    def __init__(self, code: str, message: str, *, known: Sequence[str] = ()):
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+        self.known = tuple(known)
 
     @property
     def grpc_number(self) -> int:

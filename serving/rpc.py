@@ -24,7 +24,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.daemons import in_daemon
-from serving.errors import WARNING_KEY, ServerError
+from serving.errors import KNOWN_KEY, MAX_KNOWN, WARNING_KEY, ServerError
 from serving.service import Call, Service, Target, request_id_of, signature_asked
 from serving.wire import inputs_of, invalid, output_names, proto_of
 
@@ -214,7 +214,8 @@ def _require_spec(request):
 
 async def _abort(context, error: ServerError):
     message = error.message if len(error.message) <= MAX_MESSAGE else error.message[:MAX_MESSAGE] + "...TRUNCATED"
-    await context.abort(grpc.StatusCode[error.code], message)
+    known = "\n".join(sorted(error.known)[:MAX_KNOWN])  # beside the message, whose words are TensorFlow Serving's
+    await context.abort(grpc.StatusCode[error.code], message, ((KNOWN_KEY, known.encode()),) if known else ())
 
 
 def _unary(call, request_type, response_type):

@@ -97,7 +97,8 @@ class Versions:
             version = loaded.get(latest if number is None else number)
             if version is None:
                 asked = f"Latest({name})" if number is None else f"Specific({name}, {number})"
-                raise ServerError("NOT_FOUND", f"Servable not found for request: {asked}")
+                known = () if loaded else [one for one in self._models if self._available(one)]
+                raise ServerError("NOT_FOUND", f"Servable not found for request: {asked}", known=known)
             version.leases += 1
             return Lease(version, self._give_back)
 

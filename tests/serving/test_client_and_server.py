@@ -89,7 +89,7 @@ def test_full_queue_is_told_at_once_and_not_tried_again(draw):
     "arguments, error, message",
     [
         ({"prompt": "x" * 5000}, ValueError, "at most 4096 bytes"),
-        ({"settings": {"model": "missing"}}, ServerError, "NOT_FOUND"),
+        ({"settings": {"model": "missing"}}, ServerError, r"NOT_FOUND: .*Latest\(missing\)\. Models of this server: toy\."),
         ({"settings": {"model": "toy", "version": 9}}, ServerError, "NOT_FOUND"),
         ({"settings": {"model": "toy", "signature": "encode"}}, ValueError, "must be given"),
         ({"settings": {"model": "toy", "signature": "nothing"}}, ServerError, "no signature 'nothing'"),
@@ -99,6 +99,11 @@ def test_full_queue_is_told_at_once_and_not_tried_again(draw):
 def test_refusals_of_the_server_come_out(arguments, error, message, draw):
     with served(Engine()) as server, pytest.raises(error, match=message):
         draw(address(server), **({"prompt": "a", "settings": TOY} | arguments))
+
+
+def test_port_for_http_is_told_from_that_for_grpc(draw):
+    with served(Engine()) as server, pytest.raises(ServerError, match="does not speak gRPC. Give the port"):
+        draw(f"127.0.0.1:{server.rest_port}", "a", settings=TOY)
 
 
 def test_token_opens_the_server_and_its_absence_does_not(draw):
