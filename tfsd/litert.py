@@ -1,15 +1,35 @@
 """Runs the files of device bundles by LiteRT, on the CPU or on a GPU."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from tfsd.h5 import CheckpointError
+from tfsd.startup import no_stderr, wants_information
 
 ACCELERATORS = ("cpu", "gpu")
 Arrays = dict[str, np.ndarray]
 Run = Callable[[str, Arrays], Arrays]  # the name of a signature, its inputs -> its outputs
+
+
+_introduced = False  # whether LiteRT has run something and said which delegate it made
+
+
+@contextlib.contextmanager
+def quiet_litert() -> Iterator[None]:
+    """Keeps away what LiteRT says when it first runs a file, unless the user set TensorFlow's log level below 2.
+
+    It writes that once in a process, past Python; all it says later is shown.
+    """
+    global _introduced
+    if _introduced or wants_information():
+        yield
+        return
+    with no_stderr():
+        yield
+    _introduced = True
 
 
 def open_file(path: Path, signatures: Mapping[str, Mapping], *, part: str, accelerator: str, threads: int) -> Run:
@@ -43,7 +63,9 @@ def _on_cpu(path: Path, threads: int) -> Run:
 
     def run(signature: str, inputs: Arrays) -> Arrays:
         # Copied: what LiteRT returns is its own memory, and the next call writes there.
-        return {name: np.array(value) for name, value in interpreter.get_signature_runner(signature)(**inputs).items()}
+        with quiet_litert():
+            found = interpreter.get_signature_runner(signature)(**inputs)
+        return {name: np.array(value) for name, value in found.items()}
 
     return run
 
@@ -56,7 +78,8 @@ def _on_gpu(path: Path, signatures: Mapping[str, Mapping]) -> Run:
     except ImportError as error:
         raise OSError('GPUs need LiteRT 2.3 or newer: pip install --upgrade "ai-edge-litert>=2.3"') from error
     try:
-        model = CompiledModel.from_file(str(path), options=Options(hardware_accelerators=HardwareAccelerator.GPU))
+        with contextlib.nullcontext() if wants_information() else no_stderr():  # each file has lines of its own
+            model = CompiledModel.from_file(str(path), options=Options(hardware_accelerators=HardwareAccelerator.GPU))
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be loaded by LiteRT on a GPU here: {_last_line(error)}") from error
     if not model.is_fully_accelerated():  # LiteRT silently runs on the CPU what was to run on a GPU that is not there

@@ -32,14 +32,19 @@ class _Finder:
         return spec
 
 
+def wants_information() -> bool:
+    """Tells whether the user set `LEVEL` so that TensorFlow, and what belongs to it, says more than warnings."""
+    return os.environ.get(LEVEL, "3") in ("0", "1")
+
+
 def _run_quietly(run, module):
-    if os.environ.get(LEVEL, "3") in ("0", "1"):
+    if wants_information():
         run(module)
         return
     given = os.environ.get(LEVEL)
     os.environ.setdefault(LEVEL, "3")
     try:
-        with _no_stderr():
+        with no_stderr():
             run(module)
     finally:
         if given is None:
@@ -47,7 +52,8 @@ def _run_quietly(run, module):
 
 
 @contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
+def no_stderr() -> Iterator[None]:
+    """Lets what is written to standard error, by libraries in C++ too, lead nowhere."""
     if sys.stderr is not None:
         sys.stderr.flush()
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfsd.litert import quiet_litert
 from tfsd.private import private
 
 BEST_PSNR = 100.0  # dB; what equal pictures are given, whose true one is infinite
@@ -107,8 +108,9 @@ def _interpreter(path: Path, threads: int, *, keep: bool = False):
 
 def _outputs(path: Path, inputs: Inputs, threads: int) -> list[dict[str, np.ndarray]]:
     run = _interpreter(path, threads).get_signature_runner()
-    # Copied: what LiteRT returns is its own memory, and the next call writes there.
-    return [{name: np.array(value) for name, value in sorted(run(**one).items())} for one in inputs]
+    with quiet_litert():
+        # Copied: what LiteRT returns is its own memory, and the next call writes there.
+        return [{name: np.array(value) for name, value in sorted(run(**one).items())} for one in inputs]
 
 
 def _channels(colours: np.ndarray) -> np.ndarray:

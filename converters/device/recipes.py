@@ -15,6 +15,7 @@ import numpy as np
 
 from converters.device.jobs import CONVERSION_BYTES
 from tfsd.h5 import CheckpointError
+from tfsd.litert import quiet_litert
 from tfsd.private import private
 from tfsd.specs import ModelSpec
 
@@ -199,7 +200,8 @@ def quantize_file(source: Path, target: Path, part: str, recipe: Recipe, calls: 
             (signature,) = look(source).signatures
             # Measured inside of LiteRT: no tensor is kept, of which one layer's may have a gigabyte.
             mode = private("ai_edge_quantizer.calibrator:CalibrationMode").CALIBRATION_PROFILER_BASED
-            ranges = made.calibrate({signature: calls}, num_threads=2, mode=mode)
+            with quiet_litert():
+                ranges = made.calibrate({signature: calls}, num_threads=2, mode=mode)
         target.write_bytes(made.quantize(ranges).quantized_model)
 
 

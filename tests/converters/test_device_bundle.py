@@ -1,7 +1,11 @@
 """Bundles for phones: the same numbers from LiteRT as from Python, signature by signature and picture by picture."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +32,7 @@ from tfsd.samplers.plans import SAMPLERS, build_plan
 from tfsd.specs import PRESETS, to_json
 from tfsd.text import UnknownWordsWarning
 
+ROOT = Path(__file__).parents[2]
 NOISE = 1e-6  # compilers may fuse a product with a sum; values reach 5
 PARTS = ("sampling", "text_encoder", "denoiser", "decoder")
 # The toy model knows few words. Exports and their checks draw prompts of their own, of which nobody wants to be warned.
@@ -143,6 +148,16 @@ def test_bundles_of_older_versions_draw_on_the_cpu_and_know_the_names_of_sampler
     before = DeviceBundle(damaged)
     assert {tuple(before.accelerators(part)) for part in PARTS} == {("cpu",)}
     np.testing.assert_array_equal(before.text_to_image(**asked), device.text_to_image(**asked))
+
+
+@pytest.mark.parametrize("level", [None, "0"])
+def test_litert_says_what_it_made_only_where_the_user_asked_for_information(level, bundle):
+    script = "import sys, numpy as np; from tfsd.device import DeviceBundle; "
+    script += "DeviceBundle(sys.argv[1])._contexts(np.zeros((1, 2, 77), 'int32'))"
+    env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    env |= {"PYTHONPATH": str(ROOT)} | ({} if level is None else {"TF_CPP_MIN_LOG_LEVEL": level})
+    done = subprocess.run([sys.executable, "-c", script, str(bundle)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and ("XNNPACK" in done.stderr if level else done.stderr == "")
 
 
 def test_words_that_the_model_never_learned_are_named_once(bundle):
@@ -351,9 +366,7 @@ def test_lint_finds_what_accelerators_refuse(tmp_path):
 def test_verify_names_a_recipe_that_this_version_does_not_know(damaged):
     manifest = json.loads((damaged / MANIFEST).read_text()) | {"quantize": "int2"}
     (damaged / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(
-        CheckpointError, match="manifest.json has quantize 'int2'; this tfsd knows none, float16"
-    ):
+    with pytest.raises(CheckpointError, match="manifest.json has quantize 'int2'; this tfsd knows none, float16"):
         verify_bundle(damaged)
 
 
