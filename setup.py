@@ -65,5 +65,5 @@ setup(
     package_data={"tfsd": ["assets/**/*", "py.typed"], "converters": ["py.typed"], "serving": ["page/*", "py.typed"]},
     install_requires=REQUIRED,
     extras_require={"serving": SERVING, "device": DEVICE, "test": [*SERVING, *DEVICE, *TEST]},
-    entry_points={"console_scripts": ["tfsd = tfsd.cli:main"]},
+    entry_points={"console_scripts": ["tfsd = tfsd.__main__:main"]},
 )

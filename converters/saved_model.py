@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -17,6 +16,7 @@ from filelock import FileLock, Timeout
 from converters.requests import Limits
 from converters.signatures import Signatures
 from converters.verify import FORMAT, MANIFEST, REFERENCE_PICTURE, TOLERANCE, ExportError, draw
+from converters.versions import free_version, served_name
 from converters.warmup import write_warmup
 from tfsd import __version__
 from tfsd.api import MAX_BATCH, StableDiffusion, load
@@ -74,7 +74,7 @@ def export_saved_model(
         max_steps=whole("max_steps", max_steps, 1, min(MAX_STEPS, loaded.spec.schedule.train_steps)),
         exact=batching == "exact",
     )
-    name = served_name(loaded)
+    name = served_name(loaded.spec.name)
     with (
         _reserved(Path(out) / name, version) as folder,
         Stages.within(progress) as stages,
@@ -108,11 +108,6 @@ def _loaded(model, dtype: str | None, xla: bool | None) -> StableDiffusion:
     return model
 
 
-def served_name(model: StableDiffusion) -> str:
-    """Returns the name under which a model is served: its own, in letters that URLs and file systems take."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", model.spec.name).strip(".-") or "model"
-
-
 def _sizes(sizes, spec) -> tuple[tuple[int, int], ...]:
     sizes = [spec.default_size] if sizes is None else list(sizes)
     if not 1 <= len(sizes) <= 16:
@@ -137,7 +132,7 @@ def _reserved(folder: Path, version: int | None) -> Iterator[Path]:
     The lock lies among the temporary files: a folder of versions is read by servers, and an export that fails leaves nothing.
     """
     place = hashlib.sha256(os.path.realpath(folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    number = _version(folder, version)
+    number = free_version(folder, version)
     while True:
         lock = FileLock(Path(tempfile.gettempdir()) / f"tfsd-export-{place}-{number}.lock", is_singleton=False)
         try:
@@ -148,7 +143,7 @@ def _reserved(folder: Path, version: int | None) -> Iterator[Path]:
             number += 1
             continue
         try:
-            newest = _version(folder, version)
+            newest = free_version(folder, version)
             if version is None and newest > number:  # the other one has ended meanwhile
                 number = newest
                 continue
@@ -156,14 +151,6 @@ def _reserved(folder: Path, version: int | None) -> Iterator[Path]:
             return
         finally:
             lock.release()
-
-
-def _version(folder: Path, version: int | None) -> int:
-    taken = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()] if folder.is_dir() else []
-    version = max(taken, default=0) + 1 if version is None else whole("version", version, 1, 2**63 - 1)
-    if version in taken:
-        raise CheckpointError(f"{folder} has a version {version}. Give another one; servers take the highest.")
-    return version
 
 
 def _manifest(model: StableDiffusion, limits: Limits, name: str, version: int) -> dict:

@@ -140,7 +140,7 @@ def test_wheel_has_every_module_and_asset(wheel):
 def test_wheel_says_what_users_need_to_know(wheel):
     packed = zipfile.ZipFile(wheel)
     info = f"tfsd-{tfsd.__version__}.dist-info/"
-    assert "tfsd = tfsd.cli:main" in packed.read(info + "entry_points.txt").decode()
+    assert "tfsd = tfsd.__main__:main" in packed.read(info + "entry_points.txt").decode()
     about = packed.read(info + "METADATA").decode()
     assert "License: Apache-2.0" in about or "License-Expression: Apache-2.0" in about
     assert any(name.startswith(info) and name.endswith("LICENSE") for name in packed.namelist())

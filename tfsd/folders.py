@@ -81,7 +81,11 @@ def require_replaceable(folder: str | Path, kind: str, *, overwrite: bool = True
     if not folder.is_dir():
         return []
     if any(folder.iterdir()) and not overwrite:
-        raise CheckpointError(f"{folder} exists and is not empty. Remove it, or give another folder.")
+        advice = "Remove it, or give another folder."
+        with contextlib.suppress(CheckpointError, OSError):
+            require_replaceable(folder, kind)
+            advice = f"Give overwrite=True to replace this {KINDS[kind].shown}, or another folder."
+        raise CheckpointError(f"{folder} exists and is not empty. {advice}")
     if os.path.ismount(folder) or _is_current(folder):
         what = "a mount point" if os.path.ismount(folder) else "the current folder, or holds it"
         raise CheckpointError(f"{folder} cannot be replaced: it is {what}. Give a folder that is not there yet.")

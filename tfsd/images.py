@@ -218,11 +218,14 @@ class Images(_WithRecipes):
         Raises: as `save` and `grid`.
         """
         name = image_path(path)
+        write_files({name: encode(*self.sheet(columns), name.suffix, quality=quality)}, overwrite=overwrite)
+        return name
+
+    def sheet(self, columns: int | None = None) -> tuple[Image.Image, dict]:
+        """Returns all pictures as one, as `grid` does, and the recipe that a file of it carries: theirs. Raises: as `grid`."""
         sheet = self.grid(columns)
         columns = sheet.width // self.shape[2]
-        recipe = {"columns": columns, "pictures": self.recipes, "tfsd": self.recipes[0].get("tfsd", "")}
-        write_files({name: encode(sheet, recipe, name.suffix, quality=quality)}, overwrite=overwrite)
-        return name
+        return sheet, {"columns": columns, "pictures": self.recipes, "tfsd": self.recipes[0].get("tfsd", "")}
 
     def _repr_png_(self) -> bytes | None:
         """Shows the pictures in notebooks."""

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from command_line import one_line
+from command_line import one_line, start
 
 from tfsd.images import read_recipe
 
@@ -35,7 +35,8 @@ def test_bundle_is_exported_verified_and_draws(place, run):
     assert status == 0 and "denoiser" in out and out.splitlines()[-1] == "bundle"
     assert run("verify", "bundle")[:2] == (0, "bundle is undamaged and draws its reference picture, byte for byte.\n")
     status, _, err = run("export", "tflite", "--model", "toy", "--out", "bundle")
-    assert status == 1 and one_line(err) and "exists and is not empty" in err
+    assert status == 1 and one_line(err) and "exists and is not empty. Give --overwrite to replace this bundle" in err
+    assert start("verify", "bundle", "--quiet", extra={"TF_CPP_MIN_LOG_LEVEL": ""}).communicate()[1] == ""  # LiteRT is silent
     argv = ["a red star", "--device-bundle", "bundle", "--seed", "3", "--n", "2", "--steps", "2", "--out", "{n}.png", "--quiet"]
     assert run("generate", *argv)[0] == 0
     recipe = read_recipe("1.png")

@@ -57,6 +57,38 @@ def test_version_that_is_there_is_not_replaced(place, run):
     assert os.listdir("models/toy") == ["3"] and not os.listdir("models/toy/3")
 
 
+@pytest.mark.parametrize(
+    ("argv", "kind", "shown"),
+    [
+        (("export", "tflite", "--model", "toy", "--out", "there"), "device", "bundle for phones"),
+        (("convert", "toy", "there"), "model", "model folder"),
+    ],
+    ids=["export", "convert"],
+)
+def test_own_folder_that_is_there_is_found_before_work_begins(argv, kind, shown, place, run):
+    os.makedirs("there")
+    manifest = {"format": 1, "kind": kind, "tfsd": "0.1.0", "files": {}}
+    (place / "there/manifest.json").write_text(json.dumps(manifest))
+    status, out, err = run(*argv)
+    assert (status, out) == (1, "") and one_line(err)
+    assert f"exists and is not empty. Give --overwrite to replace this {shown}, or another folder." in err
+    (place / "there/own.txt").write_text("not ours")
+    for options in ((), ("--overwrite",)):
+        status, _, err = run(*argv, *options)
+        assert status == 1 and one_line(err) and ("it holds own.txt" if options else "Remove it, or give") in err
+
+
+@pytest.mark.parametrize(
+    "argv", [("export", "saved_model", "--out"), ("export", "tflite", "--out"), ("convert", "toy")], ids=" ".join
+)
+def test_file_in_the_place_of_a_folder_is_found_before_work_begins(argv, place, run):
+    os.remove("toy/unet.weights.h5")
+    (place / "file").touch()
+    options = () if argv[0] == "convert" else ("--model", "toy")
+    status, out, err = run(*argv, "file", *options)
+    assert (status, out) == (1, "") and one_line(err) and "is a file" in err
+
+
 def test_folder_that_is_no_export_cannot_be_verified(place, run):
     status, out, err = run("verify", "toy")
     assert (status, out) == (1, "") and one_line(err) and "toy is no export: neither a version" in err

@@ -30,7 +30,7 @@ def there(server, *options) -> tuple[str, ...]:
         (("two",), 2, "two holds several models: a, b. Choose one with --model."),
         (("two", "--model", "c"), 2, "--model must be one of a, b; got 'c'."),
         (("--server", "127.0.0.1:8500", "--overhead"), 2, "--overhead needs DIR"),
-        (("--server", "127.0.0.1:8500", "--max-queue", "3"), 2, "--max-queue is of a server that is started here"),
+        (("--server", "127.0.0.1:8500", "--max-queue", "3"), 2, "--max-queue cannot be given with --server"),
         ((".", "--rest", "127.0.0.1:8501"), 2, "--rest requires --server"),
         ((".", "--token-file", "x"), 2, "--token-file requires --server"),
         ((".", "--tls-ca", "x"), 2, "--tls-ca requires --server"),

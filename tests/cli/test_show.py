@@ -126,6 +126,11 @@ def test_several_files_are_shown_and_those_that_cannot_be_read_are_named(place, 
     assert (status, err) == (0, "") and json.loads(out)["two.png"] == {"prompt": "a dog", "seed": 2}
 
 
+def test_grid_without_pictures_is_damaged(place, run):
+    status, out, err = run("show", with_recipe({"columns": 1, "pictures": []}))
+    assert (status, out) == (1, "") and one_line(err) and "is a grid whose recipe lists no pictures" in err
+
+
 def test_nothing_is_shown_of_what_a_recipe_leaves_open(place, run):
     file = with_recipe({"prompt": "a cat", "numerics_override": None, "model_version": None})
     assert "null" not in run("show", file)[1] and "numerics_override" not in run("show", file)[1]

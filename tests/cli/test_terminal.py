@@ -1,11 +1,12 @@
+import errno
 import os
 import signal
 from pathlib import Path
 
 import pytest
-from command_line import made, one_line, start, toy
+from command_line import ROOT, made, one_line, start, toy
 
-from tfsd.cli.terminal import printable
+from tfsd.cli.terminal import describe, print_path, printable, standard_output
 from tfsd.images import read_recipe
 
 
@@ -47,7 +48,36 @@ def test_output_that_cannot_be_written_is_one_line(place):
     with open("/dev/full", "w") as full:
         process = start("models", cwd=place, output=full)
         err = process.communicate()[1]
-    assert process.returncode == 1 and one_line(err) and "No space left" in err
+    assert process.returncode == 1 and one_line(err)
+    assert (
+        err
+        == "tfsd: standard output cannot be written: No space left on device. Make room on its disk, or redirect it to another.\n"
+    )
+
+
+def test_interruption_while_the_command_is_imported_is_silent(tmp_path):
+    """A module that the command imports waits until it is interrupted."""
+    (tmp_path / "textwrap.py").write_text("import sys, time; sys.stdout.write('here\\n'); sys.stdout.flush(); time.sleep(600)\n")
+    process = start("models", extra={"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])})
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_errors_of_the_system_are_told_in_words():
+    assert describe(OSError(errno.ENOSPC, "No space left on device")) == (1, "No space left on device. Make room on that disk.")
+    assert describe(FileNotFoundError(errno.ENOENT, "No such file or directory", "x.txt")) == (
+        1,
+        "x.txt: No such file or directory.",
+    )
+
+
+def test_names_that_are_not_utf8_are_printed_as_they_are(capfdbinary):
+    with standard_output():
+        print_path(os.fsdecode(b"\xff\xfe/model"))
+        print_path("plain")
+    assert capfdbinary.readouterr().out == b"\xff\xfe/model\nplain\n"
 
 
 def test_terminal_that_knows_ascii_alone_gets_escapes(place):

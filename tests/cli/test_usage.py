@@ -8,7 +8,7 @@ import pytest
 from command_line import ROOT, made, one_line
 
 from tfsd.cli import COMMANDS, _parsed, build_parser, main, with_command
-from tfsd.cli.parsing import UsageError
+from tfsd.cli.parsing import UsageError, with_flags
 from tfsd.cli.words import USUAL
 
 
@@ -157,7 +157,10 @@ def test_word_that_other_programs_have_as_a_command_asks_back(word, run):
         assert f"there is no command '{word}'" in err and f"To draw this word: tfsd -- {word}" in err
 
 
-@pytest.mark.parametrize("word, command", [("list", "models"), ("sreve", "serve"), ("run", "generate"), ("hlep", "help")])
+@pytest.mark.parametrize(
+    "word, command",
+    [("list", "models"), ("draw", "generate"), ("Paint", "generate"), ("sreve", "serve"), ("run", "generate"), ("hlep", "help")],
+)
 def test_mistaken_command_names_the_one_that_was_meant(word, command):
     with pytest.raises(UsageError, match=f"Did you mean '{command}'"):
         with_command([word, "models"])
@@ -183,6 +186,20 @@ def test_help_and_version_are_commands(capsys):
     assert main(["help", "srve"]) == 2 and "Did you mean 'serve'?" in capsys.readouterr().err
 
 
+def test_options_with_several_values_take_commas_too():
+    line = ["export", "saved_model", "--out", "x", "--batch-sizes"]
+    for given in (["1,2,4"], ["1", "2,4"], ["1,", "2,", "4"]):
+        assert _parsed([*line, *given]).batch_sizes == [1, 2, 4]
+    assert _parsed(["bench", "--dtype", "float32,float16"]).dtype == ["float32", "float16"]
+
+
+def test_error_about_both_sides_names_the_options_that_set_them():
+    text = "height and width must be one of 32 x 32; got [[100 96]]"
+    sides, size = {"height": "--height", "width": "--width"}, {"height": "height of --size", "width": "width of --size"}
+    assert with_flags(text, sides) == "--height and --width must be one of 32 x 32; got [[100 96]]"
+    assert with_flags(text, size) == "--size must be one of 32 x 32; got [[100 96]]"
+
+
 ALIASES = [
     ("-n 3 -s 7 -o x.png -q", "--n 3 --seed 7 --out x.png --quiet"),
     ("--negative-prompt b --num-steps 4", "--negative b --steps 4"),
@@ -204,6 +221,15 @@ def test_usual_names_of_options_are_known(theirs, ours):
         (["x", "--num-inference-steps", "3"], "Did you mean --steps? See tfsd generate --help."),
         (["x", "--cfg-scale=3"], "unknown option --cfg-scale. Did you mean --scale?"),
         (["x", "--zzzzzz"], "unknown option --zzzzzz. See tfsd generate --help."),
+        (["serve", "models", "--port", "1"], "unknown option --port. Did you mean --grpc-port or --rest-port? See tfsd serve"),
+        (["load-test", "models", "--port", "1"], "unknown option --port."),
+        (
+            ["export", "saved_model", "--out", "x", "--batch-sizes", "1,x"],
+            "--batch-sizes must be a whole number from 1 to 64; got 'x'.",
+        ),
+        (["bench", "device", "--full-size", "--sizes", "256,8"], "--sizes must be a whole number from 64 to 2048; got '8'."),
+        (["x", "--out", "{n.png", "-n", "2"], "--out must have each { closed by a }, as in {n}; got '{n.png'."),
+        (["x", "-o", "x{seed}}.png"], "-o must have each { closed by a }"),
         (["serve", "models", "--grpc-prot", "1"], "Did you mean --grpc-port? See tfsd serve --help."),
         (["bench", "device", "--rums", "1"], "Did you mean --runs? See tfsd bench device --help."),
         (["models", "extra"], "unexpected argument 'extra'. See tfsd models --help."),

@@ -23,7 +23,7 @@ LEGACY = {"model": "spec.json", "saved_model": "saved_model.pb"}
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_of_its_kind_is_replaced_when_asked(tmp_path, kind):
     write(tmp_path / "m", "first", kind)
-    with pytest.raises(CheckpointError, match=r"m exists and is not empty\. Remove it, or give another folder"):
+    with pytest.raises(CheckpointError, match=r"m exists and is not empty\. Give overwrite=True to replace this "):
         write(tmp_path / "m", "second", kind)
     assert held(tmp_path / "m", kind) == "first"
     write(tmp_path / "m", "second", kind, overwrite=True)

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 from tfsd import __version__
 from tfsd.cli import words
 from tfsd.cli.parsing import Parser, UsageError, with_flags
-from tfsd.cli.terminal import describe, own_warnings, say
+from tfsd.cli.terminal import describe, own_warnings, say, standard_output
 from tfsd.cli.words import require_prompt
 
 
@@ -82,10 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # not every terminal can show every prompt
             stream.reconfigure(errors="backslashreplace")
     try:
-        try:
+        with standard_output():
             return _run(argv, debug)
-        finally:
-            _flush()
     except KeyboardInterrupt:
         return _fail("interrupted; nothing more was written", 130)
     except BrokenPipeError:  # of `tfsd tokens ... | head`
@@ -110,15 +107,6 @@ def _run(argv: list[str], debug: bool) -> int:
             if debug or message == str(error):
                 raise
             raise UsageError(message) from error
-
-
-def _flush():
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains at exit that it cannot flush
-        raise
 
 
 def _parsed(argv: list[str]) -> argparse.Namespace:

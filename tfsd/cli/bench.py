@@ -70,13 +70,15 @@ def _add_device(commands):
     add("folder", nargs="?", metavar="DIR", help="a bundle that `tfsd export tflite` wrote")
     add("--full-size", action="store_true", help="no bundle: a full-size model, converted here; nothing is downloaded or kept")
     add("--threads", type=whole(1, 256), default=2, help="of the CPU, for both runtimes (default: 2)")
-    add("--runs", type=whole(1, 10_000), help="to time after the first (default: 10, of --full-size 3)")
+    add("--runs", type=whole(1, 10_000), help="to time after the first (default: 10, with --full-size 3)")
     add("--model", dest="device_model", metavar="MODEL", help="what TensorFlow runs (default: the model of which the bundle was "
-        "made, if it is here; of --full-size sd-1.4)")  # fmt: skip
-    add("--sizes", type=whole(64, 2048), nargs="+", metavar="PX", help="of --full-size: sides of the pictures (default: 256 512)")
-    add("--quantize", nargs="+", metavar="HOW", help="of --full-size: recipes of `tfsd export tflite` (default: dynamic "
+        "made, if it is here; with --full-size sd-1.4)")  # fmt: skip
+    add("--sizes", type=whole(64, 2048), nargs="+", metavar="PX", help="with --full-size: sides of the pictures "
+        "(default: 256 512)")  # fmt: skip
+    add("--quantize", nargs="+", metavar="HOW", help="with --full-size: recipes of `tfsd export tflite` (default: dynamic "
         "int8-weights float16)")  # fmt: skip
-    add("--parts", nargs="+", choices=("text_encoder", "denoiser", "decoder"), help="of --full-size (default: denoiser)")
+    add("--parts", nargs="+", choices=("text_encoder", "denoiser", "decoder"), help="with --full-size: which "
+        "parts (default: denoiser)")  # fmt: skip
     add("--json", dest="json_file", metavar="FILE", help="also write all numbers, in bytes and seconds, to this file")
     return parser
 

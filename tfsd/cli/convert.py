@@ -3,7 +3,8 @@
 import os
 
 from tfsd.cli.parsing import add_command
-from tfsd.cli.terminal import quiet_tensorflow, stages
+from tfsd.cli.targets import require_target
+from tfsd.cli.terminal import print_path, quiet_tensorflow, stages
 from tfsd.limits import DTYPES, NUMERICS
 
 EXAMPLES = """  tfsd convert ~/stable-diffusion-v1-5 sd15              a diffusers folder of safetensors
@@ -40,6 +41,8 @@ def add_convert(commands):
 
 def convert(args) -> int:
     """Runs the command."""
+    if os.path.exists(args.src):  # else that is the mistake to tell of
+        require_target(args.dst, "model", overwrite=args.overwrite)
     with stages(args.quiet) as shown:
         shown("looking at the source")
         from converters import convert as run
@@ -59,5 +62,5 @@ def convert(args) -> int:
             progress=not args.quiet,
             **({"variant": args.variant} if args.variant is not None else {}),
         )
-    print(folder)
+    print_path(folder)
     return 0

@@ -3,7 +3,7 @@
 import sys
 
 from tfsd.cli.parsing import add_command
-from tfsd.cli.terminal import quiet_tensorflow, stages
+from tfsd.cli.terminal import print_path, quiet_tensorflow, stages
 from tfsd.limits import DTYPES
 
 EXAMPLES = """  tfsd download sd-1.4                      shows the licence of the weights, downloads nothing
@@ -50,5 +50,5 @@ def download(args) -> int:
         dtype=args.dtype,
         progress=not args.quiet,
     )
-    print(folder)
+    print_path(folder)
     return 0

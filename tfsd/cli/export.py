@@ -5,7 +5,8 @@ import itertools
 from pathlib import Path
 
 from tfsd.cli.parsing import UsageError, add_command, size, whole
-from tfsd.cli.terminal import print_table, quiet_tensorflow, say, stages
+from tfsd.cli.targets import require_target
+from tfsd.cli.terminal import print_path, print_table, quiet_tensorflow, say, stages
 from tfsd.errors import CheckpointError
 from tfsd.limits import DTYPES, QUANTIZATIONS
 from tfsd.progress import aside
@@ -46,7 +47,7 @@ def add_export(commands):
         "several, of which the first one is the default (default: the model's)")  # fmt: skip
     add("--batch-sizes", type=whole(1, 64), nargs="+", default=[1, 2, 4, 8], metavar="N", help="pictures of one request: filled "
         "up to the next of these, at most the last (default: 1 2 4 8)")  # fmt: skip
-    add("--max-steps", type=whole(1, 1000), default=None, help="that may be asked for (default: 100, of tflite 50)")
+    add("--max-steps", type=whole(1, 1000), default=None, help="that may be asked for (default: 100, for tflite 50)")
     add("--batching", choices=("exact", "fused"), default="exact", help="exact: every picture is computed alone, several side "
         "by side, and has the same bytes in any batch; fused: a batch at once, for GPUs (default: exact)")  # fmt: skip
     add("--dtype", choices=DTYPES, default="float32", help="of weights and products, but for the "
@@ -54,12 +55,12 @@ def add_export(commands):
     add("--no-xla", action="store_true", help="do not compile; TensorFlow Serving compiles only when started with "
         "--xla_cpu_compilation_enabled (or --xla_gpu_compilation_enabled), and refuses compiled exports otherwise")  # fmt: skip
     add("--quantize", choices=QUANTIZATIONS, default="none", help=_recipes)
-    add("--report-pictures", type=whole(1, 64), default=None, metavar="N", help="of tflite: pictures that the report on quality "
-        "compares (default: 4)")  # fmt: skip
+    add("--report-pictures", type=whole(1, 64), default=None, metavar="N", help="tflite only: pictures that the report on "
+        "quality compares (default: 4)")  # fmt: skip
     add("--report-steps", type=whole(1, 1000), default=None, metavar="N", help="of each of them (default: 10)")
     add("--report-prompts", type=whole(0, 10_000), default=None, metavar="N", help="of one object and as many of two, that the "
         "report on tiny counts as followed or not (default: 48)")  # fmt: skip
-    add("--overwrite", action="store_true", help="of tflite: replace a bundle")
+    add("--overwrite", action="store_true", help="tflite only: replace a bundle")
     add("--quiet", action="store_true", help="no progress and no plan")
     return parser
 
@@ -67,7 +68,7 @@ def add_export(commands):
 def _recipes() -> str:
     from converters.device.recipes import RECIPES
 
-    return f"of tflite. {'; '.join(f'{name}: {recipe.summary}' for name, recipe in RECIPES.items())} (default: none)"
+    return f"tflite only. {'; '.join(f'{name}: {recipe.summary}' for name, recipe in RECIPES.items())} (default: none)"
 
 
 def add_verify(commands):
@@ -92,18 +93,24 @@ def export(args) -> int:
     for name, default in foreign.items():
         if getattr(args, name) != default:
             raise UsageError(f"{args.flags[name]} does not apply to {args.target}. Leave it out")
-    _check_sizes(args)
+    _check_early(args)
     return _saved_model(args) if args.target == "saved_model" else _tflite(args)
 
 
-def _check_sizes(args):
-    """Finds sizes that the model cannot draw before TensorFlow and the model take their seconds to load."""
+def _check_early(args):
+    """Finds sizes and folders that do not fit before TensorFlow and the model take their seconds to load."""
+    from converters.versions import free_version, served_name
     from tfsd.arguments import side_of
     from tfsd.weights import load_spec, resolve
 
-    factor = load_spec(resolve(args.model)).vae.factor
+    spec = load_spec(resolve(args.model))
     for side in itertools.chain.from_iterable(args.size or ()):
-        side_of(args.flags["size"], side, side, factor)
+        side_of(args.flags["size"], side, side, spec.vae.factor)
+    if args.target == "tflite":
+        require_target(args.out, "device", overwrite=args.overwrite)
+    else:
+        folder = Path(args.out) / served_name(spec.name)
+        require_target(str(folder / str(free_version(folder, args.version))), "saved_model", overwrite=False)
 
 
 def _tflite(args) -> int:
@@ -115,7 +122,7 @@ def _tflite(args) -> int:
     with stages(args.quiet, keep=True) as shown:
         quiet_tensorflow(shown)
         folder = _bundle(args)
-    print(folder)
+    print_path(folder)
     return 0
 
 
@@ -162,7 +169,7 @@ def _saved_model(args) -> int:
             xla=not args.no_xla,
             progress=not args.quiet,
         )
-    print(folder)
+    print_path(folder)
     return 0
 
 

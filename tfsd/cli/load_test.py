@@ -50,7 +50,7 @@ def add_load_test(commands):
     add("--seconds", type=real(0.1, 86400), default=300.0, metavar="S", help="after which it gives up (default: 300)")
     add("--compare", action="store_true", help="also --concurrency requests together against one after another")
     add("--overhead", action="store_true", help="also what the server adds to the model's own time; needs DIR")
-    add("--max-queue", type=whole(1, 100_000), metavar="ROWS", help="of the server that is started: pictures that may wait")
+    add("--max-queue", type=whole(1, 100_000), metavar="ROWS", help="pictures that may wait, in the server started for DIR")
     add("--model", metavar="NAME", help="which of the server's models (default: the only one in DIR, else tiny)")
     add("--json", action="store_true", help="as JSON")
     add = parser.add_argument_group("a server that runs already").add_argument
@@ -99,7 +99,7 @@ def _check(args):
         if args.server is None and getattr(args, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} requires --server. Add --server HOST:PORT")
     if args.server is not None and args.max_queue is not None:
-        raise UsageError("--max-queue is of a server that is started here; with --server it has its own.")
+        raise UsageError("--max-queue cannot be given with --server, which has a queue of its own. Leave it out")
     for name in ("server", "rest"):
         address = getattr(args, name)
         if address is not None and not args.allow_remote and not _is_local(address):

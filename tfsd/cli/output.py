@@ -2,11 +2,10 @@
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from tfsd.cli.parsing import UsageError
-from tfsd.progress import aside
+from tfsd.cli.terminal import print_path, write_bytes
 
 
 class Output:
@@ -56,8 +55,7 @@ class Output:
                 if self._folder is None:
                     raise
                 name = free_names([images.recipes[0]["prompt"]], self._folder)[0]  # another program took the name meanwhile
-        with aside():
-            print(name, flush=True)
+        print_path(name)
 
     def _write(self, images, name: Path):
         if self._grid:
@@ -66,11 +64,10 @@ class Output:
             images.save(name, overwrite=self._folder is None)
 
     def _pipe(self, images):
-        with tempfile.TemporaryDirectory() as folder:
-            name = Path(folder) / "picture.png"
-            self._write(images, name)
-            sys.stdout.buffer.write(name.read_bytes())
-        sys.stdout.buffer.flush()
+        from tfsd.image_files import encode
+
+        picture, recipe = images.sheet(self._columns) if self._grid else (images.pil(0), images.recipes[0])
+        write_bytes(encode(picture, recipe))
 
 
 def _folder(out: str | None) -> str | None:

@@ -33,7 +33,7 @@ _FOREIGN = {  # what other programs call them; only named in messages, since som
     **dict.fromkeys(("-m", "--ckpt", "--checkpoint"), "--model"),
     **dict.fromkeys(("--neg", "--negative_prompt"), "--negative"),
     "--random-seed": "--seed",
-    "--port": "--rest-port",
+    "--port": "--grpc-port or --rest-port",
 }
 _PYTHON = {  # arguments of functions that errors name -> the options that set them
     "negative_prompt": "negative",
@@ -104,6 +104,12 @@ class Parser(argparse.ArgumentParser):
             message = f"{name} {rest}" if rest.startswith(("must", "needs")) else f"{name}: {rest}"
         raise UsageError(f"{message}{'' if message.endswith(('.', '?')) else '.'} See {self.prog} --help.")
 
+    def _get_values(self, action, arg_strings):
+        """Returns the values of an argument; an option that takes several has them behind spaces or commas."""
+        if action.option_strings and action.nargs == "+":
+            arg_strings = [part for word in arg_strings for part in (word.strip(",").split(",") if word else [word])]
+        return super()._get_values(action, arg_strings)
+
     def _check_value(self, action, value):
         if action.choices is not None and value not in action.choices:
             near = difflib.get_close_matches(str(value)[:100], [str(choice) for choice in action.choices], 1)
@@ -119,7 +125,8 @@ class Parser(argparse.ArgumentParser):
         names = [name for action in self._actions for name in action.option_strings]
         bare = {name.lstrip("-"): name for name in names if name.startswith("--")}
         close = difflib.get_close_matches(flag.lstrip("-")[:100], bare, 1)
-        near = [_FOREIGN[flag]] if _FOREIGN.get(flag) in names else [bare[one] for one in close]
+        known = set(_FOREIGN.get(flag, "-").split(" or ")) <= set(names)
+        near = [_FOREIGN[flag]] if known else [bare[one] for one in close]
         hint = f". Did you mean {near[0]}?" if near else ""
         return f"unknown option {shown(flag)[1:-1]}{hint}"
 
@@ -138,6 +145,10 @@ def _typed(action, args: list[str]) -> str:
 
 def with_flags(message: str, flags: dict[str, str]) -> str:
     """Returns a function's message in the words of the command line: the option for the argument that it begins with."""
+    if message.startswith("height and width must") and {"height", "width"} <= set(flags):
+        both = [flags[side] for side in ("height", "width")]
+        sizes = {flag.partition(" of ")[2] for flag in both}  # of "height of --size"
+        return (sizes.pop() or " and ".join(both)) + message[len("height and width") :]
     found = re.match(r"([a-z_.]+)(?=(\[\d+\])? (must|has|is|are|may|and|costs|needs)\b)", message)
     if not found:
         return message

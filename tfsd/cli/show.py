@@ -80,7 +80,7 @@ def _read(file: str):
 
     Raises: `ImageFileError`.
     """
-    from tfsd.image_files import NoRecipeError, foreign_recipe, parse_infotext, read_parameters, read_recipe
+    from tfsd.image_files import ImageFileError, NoRecipeError, foreign_recipe, parse_infotext, read_parameters, read_recipe
 
     try:
         recipe = read_recipe(file)
@@ -88,6 +88,8 @@ def _read(file: str):
         foreign = foreign_recipe(parse_infotext(read_parameters(file)))
         _check(foreign.recipe, file)
         return foreign.recipe, foreign
+    if "pictures" in recipe and not recipe["pictures"]:
+        raise ImageFileError(f"{file} is damaged: it is a grid whose recipe lists no pictures.")
     for one in recipe.get("pictures", [recipe]):
         _check(one, file)
     return recipe, None

@@ -1,7 +1,9 @@
 """What commands say, and keeping TensorFlow from saying more."""
 
 import contextlib
+import errno
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +14,7 @@ from tfsd.errors import CheckpointError, NotFiniteError, TfsdWarning, printable
 from tfsd.private import VersionError
 from tfsd.progress import Stages, answering_interrupts, aside
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_MESSAGE = 1000  # letters of an error; a prompt in it may have many more
 
 
@@ -22,7 +25,7 @@ def cut(message: str) -> str:
 
 def describe(error: Exception) -> tuple[int, str]:
     """Returns the exit status and the line for an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _text(error).splitlines() if line.strip()]
     message = lines[0] if lines else type(error).__name__
     message += "" if message.endswith((".", "?", ")")) else "."
     message = cut(message)
@@ -33,6 +36,83 @@ def describe(error: Exception) -> tuple[int, str]:
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return 1, "out of memory. Smaller pictures, fewer at once (--batch) or --dtype bfloat16 take less."
     return 1, f"{type(error).__name__}: {message.rstrip('.')} (--debug shows where)"
+
+
+def _text(error: Exception) -> str:
+    """Returns what an error says; one of the system without its number, and with what to do about a full disk."""
+    text = str(error)
+    if not isinstance(error, OSError) or not error.strerror or not text.startswith("[Errno"):
+        return text
+    place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"{place}{error.strerror}.{' Make room on that disk.' if error.errno in _FULL else ''}"
+
+
+class OutputError(OSError):
+    """Standard output that cannot be written."""
+
+
+@contextlib.contextmanager
+def _naming_output() -> Iterator[None]:
+    try:
+        yield
+    except (BrokenPipeError, OutputError):
+        raise
+    except OSError as error:
+        advice = "Make room on its disk, or redirect it to another" if error.errno in _FULL else "Redirect it to a file"
+        raise OutputError(f"standard output cannot be written: {error.strerror or error}. {advice}.") from error
+
+
+class _Output:
+    """A text stream whose failures say that they are those of standard output."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _naming_output():
+            return self._stream.write(text)
+
+    def flush(self):
+        with _naming_output():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def standard_output() -> Iterator[None]:
+    """Writes what is printed to standard output to the end of the body; raises `OutputError` where that fails."""
+    if sys.stdout is None:
+        yield
+        return
+    with contextlib.redirect_stdout(_Output(sys.stdout)):
+        try:
+            yield
+        finally:
+            try:
+                sys.stdout.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains at exit that it cannot flush
+                raise
+
+
+def write_bytes(data: bytes):
+    """Writes bytes to standard output. Raises: `OutputError`."""
+    with _naming_output():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+def print_path(path):
+    """Prints the path of what was written, with the very bytes of a name that is not UTF-8, so that a shell can use it."""
+    text = os.fspath(path)
+    with aside():
+        if any("\udc80" <= character <= "\udcff" for character in text) and hasattr(sys.stdout, "buffer"):
+            write_bytes(os.fsencode(text) + b"\n")
+        else:
+            print(text, flush=True)
 
 
 def say(message: str):

@@ -1,11 +1,11 @@
 """`tfsd train`: makes the embedded model, or another like it."""
 
-import os
 from pathlib import Path
 
 from tfsd.backend import backend
 from tfsd.cli.parsing import add_command, whole
-from tfsd.cli.terminal import quiet_tensorflow, stages
+from tfsd.cli.targets import require_writable
+from tfsd.cli.terminal import print_path, quiet_tensorflow, stages
 
 EXAMPLES = """  tfsd train runs/tiny                        all stages, hours on a CPU; continues where it was interrupted
   tfsd train runs/try --steps 100 --stage autoencoder
@@ -38,22 +38,13 @@ def add_train(commands):
     return parser
 
 
-def _check_folder(folder: Path):
-    """Raises: `OSError` for a place where no folder can be, before training takes its time up to the first checkpoint."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise OSError(f"{folder} cannot be a folder: {there} is a file. Give another folder.")
-    if not os.access(there, os.W_OK):
-        raise OSError(f"{folder} cannot be written: {there} is read-only for you. Give another folder.")
-
-
 def train(args) -> int:
     """Runs the command."""
-    _check_folder(Path(args.folder))
+    require_writable(Path(args.folder))
     if backend()[0] == "tensorflow":  # training needs Keras alone
         with stages(args.quiet) as shown:
             quiet_tensorflow(shown)
     from tfsd.training.train import train as run
 
-    print(run(args.folder, stage=args.stage, steps=args.steps, seed=args.seed, begin=args.begin, progress=not args.quiet))
+    print_path(run(args.folder, stage=args.stage, steps=args.steps, seed=args.seed, begin=args.begin, progress=not args.quiet))
     return 0

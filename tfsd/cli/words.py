@@ -10,6 +10,7 @@ from tfsd.errors import shown
 USUAL = {
     **dict.fromkeys(("list", "ls"), "models"),
     **dict.fromkeys(("run", "txt2img", "text2img", "text-to-image", "text_to_image"), "generate"),
+    **dict.fromkeys(("draw", "make", "create", "paint", "render", "imagine", "sketch", "dream"), "generate"),
     **dict.fromkeys(("info", "inspect", "metadata"), "show"),
     **dict.fromkeys(("pull", "fetch", "install"), "download"),
     **dict.fromkeys(("import",), "convert"),

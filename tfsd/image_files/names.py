@@ -11,6 +11,7 @@ from tfsd.image_files.formats import image_path
 
 _MAX_LETTERS, _MAX_BYTES = 60, 160  # of the part made of a prompt; file systems take 255 bytes, and numbers come behind it
 _MAX_READ = 1000  # characters of a prompt
+_FIELD = re.compile(r"\{([^{}]*)\}")
 _VARIATION = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # they choose how a character looks
 _RESERVED = {
     "con",
@@ -24,10 +25,13 @@ _RESERVED = {
 def file_names(path: str | Path, recipes: Sequence[Mapping]) -> list[Path]:
     """Returns the file name of each picture, as `Images.save` documents it.
 
-    Raises: `ValueError` if the name has no picture format's ending, has an unknown field, or gives two pictures one name.
+    Raises: `ValueError` if the name has no picture format's ending, has an unknown field or a brace without its
+    other one, or gives two pictures one name.
     """
     path = image_path(path)
-    if len(recipes) > 1 and not re.search(r"\{[^{}]*\}", path.name):
+    if re.search(r"[{}]", _FIELD.sub("", path.name)):
+        raise ValueError(f"path must have each {{ closed by a }}, as in {{n}}; got {shown(path.name)}.")
+    if len(recipes) > 1 and not _FIELD.search(path.name):
         path = path.with_name(f"{path.stem}-{{n}}{path.suffix}")
     digits = len(str(len(recipes) - 1))
     names = [path.with_name(_filled(path.name, str(n).zfill(digits), recipe)) for n, recipe in enumerate(recipes)]
@@ -45,7 +49,7 @@ def _filled(pattern: str, n: str, recipe: Mapping) -> str:
             raise ValueError(f"path may have the fields {known}; got {found[0]} in {shown(pattern)}.")
         return str(values[found[1]])
 
-    return re.sub(r"\{([^{}]*)\}", field, pattern)
+    return _FIELD.sub(field, pattern)
 
 
 def slug(text: str) -> str:

@@ -1,0 +1,24 @@
+"""Where an export for TensorFlow Serving goes: the name under which it is served, and its version. Imports no TensorFlow."""
+
+import re
+from pathlib import Path
+
+from tfsd.arguments import whole
+from tfsd.errors import CheckpointError
+
+
+def served_name(model: str) -> str:
+    """Returns the name under which a model of this name is served: in letters that URLs and file systems take."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip(".-") or "model"
+
+
+def free_version(folder: Path, version: int | None) -> int:
+    """Returns the number of a new version in the folder of a model; None is the next one.
+
+    Raises: `TypeError`, `ValueError` for a number that is none; `CheckpointError` for one that is taken.
+    """
+    taken = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()] if folder.is_dir() else []
+    version = max(taken, default=0) + 1 if version is None else whole("version", version, 1, 2**63 - 1)
+    if version in taken:
+        raise CheckpointError(f"{folder} has a version {version}. Give another one; servers take the highest.")
+    return version
