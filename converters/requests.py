@@ -12,6 +12,7 @@ import tensorflow as tf
 from converters.plan_bank import PlanBank
 from tfsd.arguments import MAX_INDEX, MAX_SCALE
 from tfsd.noise import LAST_VALUE, SEED_PERIOD
+from tfsd.pipeline import SamplingInputs
 from tfsd.specs import ModelSpec
 from tfsd.text.graph import MAX_GRAPH_PROMPT_BYTES, GraphTokenizer
 
@@ -31,15 +32,11 @@ class Limits:
         return self.batch_sizes[-1]
 
 
-class Drawing(NamedTuple):
-    """What is asked of the sampling loop, one row per picture, checked."""
+class Sampling(NamedTuple):
+    """What a checked request asks of the sampling loop, one row per image."""
 
-    plan: tf.Tensor  # [B, R, ROW_SIZE] float32
-    count: tf.Tensor  # [B] int32
-    init_scale: tf.Tensor  # [B] float32
-    seeds: tf.Tensor  # [B] int32
-    indices: tf.Tensor  # [B] int32
-    guidance: tf.Tensor  # [B] float32
+    inputs: SamplingInputs  # its plans have as many rows as the longest one of the export
+    steps: tf.Tensor  # [B] int32: how many rows of the plan are made
     size: tf.Tensor  # [B] int32: which of the allowed sizes
 
 
@@ -79,7 +76,7 @@ class Requests(tf.Module):
             tokens, truncated = self.tokenizer(prompt)
         return rows_of(tokens, batch), rows_of(truncated, batch)
 
-    def drawing(self, batch, *, seed, index, guidance_scale, num_steps, sampler, height, width) -> Drawing:
+    def sampling(self, batch, *, seed, index, guidance_scale, num_steps, sampler, height, width) -> Sampling:
         """Returns the checked numbers of a request."""
         sizes = tf.constant(self.limits.sizes)
         pairs = tf.stack([rows_of(height, batch), rows_of(width, batch)], axis=1)
@@ -104,15 +101,15 @@ class Requests(tf.Module):
             plans = tf.maximum(tf.shape(sampler)[0], tf.shape(num_steps)[0])  # one for all pictures where both have one row
             plan, count, init_scale = self.plans(rows_of(sampler, plans), rows_of(num_steps, plans))
             seeds = tf.cast(tf.math.floormod(seed, tf.constant(SEED_PERIOD, tf.int64)), tf.int32)
-            rows = (rows_of(value, batch) for value in (plan, count, init_scale, seeds, index, guidance_scale, size))
-            return Drawing(*rows)
+            inputs = SamplingInputs(plan, init_scale, seeds, index, guidance_scale)
+            return tf.nest.map_structure(lambda value: rows_of(value, batch), Sampling(inputs, count, size))
 
-    def one_size(self, drawing: Drawing):
+    def one_size(self, sampling: Sampling):
         """Returns the size that all rows have, as its place among the allowed ones."""
         message = "height and width must be the same for all pictures of this request; got"
-        sizes = tf.gather(tf.constant(self.limits.sizes), drawing.size)
-        with tf.control_dependencies([_check(tf.reduce_all(drawing.size == drawing.size[0]), message, sizes)]):
-            return tf.identity(drawing.size[0])
+        sizes = tf.gather(tf.constant(self.limits.sizes), sampling.size)
+        with tf.control_dependencies([_check(tf.reduce_all(sampling.size == sampling.size[0]), message, sizes)]):
+            return tf.identity(sampling.size[0])
 
     def size_of_latents(self, latents):
         """Returns the size of latents [B, h, w, c], as its place among the allowed ones."""

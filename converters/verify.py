@@ -13,7 +13,7 @@ from tfsd.h5 import CheckpointError
 
 MANIFEST = "assets.extra/manifest.json"
 REFERENCE_PICTURE = "assets.extra/reference.png"
-FORMAT = 2  # of exports; 1 had TensorFlow's own SiLU in its graphs
+FORMAT = 3  # of exports; 1 had TensorFlow's own SiLU in its graphs, 2 one program for all of text to image
 TOLERANCE = 1  # levels of 255: other processors and versions of TensorFlow add the same numbers in another order
 _KEEPS_MEMORY = (
     "The export {name}, version {version}, was made by an older tfsd (format 1): no server gives its memory back when it is "
@@ -37,12 +37,10 @@ class Verdict(NamedTuple):
     share: float
 
 
-def load_manifest(folder: str | Path) -> dict:
-    """Returns the manifest of an export, whose files are all there and undamaged.
+def load_manifest(folder: str | Path, *, oldest: int = 1) -> dict:
+    """Returns the manifest of an export of format `oldest` or newer, whose files are all there and undamaged.
 
-    What is wrong with exports of its format is in the manifest's list `warnings`.
-
-    Raises: `CheckpointError` naming the file that is not, or a format that a newer tfsd wrote.
+    Raises: `CheckpointError` naming the file that is not, or a format that is older, or that a newer tfsd wrote.
     """
     folder = Path(folder)
     if not (folder / "saved_model.pb").is_file() or not (folder / MANIFEST).is_file():
@@ -52,12 +50,14 @@ def load_manifest(folder: str | Path) -> dict:
     if missing:
         raise CheckpointError(f"{folder / MANIFEST} is damaged: it lacks {', '.join(missing)}.")
     written = manifest.get("format", 1)
-    if not isinstance(written, int) or not 1 <= written <= FORMAT:
+    if not isinstance(written, int) or not oldest <= written <= FORMAT:
+        read = FORMAT if oldest == FORMAT else f"{oldest} to {FORMAT}"
         raise CheckpointError(
-            f"{folder / MANIFEST} has format {shown(written)}; this tfsd reads 1 to {FORMAT}. Export it again, or update tfsd."
+            f"{folder / MANIFEST} has format {shown(written)}; this needs {read}. "
+            "Export the model again with `tfsd export saved_model`, or update tfsd."
         )
     check_files(folder, manifest["files"], folder / MANIFEST)
-    return manifest | {"warnings": [_KEEPS_MEMORY.format_map(manifest)] if written < 2 else []}
+    return manifest
 
 
 def verify(folder: str | Path) -> Verdict:
@@ -67,8 +67,8 @@ def verify(folder: str | Path) -> Verdict:
     """
     folder = Path(folder)
     manifest = load_manifest(folder)
-    for message in manifest["warnings"]:
-        warnings.warn(message, OutdatedExportWarning, stacklevel=2)
+    if manifest.get("format", 1) == 1:
+        warnings.warn(_KEEPS_MEMORY.format_map(manifest), OutdatedExportWarning, stacklevel=2)
     reference = manifest["reference"]
     try:
         file = draw(folder, reference["inputs"])

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from converters.verify import load_manifest
+from converters.job_functions import JobFunctions
+from converters.verify import FORMAT, load_manifest
 from serving.errors import CODES, ServerError
 from serving.words import Words
 from tfsd.arguments import TRUNCATED
@@ -21,19 +22,19 @@ from tfsd.h5 import CheckpointError
 
 LOG = logging.getLogger("tfsd.serving")
 MANIFEST = "assets.extra/manifest.json"
-_ROW_INPUTS = 8  # tokens, negative tokens, and of a drawing all but the size
-_CONTEXTS = ("negative_context", "context")  # inputs of denoise, in the order of `advance_contexts`
+_HALVES = 2  # inputs of a row that tell of its text, before those of its sampling: tokens or contexts, and their negatives
+_CONTEXTS = ("context", "negative_context")  # inputs of denoise, in the order of `begin_from_contexts`
 _FAILED_CHECK = re.compile(r"assertion failed: \[(.*?)\]\s*(?:\[\[\{\{node|$)", re.DOTALL)
 
 
 class Row(NamedTuple):
     """One picture to make, checked and tokenized; or one of a denoising."""
 
-    inputs: tuple[tf.Tensor, ...]  # of a job, one row each
+    inputs: tuple[tf.Tensor, ...]  # tokens and negative tokens, or contexts, then the fields of SamplingInputs: one row each
     steps: int  # rows of its plan
     size: tuple[int, int]  # height and width in pixels
     truncated: tuple[int, int]  # tokens of its prompt and of its negative prompt that were cut off
-    contexts: bool = False  # whether `inputs` end with contexts, from which latents are made
+    contexts: bool = False  # whether `inputs` begin with contexts, from which latents are made
 
     alone = False  # rows of different requests may share a job
 
@@ -68,9 +69,7 @@ class Engine:
         self.folder = Path(folder)
         if not self.folder.name.isdigit():
             raise CheckpointError(f"{self.folder} must be named by its version, a number.")
-        self.manifest = load_manifest(self.folder)
-        for message in self.manifest["warnings"]:
-            LOG.warning("%s", message)
+        self.manifest = load_manifest(self.folder, oldest=FORMAT)  # older ones have other functions for the loop
         self.words = Words(self.manifest.get("kept_tokens", ()))
         self.name, self.version = str(self.manifest["name"]), int(self.folder.name)
         self.signatures = _signature_defs(self.folder)
@@ -78,12 +77,12 @@ class Engine:
             self._model = tf.saved_model.load(str(self.folder))
             free_tables_with(self, self._model)
             self._prepare = self._model.prepare.get_concrete_function()
-            self._advance = {name: call.get_concrete_function() for name, call in self._model.advance.items()}
-            with_contexts = getattr(self._model, "advance_contexts", {})  # which exports of format 1 may lack
-            self._advance_contexts = {name: call.get_concrete_function() for name, call in with_contexts.items()}
+            self._functions = {
+                name: {job: call.get_concrete_function() for job, call in getattr(self._model, name).items()}
+                for name in JobFunctions._fields
+            }
         except Exception as error:  # TensorFlow raises many kinds for a damaged SavedModel
             raise CheckpointError(f"{self.folder} cannot be loaded: {_last_line(error)}") from error
-        self._zeros = {name: _empty_state(call) for name, call in self._advance.items()}
         self.sizes = [tuple(size) for size in self.manifest["sizes"]]
         self.exact = self.manifest["batching"] == "exact"
         self.batch_sizes = (1,) if self.exact else tuple(self.manifest["batch_sizes"])
@@ -121,14 +120,11 @@ class Engine:
         Raises: `ServerError` with INVALID_ARGUMENT for what is out of range; the message says what fits.
         """
         outputs = _called(self._prepare, {name: tf.constant(value) for name, value in inputs.items()})
-        tokens, negative, truncated, drawing = outputs
-        *fields, size = drawing
-        values = (tokens, negative, *fields)
-        if not isinstance(truncated, dict):  # exports of format 1 count those of the prompt alone
-            truncated = {TRUNCATED[0]: truncated}
-        cut = [truncated[name].numpy() if name in truncated else np.zeros(len(tokens), "int32") for name in TRUNCATED]
+        tokens, negative, truncated, sampling = outputs
+        values = (tokens, negative, *sampling.inputs)
+        cut = [truncated[name].numpy() for name in TRUNCATED]
         rows = [values] if len(tokens) == 1 else zip(*(tf.split(value, len(tokens)) for value in values))
-        counts, sizes = drawing.count.numpy(), size.numpy()
+        counts, sizes = sampling.steps.numpy(), sampling.size.numpy()
         return [
             Row(row, int(counts[i]), self.sizes[sizes[i]], (int(cut[0][i]), int(cut[1][i]))) for i, row in enumerate(rows)
         ]
@@ -143,7 +139,7 @@ class Engine:
         if count > most:
             raise ServerError("INVALID_ARGUMENT", f"a request must be for 1 to {most} pictures; got {count}")
         rows = [{name: value[[min(i, len(value) - 1)]] for name, value in inputs.items()} for i in range(count)]
-        if signature != "denoise" or not self._advance_contexts:
+        if signature != "denoise":
             return [CallRow(signature, row) for row in rows]
         for name in _CONTEXTS:
             if not np.isfinite(inputs[name]).all():
@@ -152,7 +148,7 @@ class Engine:
         texts = {"prompt": np.array([b""] * count, object), "negative_prompt": np.array([b""], object)}
         contexts = [tuple(tf.constant(row[name]) for name in _CONTEXTS) for row in rows]
         drawings = self.prepare(texts | numbers)
-        return [row._replace(inputs=row.inputs + own, contexts=True) for row, own in zip(drawings, contexts)]
+        return [row._replace(inputs=own + row.inputs[_HALVES:], contexts=True) for row, own in zip(drawings, contexts)]
 
     def start(self, rows: Sequence[Row | CallRow]) -> "Job | CallJob":
         """Returns a job for rows of one kind, at most `batch_rows`."""
@@ -161,8 +157,8 @@ class Engine:
         batch = next(size for size in self.batch_sizes if size >= len(rows))
         height, width = rows[0].size
         name = f"{batch}x{height}x{width}"
-        functions = self._advance_contexts if rows[0].contexts else self._advance
-        return Job(functions[name], rows, batch, self._zeros[name], self.manifest)
+        functions = JobFunctions(*(self._functions[each][name] for each in JobFunctions._fields))
+        return Job(functions, rows, batch, str(self.manifest.get("dtype", "float32")))
 
     def run(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the outputs of a signature, computed in one call.
@@ -185,16 +181,17 @@ class Engine:
 class Job:
     """Pictures that are computed together. `advance` takes it further; nothing is computed between two calls."""
 
-    def __init__(self, function, rows: Sequence[Row], batch: int, zeros: Sequence[tf.Tensor], manifest: dict):
+    def __init__(self, functions: JobFunctions, rows: Sequence[Row], batch: int, dtype: str):
         self.steps = max(row.steps for row in rows)
         self.done = 0
         self._count, self._contexts = len(rows), rows[0].contexts
-        self._function = function
+        self._functions = functions
         filled = [*rows, *[rows[-1]] * (batch - len(rows))]
-        self._request = [values[0] if batch == 1 else tf.concat(values, 0) for values in zip(*(row.inputs for row in filled))]
-        self._state = zeros
+        inputs = [values[0] if batch == 1 else tf.concat(values, 0) for values in zip(*(row.inputs for row in filled))]
+        self._halves, self._inputs = inputs[:_HALVES], inputs[_HALVES:]
+        self._state: list[tf.Tensor] = []
         self._results: list = []
-        self._not_finite = ServerError("INTERNAL", not_finite("latents", str(manifest.get("dtype", "float32"))))
+        self._not_finite = ServerError("INTERNAL", not_finite("latents", dtype))
 
     def advance(self, steps: int):
         """Computes the next `steps` steps, or as many as are left; the last one brings the images.
@@ -202,18 +199,28 @@ class Job:
         Raises: `ServerError` if TensorFlow fails.
         """
         last = min(self.done + steps, self.steps)
-        numbers = tf.constant(self.done), tf.constant(last)
         try:
-            images, *self._state = self._function(*self._request, *self._state, *numbers)
+            if not self._state:
+                begin = self._functions.begin_from_contexts if self._contexts else self._functions.begin
+                self._state = list(begin(*self._halves, *self._inputs))
+            moved = self._functions.advance(*self._inputs, *self._state, tf.constant(self.done), tf.constant(last))
+            self._state[: len(moved)] = moved
             # Reading waits for an accelerator, too: else all chunks were asked for before the first was computed.
-            latents = self._state[0].numpy()[: self._count]
+            latents = self._state[0].numpy()
             if last == self.steps:
-                finite = np.isfinite(latents).reshape(self._count, -1).all(axis=1)
-                made = [{"latents": row[None]} for row in latents] if self._contexts else images.numpy()
-                self._results = [result if ok else self._not_finite for result, ok in zip(made, finite)]
+                made, finite = self._made(latents)
+                rows = list(zip(made, finite))[: self._count]
+                self._results = [result if ok else self._not_finite for result, ok in rows]
         except tf.errors.OpError as error:
             raise _server_error(error) from error
         self.done = last
+
+    def _made(self, latents: np.ndarray) -> tuple[Sequence, np.ndarray]:
+        """Returns the results of the last step, and which of them are finite."""
+        if self._contexts:
+            return [{"latents": row[None]} for row in latents], np.isfinite(latents).reshape(len(latents), -1).all(axis=1)
+        images, finite = self._functions.finish(self._state[0])
+        return images.numpy(), finite.numpy()
 
     def results(self) -> list:
         """Returns, of a job that is done, each row's picture uint8 [H, W, 3] or {"latents": float32 [1, h, w, c]}.
@@ -243,12 +250,6 @@ class CallJob:
     def results(self) -> Sequence[dict[str, np.ndarray]]:
         """Returns each row's outputs, one row each."""
         return [{name: value[[i]] for name, value in self._outputs.items()} for i in range(len(self._rows))]
-
-
-def _empty_state(advance) -> list[tf.Tensor]:
-    """Returns what a job begins with: zeros for the inputs between the fields of `Row` and the two step numbers."""
-    own = advance.inputs[: len(advance.inputs) - len(advance.captured_inputs)]
-    return [tf.zeros(leaf.shape, leaf.dtype) for leaf in own[_ROW_INPUTS:-2]]
 
 
 def _called(function, inputs: dict):

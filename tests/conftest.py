@@ -1,6 +1,7 @@
 """What several tests need: a model small enough to be made of random numbers and run in a second."""
 
 import dataclasses
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -12,6 +13,9 @@ from gradient_registry import custom_gradients
 from memory_growth import resident
 
 from tfsd.specs import CLIPSpec, ModelSpec, UNetSpec, VAESpec
+
+# The default takes a twentieth of the time in which graphs are traced; `give_memory_back` collects what is large.
+gc.set_threshold(20_000, 20, 20)
 
 TOY = ModelSpec(
     name="toy",

@@ -93,7 +93,7 @@ def test_a_context_that_is_not_finite_is_an_error_too(overflowing_folder):
 
 def test_an_image_that_is_not_finite_is_an_error_although_its_latents_are(overflowing_folder):
     model = load(overflowing_folder, jit_compile=False)
-    bias = model.pipeline.parts.decoder.conv_out.bias
+    bias = model.pipeline.functions.parts.decoder.conv_out.bias
     bias.assign(np.full(3, np.inf, "float32"))
     with pytest.raises(NotFiniteError, match="in float32: The weights are damaged"):
         model.text_to_image("a star", seed=1, num_steps=1)

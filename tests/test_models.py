@@ -75,20 +75,14 @@ def test_listing_shapes_allocates_nothing_then_or_later():
 
 
 @pytest.mark.parametrize("run", ["eager", "graph", pytest.param("xla", marks=pytest.mark.slow)], indirect=True)
-def test_prepared_keys_values_and_embeddings_equal_the_plain_call(parts, run):
+def test_prepared_conditioning_equals_the_plain_call(parts, run):
     unet = parts["unet"]
     latents, timesteps, context = unet_inputs()
 
     def prepared(latents, timesteps, context):
-        return unet.denoise(latents, unet.embed_time(timesteps), unet.keys_values(context))
+        return unet.denoise(latents, unet.timestep_features(timesteps), unet.prepare({"context": context}))
 
     assert_close(run(prepared)(latents, timesteps, context), unet(latents, timesteps, context))
-
-
-def test_keys_have_the_announced_shapes(parts):
-    unet, context = parts["unet"], unet_inputs()[2]
-    pairs = unet.keys_values(context)
-    assert [(len(context), *shape) for shape in unet.key_shapes(context.shape[1])] == [tuple(keys.shape) for keys, _ in pairs]
 
 
 def test_one_timestep_serves_all_rows(parts):
@@ -278,5 +272,6 @@ def test_unet_in_half_precision_stays_near_float32(dtype, random_model, parts):
 def test_half_precision_does_not_round_timesteps(dtype, random_model, parts):
     """981 is no number of bfloat16: its neighbour 980 has quite another embedding."""
     timesteps = np.float32([981, 333, 0.5])
-    embedding = tf.cast(rebuilt(random_model, "unet", dtype=dtype).embed_time(timesteps), "float32")
-    assert_close(embedding, parts["unet"].embed_time(timesteps), 4 * HALF[dtype])
+    half, exact = rebuilt(random_model, "unet", dtype=dtype), parts["unet"]
+    embedding, expected = (unet.time(unet.timestep_features(timesteps)) for unet in (half, exact))
+    assert_close(tf.cast(embedding, "float32"), expected, 4 * HALF[dtype])

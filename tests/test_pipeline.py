@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import logging
 import weakref
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,14 +12,22 @@ import tensorflow as tf
 
 from tfsd import models
 from tfsd.noise import normal_noise
-from tfsd.pipeline import Pipeline, Request
+from tfsd.pipeline import Pipeline, SamplingInputs
 from tfsd.samplers.plans import SAMPLERS, build_plan
 from tfsd.samplers.step import empty_history, step, unpack
 
 SIZE = 32
 TRAJECTORY = 2e-5  # of the largest latent: the same sums in another order, over up to eight steps
-PER_PICTURE = ("tokens", "negative_tokens", "plan", "init_scale", "seeds", "indices", "guidance")
 CHANGED = 1e-3  # of all values may round to the next level when sums change their order
+
+
+class Request(NamedTuple):
+    """What the pictures of a test are made from."""
+
+    tokens: tf.Tensor  # [B, L]
+    negative_tokens: tf.Tensor  # [B, L]
+    inputs: SamplingInputs
+    count: int  # rows of the plan
 
 
 def request_of(spec, prompts, *, sampler="ddim", steps=3, seeds=(7,), indices=(0,), guidance=3.0, eta=0.0) -> Request:
@@ -31,16 +40,14 @@ def request_of(spec, prompts, *, sampler="ddim", steps=3, seeds=(7,), indices=(0
             row[1:9] = np.random.default_rng(prompt).integers(0, spec.text.start_token, 8)
     negative = np.full_like(tokens, spec.text.end_token)
     negative[:, 0] = spec.text.start_token
-    return Request(
-        tokens=tf.constant(tokens),
-        negative_tokens=tf.constant(negative),
+    inputs = SamplingInputs(
         plan=tf.constant(np.repeat(plan.rows[None], batch, axis=0)),
-        count=tf.constant(plan.count),
         init_scale=tf.fill([batch], np.float32(plan.init_scale)),
         seeds=tf.constant(seeds, tf.int32),
         indices=tf.constant(indices, tf.int32),
         guidance=tf.constant(np.broadcast_to(guidance, batch), tf.float32),
     )
+    return Request(tf.constant(tokens), tf.constant(negative), inputs, plan.count)
 
 
 def unet_inputs(rows: int):
@@ -50,21 +57,21 @@ def unet_inputs(rows: int):
     return [tf.constant(random.normal(size=shape), tf.float32) for shape in shapes]
 
 
-def no_contexts(pipeline, batch: int):
-    return tf.zeros((2 * batch, pipeline.spec.text.length, pipeline.spec.text.width))
-
-
-def generate(pipeline, request, *, chunk=1000, latents=None, contexts=None):
-    """Images and last latents, made in chunks of so many steps."""
-    batch, count = len(request.seeds), int(request.count)
-    state = pipeline.empty_state(batch, SIZE, SIZE)
-    request = request._replace(own_latents=tf.constant(latents is not None), own_contexts=tf.constant(contexts is not None))
-    state = state if latents is None else state._replace(latents=latents)
-    contexts = no_contexts(pipeline, batch) if contexts is None else contexts
-    for first in range(0, count, chunk):
-        last = tf.constant(min(first + chunk, count))
-        images, state = pipeline.generate(request, state, contexts, tf.constant(first), last)
+def generate(pipeline, request, *, chunk=1000, noise=None, contexts=None):
+    """Images and last latents, made in chunks of so many steps; `contexts`: negative and positive ones, not of the tokens."""
+    halves = contexts or [pipeline.encode(tokens) for tokens in (request.negative_tokens, request.tokens)]
+    state = pipeline.begin(request.inputs, *halves, pipeline.latent_shape(SIZE, SIZE), noise)
+    for first in range(0, request.count, chunk):
+        last = min(first + chunk, request.count)
+        state = pipeline.advance(request.inputs, state, tf.constant(first), tf.constant(last))
+    images, finite = pipeline.finish(state.latents)
+    assert finite.numpy().all()
     return images.numpy(), state.latents.numpy()
+
+
+def traces(pipeline) -> int:
+    """How often any of the programs was traced."""
+    return sum(program.experimental_get_tracing_count() for program in pipeline.programs.values())
 
 
 def assert_same_pictures(images, expected):
@@ -95,25 +102,25 @@ def plain(random_model):
 
 @pytest.mark.parametrize(("sampler", "eta"), [("pndm", 0.0), ("ddim", 1.0), ("euler_ancestral", 0.0), ("dpmpp_2m_karras", 0.0)])
 def test_one_graph_equals_the_stages_step_by_step(sampler, eta, pipeline):
-    request = request_of(pipeline.spec, [1], sampler=sampler, steps=4, eta=eta)
-    latents = pipeline.initial_latents(request, (16, 16, 4))
+    request, functions = request_of(pipeline.spec, [1], sampler=sampler, steps=4, eta=eta), pipeline.functions
+    inputs, denoiser = request.inputs, functions.parts.unet
+    latents = inputs.init_scale[:, None, None, None] * normal_noise(inputs.seeds, inputs.indices, 0, (16, 16, 4))
     history = empty_history(latents)
-    context = pipeline.encode(tf.concat([request.negative_tokens, request.tokens], axis=0))
-    keys_values = pipeline.parts.unet.keys_values(context)
-    for i in range(int(request.count)):
-        embedding = pipeline.parts.unet.embed_time(request.plan[:, i, 0])
-        output = pipeline.denoise(latents, embedding, keys_values, request.guidance)
-        noise = normal_noise(request.seeds, request.indices, i + 1, (16, 16, 4))
-        latents, history = step(unpack(request.plan[:, i]), latents, history, output, noise)
+    context = functions.parts.text_encoder(tf.concat([request.negative_tokens, request.tokens], axis=0))
+    prepared = denoiser.prepare({"context": context})
+    for i in range(request.count):
+        output = functions.guided(latents, denoiser.timestep_features(inputs.plan[:, i, 0]), prepared, inputs.guidance)
+        noise = normal_noise(inputs.seeds, inputs.indices, i + 1, (16, 16, 4))
+        latents, history = step(unpack(inputs.plan[:, i]), latents, history, output, noise)
     images, made = generate(pipeline, request)
     np.testing.assert_allclose(made, latents, rtol=0, atol=TRAJECTORY * np.abs(latents).max())
-    assert_same_pictures(images, pipeline.decode(latents)[0].numpy())
+    assert_same_pictures(images, functions.finish(latents)[0].numpy())
 
 
 def test_each_picture_of_a_batch_may_have_its_own_plan(either):
     long, short = (request_of(either.spec, [1], sampler=s, steps=n) for s, n in (("dpmpp_2m", 5), ("euler_ancestral", 2)))
-    fields = {name: tf.concat([getattr(one, name) for one in (long, short)], axis=0) for name in PER_PICTURE}
-    images, latents = generate(either, long._replace(**fields, count=tf.maximum(long.count, short.count)))
+    both = tf.nest.map_structure(lambda *rows: tf.concat(rows, axis=0), long[:3], short[:3])
+    images, latents = generate(either, Request(*both, count=max(long.count, short.count)))
     for i, alone in enumerate((long, short)):
         expected = generate(either, alone)
         np.testing.assert_allclose(latents[i], expected[1][0], rtol=0, atol=TRAJECTORY * np.abs(expected[1]).max())
@@ -147,7 +154,7 @@ def test_models_of_one_spec_share_what_xla_compiles(random_model):
     gone = Pipeline(spec, weaker(spec))
     request = request_of(spec, [1], steps=2)
     other = generate(gone, request)[1]
-    traces = gone.generate.experimental_get_tracing_count()
+    before = traces(gone)
     alive = references(gone)
     del gone
     gc.collect()
@@ -157,7 +164,7 @@ def test_models_of_one_spec_share_what_xla_compiles(random_model):
     assert np.abs(drawn - other).max() > 0.01
     np.testing.assert_array_equal(generate(Pipeline(spec, weaker(spec)), request)[1], other)
     np.testing.assert_array_equal(generate(mine, request)[1], drawn)
-    assert mine.generate.experimental_get_tracing_count() == traces == 1
+    assert traces(mine) == before == 4
 
 
 def test_the_first_model_of_a_spec_builds_no_networks_but_its_own(random_model):
@@ -175,11 +182,11 @@ def encode_in_a_graph(spec, tokens) -> list[weakref.ref]:
     """Encodes as an export does, in a graph around the pipeline; returns references to the variables of a model that has gone."""
     encoder = {"text_encoder": models.build(spec, parts=("text_encoder",))["text_encoder"]}
     pipeline = Pipeline(spec, encoder)
-    traces = pipeline.encode.experimental_get_tracing_count()
-    outer = tf.function(lambda given: pipeline.encode(given), autograph=False)
+    before = traces(pipeline)
+    outer = tf.function(lambda given: pipeline.encode(given)["context"], autograph=False)
     given, expected = outer(tokens).numpy(), encoder["text_encoder"](tokens).numpy()
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    assert pipeline.encode.experimental_get_tracing_count() == traces  # of what models share
+    assert traces(pipeline) == before  # of what models share
     return references(pipeline)
 
 
@@ -203,28 +210,30 @@ def test_parts_that_are_not_those_of_the_spec_are_refused(random_model):
 
 def test_no_argument_of_a_request_makes_it_trace_again(pipeline):
     generate(pipeline, request_of(pipeline.spec, [1]))
-    traces = pipeline.generate.experimental_get_tracing_count()
+    before = traces(pipeline)
     for steps, sampler in enumerate(SAMPLERS, 1):
         request = request_of(pipeline.spec, [steps], sampler=sampler, steps=steps, seeds=(steps,), guidance=float(steps))
         generate(pipeline, request, chunk=steps)
-    assert pipeline.generate.experimental_get_tracing_count() == traces
+    assert traces(pipeline) == before
 
 
 def test_steps_from_5_to_50_are_one_trace_and_one_program(pipeline):
-    traces = pipeline.generate.experimental_get_tracing_count()
-    shapes = {request_of(pipeline.spec, [1], sampler=name, steps=n).plan.shape for name in SAMPLERS for n in (1, 5, 20, 50)}
+    before = traces(pipeline)
+    asked = [{"sampler": name, "steps": n} for name in SAMPLERS for n in (1, 5, 20, 50)]
+    shapes = {request_of(pipeline.spec, [1], **one).inputs.plan.shape for one in asked}
     assert len(shapes) == 1
     for steps in (5, 50):
         generate(pipeline, request_of(pipeline.spec, [1], sampler="pndm", steps=steps))
-    assert pipeline.generate.experimental_get_tracing_count() - traces <= 1
+    assert traces(pipeline) - before <= 4
 
 
 def test_the_length_of_a_plan_changes_no_byte(either):
     """An export's plans are as long as its limit, and draw what Python's draw."""
     request = request_of(either.spec, [1], sampler="pndm", steps=6)
     images, latents = generate(either, request)
-    for plan in (request.plan[:, :7], tf.concat([request.plan] + [request.plan[:, -1:]] * 300, axis=1)):
-        same = generate(either, request._replace(plan=plan))
+    plan = request.inputs.plan
+    for other in (plan[:, :7], tf.concat([plan] + [plan[:, -1:]] * 300, axis=1)):
+        same = generate(either, request._replace(inputs=request.inputs._replace(plan=other)))
         np.testing.assert_array_equal(same[1], latents)
         np.testing.assert_array_equal(same[0], images)
 
@@ -248,20 +257,20 @@ def test_many_batches_bring_no_warning_of_tensorflow(random_model, told):
         pipeline = Pipeline(*random_model, jit_compile=False)
         for batch in range(1, 8):
             pipeline.encode(tf.zeros((batch, pipeline.spec.text.length), tf.int32))
-        assert pipeline.encode.experimental_get_tracing_count() == 7
+        assert pipeline.programs["encode"].experimental_get_tracing_count() == 7
     assert not [line for line in told if "retracing" in line]
-    shapes = tf.function(pipeline._encode, autograph=False)
+    shapes = tf.function(pipeline.functions.encode, autograph=False)
     for batch in range(1, 8):
         shapes(tf.zeros((batch, pipeline.spec.text.length), tf.int32))
     assert [line for line in told if "retracing" in line], "TensorFlow gives no such warning: this test shows nothing"
 
 
-def test_another_batch_is_one_more_trace(plain):
+def test_another_batch_is_one_more_trace_of_each_program(plain):
     generate(plain, request_of(plain.spec, [1], steps=1))
-    traces = plain.generate.experimental_get_tracing_count()
+    before = traces(plain)
     for seed in (1, 2):
         generate(plain, request_of(plain.spec, [1, 2, 3, 4], seeds=(seed,) * 4, indices=(0, 1, 2, 3), steps=1))
-    assert plain.generate.experimental_get_tracing_count() == traces + 1
+    assert traces(plain) == before + 4
 
 
 # -- rows of a batch ---------------------------------------------------------------------------------------------------
@@ -300,18 +309,20 @@ def test_negative_tokens_change_the_picture(plain):
 @pytest.mark.parametrize(("scale", "half"), [(0.0, 0), (1.0, 1)])
 def test_guidance_0_ignores_the_prompt_and_1_the_negative_prompt(scale, half, plain):
     latents, context = unet_inputs(2)
-    keys_values, embedding = plain.parts.unet.keys_values(context), plain.parts.unet.embed_time(tf.constant([250.0]))
-    guided = plain.denoise(latents, embedding, keys_values, tf.constant([scale]))
-    alone = plain.parts.unet(latents, tf.constant([250.0]), context[half : half + 1])
+    denoiser = plain.functions.parts.unet
+    prepared, features = denoiser.prepare({"context": context}), denoiser.timestep_features(tf.constant([250.0]))
+    guided = plain.functions.guided(latents, features, prepared, tf.constant([scale]))
+    alone = denoiser(latents, tf.constant([250.0]), context[half : half + 1])
     np.testing.assert_allclose(guided, alone, rtol=0, atol=1e-5)
 
 
 def test_every_row_has_its_own_guidance(plain):
     latents, context = unet_inputs(2)
     latents, context = tf.repeat(latents, 2, axis=0), tf.repeat(context, 2, axis=0)
-    keys_values, embedding = plain.parts.unet.keys_values(context), plain.parts.unet.embed_time(tf.constant([250.0, 250.0]))
-    unconditional, conditional = plain.denoise(latents, embedding, keys_values, tf.constant([0.0, 1.0]))
-    mixed = plain.denoise(latents, embedding, keys_values, tf.constant([-2.0, 7.5]))
+    functions, denoiser = plain.functions, plain.functions.parts.unet
+    prepared, features = denoiser.prepare({"context": context}), denoiser.timestep_features(tf.constant([250.0, 250.0]))
+    unconditional, conditional = functions.guided(latents, features, prepared, tf.constant([0.0, 1.0]))
+    mixed = functions.guided(latents, features, prepared, tf.constant([-2.0, 7.5]))
     expected = [unconditional + scale * (conditional - unconditional) for scale in (-2.0, 7.5)]
     np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-4)
 
@@ -319,17 +330,17 @@ def test_every_row_has_its_own_guidance(plain):
 # -- a caller's own start ----------------------------------------------------------------------------------------------
 
 
-def test_given_latents_take_the_place_of_the_seed(pipeline):
+def test_given_noise_takes_the_place_of_the_seed(pipeline):
     request = request_of(pipeline.spec, [1], seeds=(7,))
     own = normal_noise([7], [0], 0, (16, 16, 4))
-    other_seed = request._replace(seeds=tf.constant([99]))
-    images, _ = generate(pipeline, other_seed, latents=own)
+    other_seed = request._replace(inputs=request.inputs._replace(seeds=tf.constant([99])))
+    images, _ = generate(pipeline, other_seed, noise=own)
     assert_same_pictures(images, generate(pipeline, request)[0])
 
 
 def test_given_contexts_take_the_place_of_the_tokens(pipeline):
     request = request_of(pipeline.spec, [1])
-    contexts = tf.cast(pipeline.encode(tf.concat([request.negative_tokens, request.tokens], axis=0)), tf.float32)
+    contexts = [pipeline.encode(tokens) for tokens in (request.negative_tokens, request.tokens)]
     other_tokens = request._replace(tokens=request.tokens * 0, negative_tokens=request.tokens * 0)
     images, _ = generate(pipeline, other_tokens, contexts=contexts)
     assert_same_pictures(images, generate(pipeline, request)[0])
@@ -340,9 +351,10 @@ def test_noise_starts_scaled_where_the_plan_says_so(random_model):
     spec = dataclasses.replace(spec, schedule=dataclasses.replace(spec.schedule, spacing="linspace"))
     pipeline = Pipeline(spec, parts, jit_compile=False)
     request = request_of(spec, [1], sampler="euler")
-    assert 0.99 < request.init_scale[0] < 0.9999
-    expected = request.init_scale[0] * normal_noise(request.seeds, request.indices, 0, (16, 16, 4))
-    np.testing.assert_array_equal(pipeline.initial_latents(request, (16, 16, 4)), expected)
+    inputs, context = request.inputs, pipeline.encode(request.tokens)
+    assert 0.99 < inputs.init_scale[0] < 0.9999
+    expected = inputs.init_scale[0] * normal_noise(inputs.seeds, inputs.indices, 0, (16, 16, 4))
+    np.testing.assert_array_equal(pipeline.begin(inputs, context, context, (16, 16, 4)).latents, expected)
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -353,8 +365,8 @@ def test_images_are_rounded_as_the_spec_says(rounding, rounded, random_model):
     spec, parts = random_model
     pipeline = Pipeline(dataclasses.replace(spec, rounding=rounding), parts, jit_compile=False)
     latents = normal_noise([1, 2], [0, 0], 0, (16, 16, 4))
-    levels = np.clip((pipeline.decode_float(latents).numpy().astype("float64") + 1) / 2 * 255, 0, 255)
-    images, finite = (value.numpy() for value in pipeline.decode(latents))
+    levels = np.clip((pipeline.functions.decode_float(latents).numpy().astype("float64") + 1) / 2 * 255, 0, 255)
+    images, finite = (value.numpy() for value in pipeline.finish(latents))
     assert finite.all()
     assert images.dtype == np.uint8 and images.shape == (2, SIZE, SIZE, 3)
     assert 0 in images and 255 in images and len(np.unique(images)) > 200  # clipped on both sides, and full of levels
@@ -383,7 +395,7 @@ def test_bfloat16_stays_near_float32(jit_compile, random_model, plain):
 
 def test_every_variable_is_tracked_once(plain):
     variables = [id(v) for v in plain.variables]
-    assert len(variables) == len(set(variables)) == sum(len(part.variables) for part in vars(plain.parts).values())
+    assert len(variables) == len(set(variables)) == sum(len(part.variables) for part in vars(plain.functions.parts).values())
 
 
 def test_no_kernel_joins_a_convolution_and_an_addition(toy_folder):

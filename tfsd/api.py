@@ -15,12 +15,12 @@ from tfsd.arguments import batch_of, choice, one_each, per_prompt, require_memor
 from tfsd.backend import require_tensorflow
 from tfsd.errors import shown
 from tfsd.files import sha256
-from tfsd.finite import require_finite
+from tfsd.finite import require_finite, require_rows
 from tfsd.freeing import free_memory
 from tfsd.images import Images
 from tfsd.models import DTYPES
 from tfsd.noise import effective_seed, require_counters
-from tfsd.pipeline import Pipeline, Request
+from tfsd.pipeline import Pipeline, SamplingInputs
 from tfsd.programs import require_own_threads
 from tfsd.progress import Progress
 from tfsd.recipes import recipes_of
@@ -192,7 +192,7 @@ class StableDiffusion:
         """
         require_own_threads()
         tokens = self._tokens(per_prompt(prompt, 1), on_long)
-        context = tf.cast(self.pipeline.encode(tf.constant(tokens)), tf.float32).numpy()
+        context = self.pipeline.encode(tf.constant(tokens))["context"].numpy()
         require_finite(context, "context", self.identity["dtype"])
         return context
 
@@ -257,39 +257,39 @@ class StableDiffusion:
         negative = "" if options.negative_prompt is None else options.negative_prompt
         negatives = one_each("negative_prompt", negative, str, batch)
         negative_tokens = self._tokens(negatives, options.on_long, "negative_prompt")
-        request = Request(
-            tokens=tf.constant(negative_tokens if tokens is None else tokens),
-            negative_tokens=tf.constant(negative_tokens),
+        inputs = SamplingInputs(
             plan=tf.constant(np.repeat(plan.rows[None], batch, axis=0)),
-            count=tf.constant(plan.count),
             init_scale=tf.constant([plan.init_scale] * batch, tf.float32),
             seeds=tf.constant([effective_seed(s) for s in seeds], tf.int32),
             indices=tf.constant(indices, tf.int32),
             guidance=tf.constant(guidance, tf.float32),
-            own_latents=tf.constant(noise is not None),
-            own_contexts=tf.constant(contexts is not None),
         )
-        pixels = self._pixels(request, (height, width), contexts, noise, show)
+        positive = tokens if contexts is None else {"context": tf.constant(contexts, tf.float32)}
+        pixels = self._sample(inputs, negative_tokens, positive, (height, width), plan.count, show, noise)
         own = {"prompt": prompts, "negative_prompt": negatives, "seed": seeds, "index": indices, "guidance_scale": guidance}
         shared = {"num_steps": int(num_steps), "sampler": sampler, "eta": float(options.eta), "height": height, "width": width}
         shared |= {"custom_noise": True} if noise is not None else {}
         return Images(pixels, recipes_of(own, shared | self.identity))
 
-    def _pixels(self, request: Request, size, contexts, noise, show: Progress) -> np.ndarray:
-        pipeline, batch = self.pipeline, len(request.seeds)
-        state = pipeline.empty_state(batch, *size)
-        both = tf.zeros((2 * batch, self.spec.text.length, self.spec.denoiser.context_width))
-        if contexts is not None:
-            negative = tf.cast(pipeline.encode(request.negative_tokens), tf.float32)
-            both = tf.concat([negative, contexts], axis=0)
-        if noise is not None:
-            state = state._replace(latents=tf.constant(noise, tf.float32))
-        for first, last in show.chunks(int(request.count), (batch, *size), compiles=True):
-            images, state = pipeline.generate(request, state, both, tf.constant(first), tf.constant(last))
-        given = {"encoded_text": contexts, "diffusion_noise": noise}
-        given = {name: np.asarray(values) for name, values in given.items() if values is not None}
-        require_finite(state.latents.numpy(), "latents", self.identity["dtype"], given)
-        return images.numpy()
+    def _sample(
+        self, inputs: SamplingInputs, negative, positive, size: tuple[int, int], steps: int, show: Progress, noise
+    ) -> np.ndarray:
+        """Returns images uint8 [B, H, W, 3]. `negative`, `positive`: tokens [B, L], or the conditioning made of them."""
+        pipeline, batch = self.pipeline, len(inputs.seeds)
+        shape = pipeline.latent_shape(*size)
+        with show.stages() as stages:
+            stages("encoding the prompt")
+            halves = [one if isinstance(one, dict) else pipeline.encode(tf.constant(one)) for one in (negative, positive)]
+            noise = None if noise is None else tf.constant(noise, tf.float32)
+            state = pipeline.begin(inputs, *halves, shape, noise)
+            for first, last in show.chunks(steps, (batch, *size), compiles=True):
+                state = pipeline.advance(inputs, state, tf.constant(first), tf.constant(last))
+            stages("decoding")
+            images, finite = pipeline.finish(state.latents)
+            given = {"encoded_text": positive["context"].numpy()} if isinstance(positive, dict) else {}
+            given |= {} if noise is None else {"diffusion_noise": noise.numpy()}
+            require_rows(finite.numpy(), "latents", self.identity["dtype"], given)
+            return images.numpy()
 
     def _tokens(self, prompts: list[str], on_long: str, name: str = "prompt") -> np.ndarray:
         tokens, rows = self.tokenizer(prompts, on_long=on_long, name=name), self.spec.text.vocabulary

@@ -77,14 +77,15 @@ def _run(job: dict) -> dict:
     plan = tf.repeat(build_plan(spec.schedule, "ddim", 50).rows[None], batch, axis=0)
     shape = (batch, *pipeline.latent_shape(job["size"], job["size"]))
     context = tf.random.normal((2 * batch, spec.text.length, spec.text.width))
-    keys_values = tf.function(pipeline.parts.unet.keys_values, jit_compile=job["jit_compile"])(context)
+    functions, denoiser = pipeline.functions, pipeline.functions.parts.unet
+    prepared = tf.function(denoiser.prepare, jit_compile=job["jit_compile"])({"context": context})
 
     # Gathered, since XLA compiles `plan[i]` anew for every i.
     @tf.function(jit_compile=job["jit_compile"])
     def one_step(i, latents, history):
         guidance = tf.fill((batch,), spec.default_guidance)
         row = tf.gather(plan, i, axis=1)
-        output = pipeline.denoise(latents, pipeline.parts.unet.embed_time(row[:, 0]), keys_values, guidance)
+        output = functions.guided(latents, denoiser.timestep_features(row[:, 0]), prepared, guidance)
         return step(unpack(row), latents, history, output, tf.zeros_like(latents))
 
     latents = tf.random.normal(shape)

@@ -6,7 +6,7 @@ import numpy as np
 
 from tfsd.errors import NotFiniteError
 
-__all__ = ["NotFiniteError", "is_not_finite", "not_finite", "require_finite"]
+__all__ = ["NotFiniteError", "is_not_finite", "not_finite", "require_finite", "require_rows"]
 
 _FACT = "are NaN or infinite in"
 _HUGE = 1000.0  # noise ends at 6, latents at about 30 and the contexts of published text encoders at a few hundred
@@ -34,21 +34,27 @@ def is_not_finite(message: str) -> bool:
     return message.startswith("The ") and f" of the model {_FACT}" in message
 
 
-def require_finite(rows: np.ndarray, what: str, dtype: str, given: Mapping[str, np.ndarray] | None = None):
-    """Raises `NotFiniteError` naming the rows of `rows` [B, ...] that hold NaN or infinite numbers.
+def require_finite(rows: np.ndarray, what: str, dtype: str):
+    """Raises `NotFiniteError` naming the rows of `rows` [B, ...] that hold NaN or infinite numbers."""
+    require_rows(np.array([bool(np.isfinite(row).all()) for row in rows]), what, dtype)
+
+
+def require_rows(finite: np.ndarray, what: str, dtype: str, given: Mapping[str, np.ndarray] | None = None):
+    """Raises `NotFiniteError` naming the rows for which `finite` bool [B] is False.
 
     `given` are arrays of the caller from which they were made. Huge numbers in one of them, not the weights, are the cause.
     """
-    bad = [i for i, row in enumerate(rows) if not np.isfinite(row).all()]
-    if bad:
-        for name, values in (given or {}).items():
-            largest = float(np.abs(values).max())
-            if largest > _HUGE:
-                raise NotFiniteError(
-                    f"The {what} of the model {_FACT} {dtype}: {name} has numbers up to {largest:.3g}, which no model expects. "
-                    f"Give numbers of at most {_HUGE:g}."
-                )
-        raise NotFiniteError(not_finite(what, dtype) + (f" {_places(bad, len(rows))}." if len(rows) > 1 else ""))
+    bad = np.flatnonzero(~finite).tolist()
+    if not bad:
+        return
+    for name, values in (given or {}).items():
+        largest = float(np.abs(values).max())
+        if largest > _HUGE:
+            raise NotFiniteError(
+                f"The {what} of the model {_FACT} {dtype}: {name} has numbers up to {largest:.3g}, which no model expects. "
+                f"Give numbers of at most {_HUGE:g}."
+            )
+    raise NotFiniteError(not_finite(what, dtype) + (f" {_places(bad, len(finite))}." if len(finite) > 1 else ""))
 
 
 def _places(bad: Sequence[int], count: int) -> str:

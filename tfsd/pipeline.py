@@ -1,12 +1,11 @@
-"""From tokens to pictures in one graph: the text encoder, the whole sampling loop and the decoder.
+"""From tokens to images: encode, begin, advance, finish. The only sampling loop and the only guidance.
 
-Every target is an export of `Pipeline`: there is no other loop and no other guidance.
+Every target is an export of `Pipeline`.
 """
 
-import math
 import types
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -18,87 +17,91 @@ from tfsd.sharing import shared
 from tfsd.specs import ModelSpec
 
 
-class Request(NamedTuple):
-    """What a batch of pictures is made from. Every field is a tensor, so nothing of it is compiled in.
+class SamplingInputs(NamedTuple):
+    """How a batch of images is sampled. Every field is a tensor, so nothing of it is compiled in.
 
-    A picture depends on its own row alone: on its tokens, plan, seed, index and guidance scale.
+    An image depends on its own row alone: on its conditioning, plan, seed, index and guidance scale.
     """
 
-    tokens: tf.Tensor  # [B, L] int32
-    negative_tokens: tf.Tensor  # [B, L] int32
-    plan: tf.Tensor  # [B, R, ROW_SIZE] float32, from `tfsd.samplers.plans.build_plan`; R is at least `count`
-    count: tf.Tensor  # int32: how many rows the longest plan has; in the others the rest changes nothing
+    plan: tf.Tensor  # [B, R, ROW_SIZE] float32, from `tfsd.samplers.plans.build_plan`; R is at least the number of steps
     init_scale: tf.Tensor  # [B] float32: what the first noise is multiplied by
     seeds: tf.Tensor  # [B] int32, from `tfsd.noise.effective_seed`
-    indices: tf.Tensor  # [B] int32: a picture's place in its seed's batch
+    indices: tf.Tensor  # [B] int32: an image's place in its seed's batch
     guidance: tf.Tensor  # [B] float32: guidance scale s of u + s * (c - u)
-    own_latents: tf.Tensor | bool = False  # begin with the latents of the given state, not with a seed's noise
-    own_contexts: tf.Tensor | bool = False  # take the given contexts, not those of the tokens
 
 
 class State(NamedTuple):
-    """What the loop carries from one chunk of steps to the next."""
+    """What sampling carries from step to step."""
 
     latents: tf.Tensor  # [B, h, w, c] float32
-    history: tuple[tf.Tensor, ...]
-    keys_values: list  # of the context in every cross-attention; the same at every step
+    history: tuple[tf.Tensor, ...]  # earlier outputs, for samplers of several steps
+    prepared: Any  # what the denoiser made of the conditioning: the same at every step
 
 
-class Steps:
-    """The way from tokens to pictures, as functions of a model's networks. Whoever calls them compiles them."""
+class PipelineFunctions:
+    """The four steps of a pipeline, and their parts, before they are compiled."""
 
     def __init__(self, spec: ModelSpec, parts: Mapping[str, keras.Model]):
         self.spec = spec
         self.parts = types.SimpleNamespace(**parts)
 
-    @property
-    def dtype(self) -> str:
-        """The float type in which the U-Net multiplies."""
-        return self.parts.unet.compute_dtype
+    # -- the four steps --------------------------------------------------------------------------------------------
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Returns the shape [h, w, c] of one picture's latents."""
-        factor = self.spec.vae.factor
-        return height // factor, width // factor, self.spec.vae.latent_channels
+    def encode(self, tokens) -> dict:
+        """Returns the conditioning of tokens [B, L]: {"context": [B, L, W] float32}."""
+        return {"context": tf.cast(self.parts.text_encoder(tokens), tf.float32)}
 
-    # -- the stages ------------------------------------------------------------------------------------------------
+    def begin(self, inputs: SamplingInputs, negative: dict, positive: dict, shape: tuple[int, int, int], noise=None) -> State:
+        """Returns the state before the first step, for latents of `shape` (h, w, c).
 
-    def _encode(self, tokens):
-        """Returns the context [B, L, W] of tokens [B, L]."""
-        return self.parts.text_encoder(tokens)
-
-    def initial_latents(self, request: Request, shape: tuple[int, int, int]):
-        """Returns the noise [B, h, w, c] from which the pictures of a request are made."""
-        noise = normal_noise(request.seeds, request.indices, INITIAL_STREAM, shape)
-        return _per_picture(request.init_scale) * noise
-
-    def denoise(self, latents, embedding, keys_values: list, guidance):
-        """Returns the guided output [B, h, w, c] float32: one pass over the unconditional and the conditional half.
-
-        Source: Ho & Salimans 2022, in the form of CompVis' scripts: u + s * (c - u).
+        `negative`, `positive`: conditioning from `encode`, B rows each. `noise` [B, h, w, c] replaces the noise of the seeds.
         """
-        twice = tf.concat([latents, latents], axis=0), tf.concat([embedding, embedding], axis=0)
-        output = self.parts.unet.denoise(*twice, keys_values)
-        unconditional, conditional = tf.split(tf.cast(output, tf.float32), 2, axis=0)
-        return unconditional + _per_picture(guidance) * (conditional - unconditional)
+        if noise is None:
+            noise = normal_noise(inputs.seeds, inputs.indices, INITIAL_STREAM, shape)
+        latents = _per_image(inputs.init_scale) * noise
+        both = tf.nest.map_structure(lambda *halves: tf.concat(halves, axis=0), negative, positive)
+        return State(latents, tuple(empty_history(latents)), self.parts.unet.prepare(both))
 
-    def sample(self, request: Request, state: State, first, last) -> State:
-        """Returns the state after the plan's rows first ... last - 1: the only sampling loop."""
-        shape = tuple(state.latents.shape[1:])
+    def advance(self, inputs: SamplingInputs, state: State, first, last) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """Returns latents and history after the rows first ... last - 1 of the plans: the only sampling loop.
+
+        Rows after the end of a plan change nothing.
+        """
+        shape, denoiser = tuple(state.latents.shape[1:]), self.parts.unet
 
         def body(i, latents, history):
-            row = tf.gather(request.plan, i, axis=1)
-            # Each step embeds its own timesteps: of a long plan, most would be embedded in vain.
-            output = self.denoise(latents, self.parts.unet.embed_time(row[:, 0]), state.keys_values, request.guidance)
-            noise = normal_noise(request.seeds, request.indices, i + 1, shape)
+            row = tf.gather(inputs.plan, i, axis=1)
+            features = denoiser.timestep_features(row[:, 0])
+            output = self.guided(latents, features, state.prepared, inputs.guidance)
+            noise = normal_noise(inputs.seeds, inputs.indices, i + 1, shape)
             return i + 1, *step(unpack(row), latents, history, output, noise)
 
         variables = (first, state.latents, tuple(state.history))
         _, latents, history = tf.while_loop(lambda i, *_: i < last, body, variables)
-        return state._replace(latents=latents, history=history)
+        return latents, history
+
+    def finish(self, latents):
+        """Returns images uint8 [B, H, W, 3] of latents [B, h, w, c], and bool [B]: whether latents and image are finite.
+
+        What is not finite has no image: its levels are undefined. It is not an error here, since XLA drops assertions silently.
+        """
+        values = self.decode_float(latents)
+        return tf.cast(self._levels(values), tf.uint8), all_finite(latents) & all_finite(values)
+
+    # -- their parts -----------------------------------------------------------------------------------------------
+
+    def guided(self, latents, features, prepared, guidance):
+        """Returns the guided output [B, h, w, c] float32: one pass over the unconditional and the conditional half.
+
+        Source: Ho & Salimans 2022, in the form of CompVis' scripts: u + s * (c - u).
+        """
+        twice = tf.concat([latents, latents], axis=0), tf.concat([features, features], axis=0)
+        output = self.parts.unet.denoise(*twice, prepared)
+        unconditional, conditional = tf.split(tf.cast(output, tf.float32), 2, axis=0)
+        return unconditional + _per_image(guidance) * (conditional - unconditional)
 
     def decode_float(self, latents):
-        """Returns images [B, H, W, 3] float32, about [-1, 1], of latents [B, h, w, c] as the U-Net knows them."""
+        """Returns images [B, H, W, 3] float32, about [-1, 1], of latents [B, h, w, c] as the denoiser knows them."""
         return tf.cast(self.parts.decoder(latents / self.spec.vae.scale + self.spec.vae.shift), tf.float32)
 
     def decode_levels(self, latents):
@@ -109,84 +112,75 @@ class Steps:
         levels = tf.clip_by_value((values + 1.0) * 0.5 * 255.0, 0.0, 255.0)
         return tf.floor(levels) if self.spec.rounding == "truncate" else tf.round(levels)
 
-    def decode(self, latents):
-        """Returns images [B, H, W, 3] uint8 of latents [B, h, w, c], and bool [B]: whether latents and image are finite.
 
-        What is not finite has no picture: its levels are undefined.
-        """
-        values = self.decode_float(latents)
-        return tf.cast(self._levels(values), tf.uint8), all_finite(latents) & all_finite(values)
+class Pipeline(tf.Module):
+    """A model with its sampling loop, as four compiled programs; `functions` has the same before compilation.
 
-    # -- the graph -------------------------------------------------------------------------------------------------
-
-    def empty_state(self, batch: int, height: int, width: int) -> State:
-        """Returns the state to begin with: zeros of the right shapes."""
-        latents = tf.zeros((batch, *self.latent_shape(height, width)))
-        unet = self.parts.unet
-        keys = [tf.zeros((2 * batch, *shape), unet.compute_dtype) for shape in unet.key_shapes(self.spec.text.length)]
-        return State(latents, empty_history(latents), [(zeros, zeros) for zeros in keys])
-
-    def _generate(self, request: Request, given: State, contexts, first, last) -> tuple[tf.Tensor, State]:
-        """Runs the plan's rows first ... last - 1 for a batch; returns images and the state to go on from.
-
-        Called with `first` 0 and `last` `request.count` this is all of text to image. Called in chunks, the same
-        compiled graph encodes in the first chunk alone and decodes in the last: the pictures are the same bytes.
-        The last latents of a picture that is not finite are NaN, even if only its decoding is: who looks at the latents with
-        `all_finite` knows whether there is a picture. It is not checked here, since XLA drops assertions silently.
-        `given.latents` and `contexts` [2B, L, W] (negative, positive) count where the request says so.
-        """
-
-        def begin():
-            tokens = tf.concat([request.negative_tokens, request.tokens], axis=0)
-            context = tf.cond(
-                tf.cast(request.own_contexts, tf.bool),
-                lambda: contexts,
-                lambda: tf.cast(self._encode(tokens), tf.float32),
-            )
-            noise = tf.cond(
-                tf.cast(request.own_latents, tf.bool),
-                lambda: _per_picture(request.init_scale) * given.latents,
-                lambda: self.initial_latents(request, tuple(given.latents.shape[1:])),
-            )
-            return State(noise, given.history, self.parts.unet.keys_values(context))
-
-        state = tf.cond(tf.equal(first, 0), begin, lambda: given)
-        state = self.sample(request, state, first, last)
-        pixels = [side * self.spec.vae.factor for side in given.latents.shape[1:3]]
-        blank = tf.zeros((given.latents.shape[0], *pixels, 3), tf.uint8)
-
-        def end():
-            images, finite = self.decode(state.latents)
-            return images, tf.where(_per_picture(finite), state.latents, math.nan)
-
-        images, latents = tf.cond(tf.equal(last, request.count), end, lambda: (blank, state.latents))
-        return images, state._replace(latents=latents)
-
-
-class Pipeline(Steps, tf.Module):
-    """A model with its sampling loop, compiled: `generate` and `encode`.
+    Python, the server and exports call the same programs, so that images are the same bytes whether the steps are made at
+    once or in chunks.
 
     The parts stay outside TensorFlow's tracking, which would find their variables a second time under names that
     TF Serving cannot restore; the module tracks the raw variables instead.
     """
 
     def __init__(self, spec: ModelSpec, parts: Mapping[str, keras.Model], *, jit_compile: bool = True):
-        tf.Module.__init__(self, name="pipeline")
-        Steps.__init__(self, spec, parts)
+        super().__init__(name="pipeline")
+        self.spec = spec
+        self.functions = PipelineFunctions(spec, parts)
         self.jit_compile = jit_compile
         self.tracked = [v.value for part in parts.values() for v in part.variables]
+        names = ("encode", "begin", "advance", "finish")
         if jit_compile:
-            self.generate, self.encode = shared(Steps, spec, parts, ("_generate", "_encode"))
+            programs = shared(PipelineFunctions, spec, parts, names)
         else:
-            self.generate = Programs(self._generate, jit_compile=False)
-            self.encode = Programs(self._encode, jit_compile=False)
+            programs = [Programs(getattr(self.functions, name), jit_compile=False) for name in names]
+        self.programs = dict(zip(names, programs))
+
+    @property
+    def dtype(self) -> str:
+        """The float type in which the denoiser multiplies."""
+        return self.functions.parts.unet.compute_dtype
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Returns the shape [h, w, c] of one image's latents."""
+        factor = self.spec.vae.factor
+        return height // factor, width // factor, self.spec.vae.latent_channels
+
+    def conditioning_row(self) -> dict[str, tf.TensorSpec]:
+        """Returns the shapes and dtypes of one row of what `encode` returns."""
+        return {"context": tf.TensorSpec([self.spec.text.length, self.spec.denoiser.context_width], tf.float32)}
+
+    def conditioning_specs(self, batch: int | None, prefix: str = "") -> dict[str, tf.TensorSpec]:
+        """Returns the specs of `batch` rows of what `encode` returns; their names begin with `prefix`."""
+        rows = self.conditioning_row()
+        return {key: tf.TensorSpec([batch, *row.shape], row.dtype, name=f"{prefix}{key}") for key, row in rows.items()}
+
+    def encode(self, tokens) -> dict:
+        """Returns the conditioning of tokens [B, L]: {"context": [B, L, W] float32}."""
+        return self.programs["encode"](tokens)
+
+    def begin(self, inputs: SamplingInputs, negative: dict, positive: dict, shape: tuple[int, int, int], noise=None) -> State:
+        """Returns the state before the first step, for latents of `shape` (h, w, c).
+
+        `negative`, `positive`: conditioning from `encode`, B rows each. `noise` [B, h, w, c] replaces the noise of the seeds.
+        """
+        return self.programs["begin"](inputs, negative, positive, shape, noise)
+
+    def advance(self, inputs: SamplingInputs, state: State, first, last) -> State:
+        """Returns the state after the rows first ... last - 1 of the plans; rows after the end of a plan change nothing."""
+        latents, history = self.programs["advance"](inputs, state, first, last)
+        return state._replace(latents=latents, history=history)
+
+    def finish(self, latents):
+        """Returns images uint8 [B, H, W, 3] of latents [B, h, w, c], and bool [B]: whether latents and image are finite."""
+        return self.programs["finish"](latents)
 
 
 def all_finite(values):
-    """Tells of each row of values [B, ...] whether all its numbers are finite: bool [B]."""
+    """Returns bool [B]: whether all numbers of each row of values [B, ...] are finite."""
     return tf.reduce_all(tf.math.is_finite(values), axis=tuple(range(1, len(values.shape))))
 
 
-def _per_picture(numbers):
-    """Returns numbers [B] in a shape that multiplies pictures or latents [B, h, w, c]."""
+def _per_image(numbers):
+    """Returns numbers [B] in a shape that multiplies images or latents [B, h, w, c]."""
     return numbers[:, None, None, None]

@@ -206,6 +206,10 @@ class Progress:
         self.callback = callback
         self.pace = {} if pace is None else pace
 
+    def stages(self) -> Stages:
+        """Returns the line on which a bar is drawn, to tell of what comes before and after the steps; use it in `with`."""
+        return Stages.within(self.bar)
+
     def chunks(self, count: int, kind: Hashable = None, *, compiles: bool = False) -> Iterator[tuple[int, int]]:
         """Yields (first, last) for all `count` rows; the caller runs rows first ... last - 1 of something of `kind`.
 
@@ -216,7 +220,7 @@ class Progress:
         if not self.bar and self.callback is None:
             yield 0, count
             return
-        with Stages.within(self.bar) as stages:
+        with self.stages() as stages:
             if compiles and kind not in self.pace:
                 stages("compiling")
                 yield 1, 0

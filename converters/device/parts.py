@@ -64,13 +64,13 @@ def _floats(**shapes: tuple[int, ...]) -> list[tf.TensorSpec]:
 
 
 def _sampling(pipeline: Pipeline, shape: tuple[int, int, int], max_steps: int) -> Part:
-    bank, time = PlanBank(pipeline.spec.schedule, max_steps), pipeline.parts.unet.time
+    bank, denoiser = PlanBank(pipeline.spec.schedule, max_steps), pipeline.functions.parts.unet
 
     def plan(sampler, num_steps, step):
         """One row of a plan, how many rows it has, and what the first noise is multiplied by."""
         rows, count, scale = bank.look_up(sampler, num_steps, step)
         row = tf.reshape(rows, [ROW_SIZE])
-        return {"row": row, "waves": time.waves(row[:1]), "count": count, "init_scale": scale}
+        return {"row": row, "waves": denoiser.timestep_features(row[:1]), "count": count, "init_scale": scale}
 
     def noise(seed, index, stream, scale):
         """Noise of a seed and index: stream 0 is a picture's first, stream i + 1 that of step i."""
@@ -82,23 +82,23 @@ def _sampling(pipeline: Pipeline, shape: tuple[int, int, int], max_steps: int) -
 
 
 def _text_encoder(pipeline: Pipeline) -> Part:
-    encoder, length = pipeline.parts.text_encoder, pipeline.spec.text.length
+    encoder, length = pipeline.functions.parts.text_encoder, pipeline.spec.text.length
 
     def encode(tokens):
         """Context of the negative prompt's tokens and, below, the prompt's."""
-        return {"context": tf.cast(encoder(tokens), tf.float32)}
+        return pipeline.functions.encode(tokens)
 
     inputs = [tf.TensorSpec([2, length], tf.int32, name="tokens")]
     return Part([v.value for v in encoder.variables], {"encode": Signature(encode, inputs)})
 
 
 def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> Part:
-    unet, spec = pipeline.parts.unet, pipeline.spec
+    functions, unet, spec = pipeline.functions, pipeline.functions.parts.unet, pipeline.spec
     history = [f"history{i}" for i in range(HISTORY - 1)]
 
     def denoise_and_step(latents, context, waves, row, noise, guidance_scale, history0, history1, history2, history3):
         """Latents one step further, and `history`, which is the next step's history0; that one's 0 is then history1."""
-        output = pipeline.denoise(latents, unet.time.embed(waves), unet.keys_values(context), guidance_scale)
+        output = functions.guided(latents, waves, unet.prepare({"context": context}), guidance_scale)
         before = (history0, history1, history2, history3, tf.zeros_like(latents))  # the oldest is never read
         moved, (newest, *_) = step(unpack(row), latents, before, output, noise)
         # The sum itself may not be an output: where it is used again, too, GPUs of phones return one of its summands
@@ -115,8 +115,9 @@ def _decoder(pipeline: Pipeline, shape: tuple[int, int, int], size: tuple[int, i
     def decode(latents):
         """The picture as int32 ARGB colours, [H, W]: Kotlin's tensors hold no uint8."""
         # Split before the cast: LiteRT's GPU accelerator does not split whole numbers.
-        red, green, blue = (tf.cast(levels, tf.int32) for levels in tf.split(pipeline.decode_levels(latents), 3, axis=-1))
+        levels = tf.split(pipeline.functions.decode_levels(latents), 3, axis=-1)
+        red, green, blue = (tf.cast(one, tf.int32) for one in levels)
         return {"colours": tf.reshape((red * 256 + green) * 256 + blue + OPAQUE, size)}
 
-    variables = [v.value for v in pipeline.parts.decoder.variables]
+    variables = [v.value for v in pipeline.functions.parts.decoder.variables]
     return Part(variables, {"decode": Signature(decode, _floats(latents=(1, *shape)))})

@@ -18,6 +18,7 @@ from tfsd.h5 import CheckpointError
 from tfsd.litert import quiet_litert
 from tfsd.private import private
 from tfsd.specs import ModelSpec
+from tfsd.weights import part_shapes
 
 BLOCK = 32  # weights that share a scale in four bits
 CALIBRATION_CALLS = 40  # of a part, spread over the trajectories
@@ -167,9 +168,9 @@ def known_recipe(name: str, path: Path) -> Recipe:
 
 def plan_sizes(spec: ModelSpec) -> dict[str, dict[str, PartSize]]:
     """Returns what each part of a bundle will need by each recipe, before anything is converted: {recipe: {part: size}}."""
-    from tfsd.models import parameter_count, variable_shapes
+    from tfsd.models import parameter_count
 
-    shapes = variable_shapes(spec, tuple(_MODEL_PARTS.values()))
+    shapes = part_shapes(spec, tuple(_MODEL_PARTS.values()))
     plans = {}
     for key, recipe in RECIPES.items():
         plans[key] = {}

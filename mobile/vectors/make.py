@@ -95,27 +95,26 @@ def _generated(model, one: dict) -> dict:
     import tensorflow as tf
 
     from tfsd.noise import effective_seed
-    from tfsd.pipeline import Request
+    from tfsd.pipeline import SamplingInputs
     from tfsd.samplers.plans import build_plan
 
     pipeline, size = model.pipeline, model.spec.default_size
     negative, positive = (model.tokenizer([one[name]]) for name in ("negative_prompt", "prompt"))
     plan = build_plan(model.spec.schedule, one["sampler"], one["num_steps"])
-    request = Request(
-        tokens=tf.constant(positive),
-        negative_tokens=tf.constant(negative),
+    inputs = SamplingInputs(
         plan=tf.constant(plan.rows[None]),
-        count=tf.constant(plan.count),
         init_scale=tf.constant([plan.init_scale], tf.float32),
         seeds=tf.constant([effective_seed(one["seed"])], tf.int32),
         indices=tf.constant([one["index"]], tf.int32),
         guidance=tf.constant([one["guidance_scale"]], tf.float32),
     )
-    first, latents = pipeline.initial_latents(request, pipeline.latent_shape(*size)), []
-    state, contexts = pipeline.empty_state(1, *size), pipeline.encode(tf.concat([negative, positive], axis=0))
+    halves = [pipeline.encode(tf.constant(tokens)) for tokens in (negative, positive)]
+    state, latents = pipeline.begin(inputs, *halves, pipeline.latent_shape(*size)), []
+    first = state.latents
     for step in range(plan.count):
-        images, state = pipeline.generate(request, state, contexts, tf.constant(step), tf.constant(step + 1))
+        state = pipeline.advance(inputs, state, tf.constant(step), tf.constant(step + 1))
         latents.append(_base64(state.latents.numpy()))
+    images, _ = pipeline.finish(state.latents)
     made = {"tokens": np.concatenate([negative, positive]).tolist(), "count": plan.count}
     made |= {"init_scale": float(str(np.float32(plan.init_scale))), "first": _base64(first.numpy())}
     return one | {"size": list(size)} | made | {"latents": latents, "picture": _png(images.numpy()[0])}

@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -18,10 +19,11 @@ def loaded_once():
     models = {}
 
     def loaded(model, **options):
-        manifest = Path(model, "manifest.json")
-        if not manifest.is_file():
+        files = sorted(path for path in Path(model).glob("*") if path.is_file())
+        if not files:
             return load(model, **options)
-        key = (str(model), manifest.read_bytes(), *sorted(options.items()))
+        content = hashlib.sha256(b"".join(path.read_bytes() for path in files)).digest()
+        key = (str(model), tuple(path.name for path in files), content, *sorted(options.items()))
         if key not in models:
             models[key] = load(model, **options)
         return models[key]

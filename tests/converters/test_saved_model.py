@@ -251,6 +251,7 @@ def test_warmup_asks_every_signature_for_every_shape(folder, session):
 # -- the folder --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")
 def test_an_export_with_xla_draws_the_bytes_that_python_draws(toy_folder, tmp_path):
     """An export draws a picture and compares it with Python's. The slow run asks an export with XLA all that is asked here."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfsd.pipeline import Pipeline, Request
+from tfsd.pipeline import Pipeline, PipelineFunctions, SamplingInputs
 from tfsd.samplers.plans import Plan, build_plan
 from tfsd.samplers.step import empty_history, step, unpack
 
@@ -142,20 +142,23 @@ def lanes_of(reference) -> dict[str, Lane]:
 @pytest.fixture(scope="module")
 def trajectories(reference, run) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
     """The latents of every lane after each step, and its image. The noise of the steps is the recorded one."""
-    pipeline, lanes = Pipeline(reference.spec, reference.parts), lanes_of(reference)
+    functions, lanes = PipelineFunctions(reference.spec, reference.parts), lanes_of(reference)
+
+    denoiser = reference.parts["unet"]
 
     def prepare(tokens):
-        return reference.parts["unet"].keys_values(reference.parts["text_encoder"](tokens))
+        return denoiser.prepare({"context": reference.parts["text_encoder"](tokens)})
 
-    denoise, move, decode = run(pipeline.denoise), run(lambda row, *rest: step(unpack(row), *rest)), run(pipeline.decode_float)
+    denoise, decode = run(functions.guided), run(functions.decode_float)
+    move = run(lambda row, *rest: step(unpack(row), *rest))
     tokens = np.concatenate([lane.tokens for lane in lanes.values()], axis=1)
-    keys_values = run(prepare)(tokens.reshape(-1, tokens.shape[-1]))
+    prepared = run(prepare)(tokens.reshape(-1, tokens.shape[-1]))
     latents = [tf.constant(lane.plan.init_scale * lane.first, tf.float32) for lane in lanes.values()]
     histories, after = [empty_history(one) for one in latents], {name: [] for name in lanes}
     for i in range(max(lane.plan.count for lane in lanes.values())):
         timesteps = np.array([lane.plan.rows[i, 0] for lane in lanes.values()])
-        embeddings = reference.parts["unet"].embed_time(timesteps)
-        outputs = denoise(tf.concat(latents, axis=0), embeddings, keys_values, tf.fill([len(lanes)], GUIDANCE))
+        features = denoiser.timestep_features(timesteps)
+        outputs = denoise(tf.concat(latents, axis=0), features, prepared, tf.fill([len(lanes)], GUIDANCE))
         for j, (name, lane) in enumerate(lanes.items()):
             if i < lane.plan.count:
                 row, output, noise = tf.constant(lane.plan.rows[i]), outputs[j : j + 1], tf.constant(lane.noise[i])
@@ -186,22 +189,19 @@ def pipeline(request, reference):
 @pytest.mark.parametrize("name", WITHOUT_NOISE)
 def test_generate_is_diffusers_pipeline(name, reference, pipeline):
     recorded, plan = reference.recorded, plan_of(reference, name)
-    request = Request(
-        tokens=tf.constant(recorded["text.prompt.input_ids"]),
-        negative_tokens=tf.constant(recorded["text.negative.input_ids"]),
+    inputs = SamplingInputs(
         plan=tf.constant(plan.rows[None]),
-        count=tf.constant(plan.count),
         init_scale=tf.constant([plan.init_scale], tf.float32),
         seeds=tf.constant([0]),
         indices=tf.constant([0]),
         guidance=tf.constant([GUIDANCE]),
-        own_latents=tf.constant(True),
     )
-    state = pipeline.empty_state(1, 32, 32)._replace(latents=tf.constant(recorded["sample.noise"]))
-    contexts = tf.zeros((2, reference.spec.text.length, reference.spec.text.width))
+    halves = [pipeline.encode(tf.constant(recorded[f"text.{text}.input_ids"])) for text in ("negative", "prompt")]
+    state = pipeline.begin(inputs, *halves, pipeline.latent_shape(32, 32), tf.constant(recorded["sample.noise"]))
     for i, expected in enumerate(expected_latents(recorded, f"sample.{name}", plan)):
-        images, state = pipeline.generate(request, state, contexts, tf.constant(i), tf.constant(i + 1))
+        state = pipeline.advance(inputs, state, tf.constant(i), tf.constant(i + 1))
         assert_close(state.latents, expected, TRAJECTORY, f"call {i}")
+    images, _ = pipeline.finish(state.latents)
     levels = np.round(recorded[f"sample.{name}.image"] * 255)
     difference = np.abs(images.numpy().astype("float32") - levels)
     assert difference.max() <= 1  # where PIXELS crosses a rounding boundary

@@ -104,7 +104,7 @@ def test_noise_of_a_seed_is_that_of_kerascv():
 
 def test_outputs_of_the_unet_are_those_of_kerascv(model, case):
     arguments, recorded = case
-    unet = model.pipeline.parts.unet
+    unet = model.pipeline.functions.parts.unet
     inputs = [recorded["noise"], *recorded["latent_after"][:-1]]
     for prompt, name in ((arguments["prompt"], "eps_cond"), (arguments["negative_prompt"] or "", "eps_uncond")):
         context = np.repeat(model.encode_text(prompt), 2, axis=0)

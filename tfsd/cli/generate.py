@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tfsd.cli import remote
 from tfsd.cli.output import Output
-from tfsd.cli.parsing import UsageError, add_command, real, size, whole
+from tfsd.cli.parsing import UsageError, add_command, prompt_text, real, size, whole
 from tfsd.cli.prompts import read_prompts
 from tfsd.cli.terminal import quiet_tensorflow, stages
 from tfsd.limits import DTYPES, INT64, MAX_INDEX, MAX_SCALE, NUMERICS
@@ -31,7 +31,7 @@ which are comments.
 OPTIONS = {  # of the command, by their usual names; `tfsd.cli.parsing.ALIASES` has more for some
     "--prompts": {"metavar": "FILE", "help": "read prompts from FILE, one per line, # begins a comment; - is standard input"},
     "--allow-empty": {"action": "store_true", "help": "take an empty prompt"},
-    "--negative": {"metavar": "TEXT", "help": "what not to show"},
+    "--negative": {"type": prompt_text, "metavar": "TEXT", "help": "what not to show"},
     "--n": {"type": whole(1, MAX_PICTURES), "default": 1, "help": "pictures per prompt (default: 1)"},
     "--seed": {"type": whole(*INT64), "help": "same prompt, seed and index: same picture (default: drawn, see `tfsd show`)"},
     "--index": {"type": whole(0, MAX_INDEX), "default": 0, "help": "number of the first picture of the seed (default: 0)"},
@@ -66,7 +66,8 @@ def add_generate(commands):
         description="Makes a picture of each prompt, writes it as a file that carries its recipe, and prints the file's name.",
         examples=EXAMPLES,
     )
-    parser.add_argument("prompt", nargs="*", help="what to show, in quotes; - reads prompts from standard input")
+    shown = "what to show, in quotes; - reads prompts from standard input"
+    parser.add_argument("prompt", nargs="*", type=prompt_text, help=shown)
     for name, kind in OPTIONS.items():
         parser.add_argument(name, **kind)
     remote.add_server_options(parser)

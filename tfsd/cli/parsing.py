@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import math
+import os
 import re
 import textwrap
 
@@ -200,6 +201,16 @@ def real(low: float, high: float):
         return number
 
     return parse
+
+
+def prompt_text(text: str) -> str:
+    """Returns a prompt as it was typed: UTF-8, also under a locale that knows ASCII alone, where Python escapes its bytes."""
+    if text.isascii() or not any("\udc80" <= character <= "\udcff" for character in text):
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(f"must be UTF-8; got {shown(text)}") from None
 
 
 def size(text: str) -> tuple[int, int]:

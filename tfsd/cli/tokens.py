@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 
-from tfsd.cli.parsing import UsageError, add_command
+from tfsd.cli.parsing import UsageError, add_command, prompt_text
 from tfsd.cli.terminal import printable
 
 _MAX_LINE = 2**20  # bytes; a prompt may have 64 KB
@@ -26,7 +26,7 @@ def add_tokens(commands):
         "With --file, prints one JSON list of ids per line, with both marks, however many there are.",
         examples=EXAMPLES,
     )
-    parser.add_argument("prompt", nargs="?", help="in quotes")
+    parser.add_argument("prompt", nargs="?", type=prompt_text, help="in quotes")
     parser.add_argument("--file", metavar="FILE", help='JSON lines with a "prompt" each; - is standard input')
     parser.add_argument("--model", default=None, help="whose length and words to go by (default: Stable Diffusion 1.x)")
     parser.add_argument("--no-ftfy", action="store_true", help="do not repair text first; KerasCV does not")

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -14,6 +15,24 @@ from tfsd.specs import ModelSpec
 
 PARTS = ("text_encoder", "unet", "decoder", "encoder")
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Denoiser(Protocol):
+    """What the sampling loop needs of a network that predicts noise or velocity. `UNet` is one.
+
+    Whatever does not change from step to step is made once by `prepare`; only the denoiser knows what it is.
+    """
+
+    compute_dtype: str
+
+    def prepare(self, conditioning: dict) -> Any:
+        """Returns a nest of tensors for `denoise`, of conditioning {name: [B, ...]} from the text encoders."""
+
+    def timestep_features(self, timesteps) -> Any:
+        """Returns features [T, width] float32 of timesteps [T]."""
+
+    def denoise(self, latents, features, prepared) -> Any:
+        """Returns the output [B, h, w, c] for latents [B, h, w, c], features [B or 1, width] and what `prepare` returned."""
 
 
 def build(spec: ModelSpec, *, dtype: str = "float32", parts: Sequence[str] = PARTS) -> dict[str, keras.Model]:

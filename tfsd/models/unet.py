@@ -25,7 +25,7 @@ from tfsd.specs import UNetSpec
 class TimeEmbedding(Block):
     """Turns timesteps into vectors: cosines, sines, then two dense layers.
 
-    Call: timesteps [T] float32 -> [T, 4 * width].
+    Call: features [T, width] float32 of timesteps, from `features` -> [T, 4 * width].
     Source: Ho et al. 2020; cosines come first, as in CompVis' code.
     """
 
@@ -36,17 +36,13 @@ class TimeEmbedding(Block):
         self.dense0 = layers.Dense(4 * width, name="dense0")
         self.dense1 = layers.Dense(4 * width, name="dense1")
 
-    def waves(self, timesteps):
+    def features(self, timesteps):
         """Returns cosines and sines [T, width] float32 of timesteps [T]. An accelerator's half precision cannot make them."""
         angles = ops.cast(timesteps, "float32")[:, None] * ops.convert_to_tensor([self.frequencies], "float32")
         return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
 
-    def embed(self, waves):
-        """Returns the embeddings [T, 4 * width] of waves [T, width]."""
-        return self.dense1(silu(self.dense0(ops.cast(waves, self.compute_dtype))))
-
-    def call(self, timesteps):  # noqa: D102
-        return self.embed(self.waves(timesteps))
+    def call(self, features):  # noqa: D102
+        return self.dense1(silu(self.dense0(ops.cast(features, self.compute_dtype))))
 
 
 class Attention(Block):
@@ -192,7 +188,7 @@ class UNet(Part):
     """Predicts what the schedule's `prediction` names: the noise, or v.
 
     Call: latents [B, h, w, c], timesteps [B] or [1] float32, context [B, L, W] -> [B, h, w, out_channels].
-    The sampling loop calls `keys_values` once, `embed_time` and `denoise` at every step.
+    The sampling loop calls `prepare` once, `timestep_features` and `denoise` at every step: see `tfsd.models.Denoiser`.
     Source: Rombach et al. 2022; `UNetModel`, CompVis openaimodel.py.
     """
 
@@ -227,25 +223,24 @@ class UNet(Part):
         stages = (*self.series("down"), self.middle, *self.series("up"))
         return [block for stage in stages for transformer in stage.series("attention") for block in transformer.series("block")]
 
-    def embed_time(self, timesteps):
-        """Returns the embeddings [T, E] of timesteps [T]."""
-        return self.time(timesteps)
+    def prepare(self, conditioning: dict) -> list:
+        """Returns keys and values for every attention to the context, in calling order.
 
-    def keys_values(self, context) -> list:
-        """Returns keys and values of context [B, L, W] for every attention to it, in calling order."""
-        return [block.attention2.keys_values(context) for block in self._transformer_blocks()]
-
-    def key_shapes(self, length: int) -> list[tuple[int, int, int]]:
-        """Returns the shape [heads, L, d] of one row of each pair of `keys_values`."""
-        attentions = [block.attention2 for block in self._transformer_blocks()]
-        return [(layer.heads, length, layer.key.units // layer.heads) for layer in attentions]
-
-    def denoise(self, latents, embedding, contexts: list):
-        """Returns the output [B, h, w, out_channels] for latents [B, h, w, c] and prepared conditions.
-
-        Shapes: embedding [B or 1, E] from `embed_time`; contexts from `keys_values`.
+        `conditioning`: {"context": [B, L, W]}.
         """
-        contexts, per_attention = list(contexts), self.spec.transformer_layers
+        return [block.attention2.keys_values(conditioning["context"]) for block in self._transformer_blocks()]
+
+    def timestep_features(self, timesteps):
+        """Returns the features [T, width] float32 of timesteps [T]: their cosines and sines."""
+        return self.time.features(timesteps)
+
+    def denoise(self, latents, features, prepared: list):
+        """Returns the output [B, h, w, out_channels] for latents [B, h, w, c].
+
+        `features` [B or 1, width] from `timestep_features`; `prepared` from `prepare`.
+        """
+        embedding = self.time(features)
+        contexts, per_attention = list(prepared), self.spec.transformer_layers
 
         def take(stage):
             count = per_attention * len(list(stage.series("attention")))
@@ -262,4 +257,4 @@ class UNet(Part):
         return self.conv_out(silu(self.norm_out(x)))
 
     def call(self, latents, timesteps, context):  # noqa: D102
-        return self.denoise(latents, self.embed_time(timesteps), [context] * len(self._transformer_blocks()))
+        return self.denoise(latents, self.timestep_features(timesteps), [context] * len(self._transformer_blocks()))
