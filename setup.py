@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+?)"', (ROOT / "tfsd/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
-# Upper bounds: `tfsd/private.py` lists what is used of these packages although it may change with a release.
+# Upper bounds: `tfsd/runtime/private.py` lists what is used of these packages although it may change with a release.
 REQUIRED = [
     "tensorflow>=2.20,<2.22",
     "keras>=3.12,<3.16",
@@ -61,8 +61,8 @@ setup(
     classifiers=CLASSIFIERS,
     keywords="stable-diffusion text-to-image diffusion tensorflow keras tensorflow-serving tflite litert xla",
     python_requires=">=3.10,<3.14",
-    packages=find_packages(include=["tfsd", "tfsd.*", "converters", "converters.*", "serving", "serving.*"]),
-    package_data={"tfsd": ["assets/**/*", "py.typed"], "converters": ["py.typed"], "serving": ["page/*", "py.typed"]},
+    packages=find_packages(include=["tfsd", "tfsd.*"]),
+    package_data={"tfsd": ["assets/**/*", "py.typed"], "tfsd.serving.server": ["page/*"]},
     install_requires=REQUIRED,
     extras_require={"serving": SERVING, "device": DEVICE, "test": [*SERVING, *DEVICE, *TEST]},
     entry_points={"console_scripts": ["tfsd = tfsd.__main__:main"]},

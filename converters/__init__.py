@@ -7,19 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from converters.sources import detect
+from tfsd.converters.importers.sources import detect
 from tfsd.errors import TfsdWarning, shown
-from tfsd.files import require_space
 from tfsd.progress import Stages
 from tfsd.samplers.plans import check_fits, find_sampler
 from tfsd.specs import SD_1_4, ModelSpec
-from tfsd.weights import DTYPES, write_model
+from tfsd.storage.files import require_space
+from tfsd.storage.model_folders import DTYPES, write_model
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 def _diffusers(src: Path, variant: str | None, spec: ModelSpec | None, sampler: str | None, tell: Callable[[str], None]):
-    from converters.diffusers import open_folder  # here, since TensorFlow loads with it
+    from tfsd.converters.importers.diffusers import open_folder  # here, since TensorFlow loads with it
 
     if spec is not None:
         raise ValueError("A diffusers folder says what its model is; leave spec out.")
@@ -27,7 +27,7 @@ def _diffusers(src: Path, variant: str | None, spec: ModelSpec | None, sampler: 
 
 
 def _kerascv(src: Path, variant: str | None, spec: ModelSpec | None, sampler: str | None, tell: Callable[[str], None]):
-    from converters.kerascv import open_folder
+    from tfsd.converters.importers.kerascv import open_folder
 
     if variant is not None:
         raise ValueError(f"Only diffusers folders have variants; got variant={shown(variant)}.")

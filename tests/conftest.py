@@ -38,7 +38,7 @@ def give_memory_back(before: int):
     if resident() > max(LARGE, before + GREW):
         from tensorflow.python.eager import context
 
-        from tfsd.freeing import free_memory
+        from tfsd.runtime.freeing import free_memory
 
         context.context().clear_kernel_cache()
         free_memory()
@@ -76,7 +76,7 @@ def toy_folder(tmp_path_factory):
     import keras
 
     from tfsd.models import build
-    from tfsd.weights import save_model
+    from tfsd.storage.model_folders import save_model
 
     keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("models") / "toy"
@@ -118,7 +118,7 @@ def overflowing_folder(tmp_path_factory):
     import numpy as np
 
     from tfsd.models import build
-    from tfsd.weights import save_model
+    from tfsd.storage.model_folders import save_model
 
     kept = (*TOY.text.kept_tokens, 1929)  # dog
     spec = dataclasses.replace(TOY, name="overflowing", text=dataclasses.replace(TOY.text, kept_tokens=kept))

@@ -1,7 +1,7 @@
 """Prints the resident memory of this process in MB, one number a line, each time a model or an export has gone.
 
-    python memory_growth.py loads FOLDER: a model folder is loaded, draws without XLA and is deleted, five times.
-    python memory_growth.py reloads FOLDER: a server's folder FOLDER/toy/1 is replaced by another version, ten times.
+python memory_growth.py loads FOLDER: a model folder is loaded, draws without XLA and is deleted, five times.
+python memory_growth.py reloads FOLDER: a server's folder FOLDER/toy/1 is replaced by another version, ten times.
 """
 
 import gc
@@ -32,7 +32,7 @@ def loads(folder: str):
 
 def reloads(folder: str):
     """Renames the only version, which for the server is a new one in place of an old one."""
-    from serving.models import Models
+    from tfsd.serving.server.models import Models
 
     models = Models(folder)
     models.start()

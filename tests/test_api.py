@@ -20,7 +20,7 @@ from tfsd.api import StableDiffusion, attention_bytes, load, text_to_image
 from tfsd.noise import LAST_VALUE, normal_noise
 from tfsd.progress import Cancelled, Progress
 from tfsd.specs import PRESETS
-from tfsd.weights import save_model
+from tfsd.storage.model_folders import save_model
 
 SEED, SIZE = 7, 32
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tfsd.arguments import require_memory
-from tfsd.memory import available_memory
+from tfsd.runtime.memory import available_memory
 
 KB, MB, GB = 2**10, 2**20, 2**30
 V1_UNLIMITED = 9223372036854771712
@@ -93,7 +93,7 @@ def test_this_machine_has_some():
 
 def test_a_limit_of_the_process_counts():
     script = (
-        "import resource; from tfsd.memory import available_memory; size = 3 * 2**30;"
+        "import resource; from tfsd.runtime.memory import available_memory; size = 3 * 2**30;"
         "resource.setrlimit(resource.RLIMIT_AS, (size, size)); print(available_memory())"
     )
     left = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tfsd.backend import BackendError, backend, require_tensorflow
+from tfsd.runtime.backend import BackendError, backend, require_tensorflow
 
 ROOT = Path(__file__).parents[1]
 LOADS = ["import tfsd; tfsd.load", "import tfsd; tfsd.text_to_image('a star')", "from tfsd import StableDiffusion"]
@@ -49,7 +49,7 @@ def test_the_file_of_keras_is_read_as_well(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"backend": "tensorflow"}'])
 def test_a_file_that_says_nothing_else_leaves_tensorflow(text, tmp_path):
     (tmp_path / "keras.json").write_text(text)
-    script = "from tfsd.backend import *; require_tensorflow(); print(backend()[0])"
+    script = "from tfsd.runtime.backend import *; require_tensorflow(); print(backend()[0])"
     assert run("-c", script, KERAS_HOME=str(tmp_path)).stdout.strip() == "tensorflow"
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from tfsd.benchmark import benchmark_unet
-from tfsd.h5 import CheckpointError
+from tfsd.errors import CheckpointError
 
 
 @pytest.mark.slow

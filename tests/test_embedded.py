@@ -7,10 +7,10 @@ import pytest
 
 from tfsd import load
 from tfsd.images import read_recipe
+from tfsd.storage.model_folders import ASSETS, load_spec
 from tfsd.training import scenes
 from tfsd.training.evaluate import evaluate
 from tfsd.training.recipe import tiny_spec
-from tfsd.weights import ASSETS, load_spec
 
 FOLDER = ASSETS / "tiny"
 REPORT = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))

@@ -9,8 +9,8 @@ import pytest
 from pictures import pictures, recipe
 from PIL import Image
 
-from tfsd.image_files import encode
 from tfsd.images import ImageFileError, Images, read_recipe
+from tfsd.images.files import encode
 
 LOSSY = (".jpg", ".jpeg", ".webp", ".JPG")
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".JPG": "JPEG", ".webp": "WEBP"}

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from faults import refusals
 
-from converters import convert
-from converters.kerascv import FILES, export
-from tfsd.h5 import CheckpointError
+from tfsd.converters import convert
+from tfsd.converters.importers.kerascv import FILES, export
+from tfsd.errors import CheckpointError
 from tfsd.hub import PUBLISHED, Published, PublishedFile, download, notice
 from tfsd.hub import fetch as fetch_file
 from tfsd.specs import PRESETS, CLIPSpec, ModelSpec, UNetSpec, VAESpec, to_json
-from tfsd.weights import DOWNLOADABLE, load_spec, part_shapes, resolve
+from tfsd.storage.model_folders import DOWNLOADABLE, load_spec, part_shapes, resolve
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "someone/small-model"

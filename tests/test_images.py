@@ -14,8 +14,8 @@ import pytest
 from pictures import pictures, recipe
 from PIL import Image
 
-from tfsd.image_files import FileThereError
 from tfsd.images import ImageFileError, Images, Picture, file_names, free_names, read_recipe
+from tfsd.images.files import FileThereError
 
 ROOT = Path(__file__).parents[1]
 

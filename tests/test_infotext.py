@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from test_exif import USER_COMMENT, app1, jpeg, tiff, webp
 
-from tfsd.image_files import ImageFileError, encode, foreign_recipe, infotext, parse_infotext, read_parameters
+from tfsd.images.files import ImageFileError, encode, foreign_recipe, infotext, parse_infotext, read_parameters
 
 RECIPE = {
     "prompt": "a cat, sitting: still",

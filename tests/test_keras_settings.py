@@ -107,7 +107,7 @@ def small_spec(toy_folder):
     """The toy model's, with a VAE of two levels: every kind of layer is in it."""
     from dataclasses import replace
 
-    from tfsd.weights import load_spec
+    from tfsd.storage.model_folders import load_spec
 
     spec = load_spec(toy_folder)
     return replace(spec, vae=replace(spec.vae, channels=spec.vae.channels[:2]))
@@ -119,8 +119,8 @@ def trained_usually(small_spec, tmp_path_factory):
 
 
 def test_pictures_and_signatures_are_as_usual_under_all_settings_at_once(settings, usual, toy_folder, tmp_path):
-    from converters.requests import Limits
-    from converters.signatures import Signatures
+    from tfsd.converters.saved_model.requests import Limits
+    from tfsd.converters.saved_model.signatures import Signatures
 
     for change in settings.values():
         change()
@@ -137,7 +137,7 @@ def test_pictures_and_signatures_are_as_usual_under_all_settings_at_once(setting
 @pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")
 def test_an_export_draws_as_python_does_under_all_settings_at_once(settings, toy_folder, tmp_path):
     """An export compares its own picture with Python's, and is an error if they differ."""
-    from converters.saved_model import export_saved_model
+    from tfsd.converters.saved_model.export import export_saved_model
 
     for change in settings.values():
         change()

@@ -9,14 +9,14 @@ import pytest
 import tensorflow as tf
 from gradient_registry import custom_gradients, require_registry
 
-from converters.device.export import export_tflite
-from converters.device.report import Check
-from converters.saved_model import export_saved_model
-from serving.engine import Engine
 from tfsd.api import load
+from tfsd.converters.device.export import export_tflite
+from tfsd.converters.device.report import Check
+from tfsd.converters.saved_model.export import export_saved_model
 from tfsd.models import build
 from tfsd.models.layers import activation
-from tfsd.weights import ASSETS, load_spec
+from tfsd.serving.server.engine import Engine
+from tfsd.storage.model_folders import ASSETS, load_spec
 
 
 @pytest.fixture(scope="session", autouse=True)  # before `no_module_leaves_gradients` counts

@@ -13,7 +13,7 @@ from tfsd import models
 from tfsd.models import variable_shapes
 from tfsd.models.layers import GroupNorm, Upsample, activation, attend
 from tfsd.specs import PRESETS, CLIPSpec, ModelSpec, VAESpec
-from tfsd.weights import part_shapes
+from tfsd.storage.model_folders import part_shapes
 
 STATM = Path("/proc/self/statm")
 ROUNDING = 2e-6  # relative to the largest value: the same sums in another order

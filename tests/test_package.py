@@ -17,32 +17,35 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(path for top in ("tfsd", "converters", "serving") for path in (ROOT / top).rglob("*.py"))
 # From left to right: a module imports from columns to the left of its own and from its own package, never from neighbours.
 COLUMNS = (
-    {"tfsd.errors", "tfsd.freeing", "tfsd.limits", "tfsd.startup", "tfsd.memory", "tfsd.private"},
-    {"tfsd.finite", "tfsd.specs", "tfsd.progress", "tfsd.arguments", "tfsd.files", "tfsd.backend"},
-    {"tfsd.noise", "tfsd.programs", "tfsd.text", "tfsd.models", "tfsd.samplers", "tfsd.h5", "tfsd.encoding"}
-    | {"tfsd.recipes", "tfsd.folders"},
-    {"tfsd.sharing"},
-    {"tfsd.pipeline", "tfsd.atomic", "tfsd.bundle_fields", "tfsd.litert"},
-    {"tfsd.image_files"},
-    {"tfsd.weights", "tfsd.images"},
+    {"tfsd.errors"},
+    {"tfsd.specs", "tfsd.progress", "tfsd.finite", "tfsd.runtime", "tfsd.programs"},
+    {"tfsd.arguments", "tfsd.models", "tfsd.text"},
+    {"tfsd.noise", "tfsd.samplers", "tfsd.storage", "tfsd.sharing"},
+    {"tfsd.pipeline", "tfsd.images"},
     {"tfsd.api", "tfsd.hub", "tfsd.device"},
     {"tfsd.training", "tfsd.benchmark"},
-    {"converters"},  # an export of the embedded model is judged by the checker that judged its training
-    {"serving"},
+    {"tfsd.converters.importers", "tfsd.converters.saved_model"},
+    {"tfsd.converters.device", "tfsd.converters"},  # a bundle is judged by the checker that judged the embedded model's training
+    {"tfsd.serving.wire"},
+    {"tfsd.serving.client", "tfsd.serving.server"},
+    {"tfsd.serving.load_test", "tfsd.serving"},
     {"tfsd.cli"},
 )
-LIGHT = ("tfsd", "tfsd.cli", "tfsd.images", "tfsd.weights", "tfsd.hub", "tfsd.specs", "tfsd.text", "tfsd.samplers.plans")
+LIGHT = ("tfsd", "tfsd.cli", "tfsd.images", "tfsd.storage.model_folders", "tfsd.hub", "tfsd.specs", "tfsd.text")
+LIGHT += ("tfsd.samplers.plans",)
+ROOMS = {name for column in COLUMNS for name in column}
 
 
 def name_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "tfsd" else ("tfsd", *parts)  # the folders `converters` and `serving` are packages of tfsd
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def unit_of(name: str) -> str:
-    """Returns the part of a module's name that has a place in COLUMNS."""
+    """Returns the room, or the module, in which a name is: the longest that has a place in COLUMNS."""
     parts = name.split(".")
-    return parts[0] if parts[0] != "tfsd" else ".".join(parts[:2])
+    return next((unit for n in (3, 2) if (unit := ".".join(parts[:n])) in ROOMS), ".".join(parts[:2]))
 
 
 def imports(path: Path) -> set[str]:
@@ -73,7 +76,7 @@ def test_imports_point_left(path):
     assert column(own) >= 0, f"{own} has no column yet"
     for name in sorted(imports(path)):
         unit = unit_of(name)
-        if unit.split(".")[0] not in ("tfsd", "converters", "serving") or unit in (own, "tfsd.__version__"):
+        if unit.split(".")[0] != "tfsd" or unit in (own, "tfsd.__version__"):
             continue
         assert 0 <= column(unit) < column(own), f"{name_of(path)} must not import {name}"
 
@@ -104,7 +107,9 @@ print(sorted({{"tensorflow", "keras", "torch"}} & set(sys.modules)))
 def test_public_names_are_found_when_first_used():
     script = "import json, tfsd; print(json.dumps({name: str(getattr(tfsd, name)) for name in tfsd.__all__}))"
     found = json.loads(python(script))
-    assert set(found) == {"Cancelled", "Images", "Picture", "StableDiffusion", "__version__", "load", "text_to_image"}
+    assert set(found) == {"__version__", "load", "text_to_image", "StableDiffusion", "Images", "Picture", "Cancelled"} | {
+        "convert", "export_saved_model", "export_tflite", "Client", "AsyncClient"
+    }  # fmt: skip
     assert set(found) <= set(dir(tfsd))
 
 
@@ -118,7 +123,7 @@ def wheel(tmp_path_factory):
     """The wheel built from a copy of the sources, as `pip install .` builds it."""
     copy = tmp_path_factory.mktemp("sources")
     for name in ("tfsd", "converters", "serving"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     script = f"import os; os.chdir({str(copy)!r}); import setuptools.build_meta as b; b.build_wheel('.')"
@@ -126,15 +131,20 @@ def wheel(tmp_path_factory):
     return next(copy.glob("*.whl"))
 
 
+def installed(path: Path) -> str:
+    """Returns the place of a file of the repository in the wheel."""
+    place = path.relative_to(ROOT).as_posix()
+    return place if place.startswith("tfsd/") else f"tfsd/{place}"
+
+
 def test_wheel_has_every_module_and_asset(wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {path.relative_to(ROOT).as_posix() for path in MODULES}
+    wanted = {installed(path) for path in MODULES}
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "tfsd/assets").rglob("*") if path.is_file()}
     assert {"tfsd/assets/bpe_simple_vocab_16e6.txt.gz", "tfsd/assets/LICENSE-CLIP"} <= wanted
-    wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "serving/page").rglob("*") if path.is_file()}
-    wanted |= {"tfsd/py.typed", "converters/py.typed", "serving/py.typed"}
+    wanted |= {installed(path) for path in (ROOT / "serving/server/page").rglob("*") if path.is_file()} | {"tfsd/py.typed"}
     assert wanted <= packed, sorted(wanted - packed)
-    assert {name.split("/")[0] for name in packed} == {"tfsd", "converters", "serving", f"tfsd-{tfsd.__version__}.dist-info"}
+    assert {name.split("/")[0] for name in packed} == {"tfsd", f"tfsd-{tfsd.__version__}.dist-info"}
 
 
 def test_wheel_says_what_users_need_to_know(wheel):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pictures import pictures, recipe
 
-from tfsd.image_files import FileThereError, write_files
 from tfsd.images import ImageFileError, read_recipe
+from tfsd.images.files import FileThereError, write_files
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tfsd.private import PRIVATE, Private, VersionError, private
+from tfsd.runtime.private import PRIVATE, Private, VersionError, private
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path for top in ("tfsd", "converters", "serving") for path in (ROOT / top).rglob("*.py"))
@@ -67,7 +67,7 @@ def test_no_module_goes_round_the_table(path):
         elif isinstance(node, ast.ImportFrom):
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         for name in names:
-            assert not UNPROMISED.match(name), f"{name} is private: use tfsd.private"
+            assert not UNPROMISED.match(name), f"{name} is private: use tfsd.runtime.private"
 
 
 def test_every_package_with_private_names_has_an_upper_bound():

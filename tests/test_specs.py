@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from tfsd.files import read_json
-from tfsd.h5 import CheckpointError
+from tfsd.errors import CheckpointError
 from tfsd.specs import NUMERICS, PRESETS, CLIPSpec, ModelSpec, ScheduleSpec, SpecError, UNetSpec, VAESpec, from_json, to_json
+from tfsd.storage.files import read_json
 from tfsd.training.recipe import tiny_spec
 
 SMALL = ModelSpec(  # every number as low as tests of other modules have it

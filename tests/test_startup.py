@@ -17,7 +17,7 @@ def python(script: str, level: str | None = None) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
 
 
-FIRST = ["import converters.plan_bank", "import tfsd.noise", "import tfsd", "import serving.engine"]
+FIRST = ["import tfsd.converters.saved_model.plan_bank", "import tfsd.noise", "import tfsd", "import tfsd.serving.server.engine"]
 
 
 @pytest.mark.parametrize("first", [FIRST[0], *(pytest.param(one, marks=pytest.mark.slow) for one in FIRST[1:])])

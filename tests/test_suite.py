@@ -39,7 +39,5 @@ def test_names_and_order_of_tests_are_the_same_at_any_time_and_for_any_hash_seed
 
 @pytest.mark.parametrize("body", ["time.time()", "hash('a')"])
 def test_names_that_depend_on_time_or_hash_seed_are_found(tmp_path, body):
-    (tmp_path / "test_it.py").write_text(
-        f"import time, pytest\n@pytest.mark.parametrize('x', [{body}])\ndef test_it(x): pass\n"
-    )
+    (tmp_path / "test_it.py").write_text(f"import time, pytest\n@pytest.mark.parametrize('x', [{body}])\ndef test_it(x): pass\n")
     assert collect(tmp_path, 0, 0.0)[0] != collect(tmp_path, 1, 1e8)[0]

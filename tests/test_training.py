@@ -8,10 +8,10 @@ import pytest
 from tfsd.errors import CheckpointError
 from tfsd.models import build
 from tfsd.specs import UNetSpec, VAESpec
+from tfsd.storage.model_folders import load_model
 from tfsd.training import autoencoder, denoiser, drawing, scenes
 from tfsd.training.recipe import CURRICULUM, Recipe, tiny_spec
 from tfsd.training.train import train
-from tfsd.weights import load_model
 
 TRAINS = True  # see `no_module_leaves_gradients`
 SPEC = dataclasses.replace(

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from tfsd.atomic import new_folder
-from tfsd.folders import KINDS
+from tfsd.storage.atomic import new_folder
+from tfsd.storage.folders import KINDS
 
 
 def write(folder: Path, text: str, kind: str = "model", *, overwrite: bool = False):

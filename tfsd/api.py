@@ -10,22 +10,22 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from tfsd import weights
 from tfsd.arguments import batch_of, choice, one_each, per_prompt, require_memory, rows_of, scales, seeds_of, side_of, whole
-from tfsd.backend import require_tensorflow
 from tfsd.errors import shown
-from tfsd.files import sha256
 from tfsd.finite import require_finite, require_rows
-from tfsd.freeing import free_memory
 from tfsd.images import Images
+from tfsd.images.recipes import recipes_of
 from tfsd.models import DTYPES
 from tfsd.noise import effective_seed, require_counters
 from tfsd.pipeline import Pipeline, SamplingInputs
 from tfsd.programs import require_own_threads
 from tfsd.progress import Progress
-from tfsd.recipes import recipes_of
+from tfsd.runtime.backend import require_tensorflow
+from tfsd.runtime.freeing import free_memory
 from tfsd.samplers.plans import build_plan, find_sampler
 from tfsd.specs import NUMERICS, ModelSpec
+from tfsd.storage import model_folders as weights
+from tfsd.storage.files import sha256
 from tfsd.text import Tokenizer, warn_of_unknown_words
 
 # KerasCV's names for the same arguments, in every method that has them.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfsd.errors import shown
-from tfsd.limits import INT64, MAX_INDEX, MAX_SCALE, MAX_SIDE
-from tfsd.memory import available_memory
+from tfsd.runtime.memory import available_memory
+from tfsd.specs.limits import INT64, MAX_INDEX, MAX_SCALE, MAX_SIDE
 
 TRUNCATED = ("truncated_tokens", "truncated_negative_tokens")  # what counts tokens cut off a prompt and a negative prompt
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from tfsd.arguments import MAX_SIDE, whole
 from tfsd.specs import PRESETS, from_json, to_json
-from tfsd.weights import load_spec, resolve
+from tfsd.storage.model_folders import load_spec, resolve
 
 SETTINGS = [(dtype, jit) for dtype in ("float32", "bfloat16") for jit in (True, False)]
 

@@ -11,19 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from tfsd.arguments import batch_of, choice, one_each, per_prompt, scales, seeds_of, side_of, whole
-from tfsd.bundle_fields import PARTS, require_fields
-from tfsd.errors import shown
-from tfsd.files import check_files, read_json
+from tfsd.errors import CheckpointError, shown
 from tfsd.finite import require_finite
-from tfsd.h5 import CheckpointError
 from tfsd.images import Images
-from tfsd.litert import ACCELERATORS, open_file
-from tfsd.memory import available_memory
+from tfsd.images.recipes import recipes_of
 from tfsd.noise import effective_seed
 from tfsd.progress import Progress
-from tfsd.recipes import recipes_of
+from tfsd.runtime.litert import ACCELERATORS, open_file
+from tfsd.runtime.memory import available_memory
 from tfsd.samplers.plans import sampler_names
 from tfsd.specs import CLIPSpec, SpecError
+from tfsd.storage.bundle_fields import PARTS, require_fields
+from tfsd.storage.files import check_files, read_json
 from tfsd.text import Tokenizer, warn_of_unknown_words
 
 MANIFEST = "manifest.json"

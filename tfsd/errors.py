@@ -6,7 +6,7 @@ import sys
 import warnings
 
 LIMIT = 60  # characters of a value in a message
-_PACKAGES = ("tfsd", "converters", "serving")
+_PACKAGES = ("tfsd",)
 _MAX_BITS = 256  # of a number that is written out
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tfsd.errors import CheckpointError, TfsdWarning, shown
-from tfsd.files import check_file, require_space
-from tfsd.folders import require_replaceable
-from tfsd.private import private
+from tfsd.runtime.private import private
 from tfsd.specs import PRESETS, ModelSpec
-from tfsd.weights import home
+from tfsd.storage.files import check_file, require_space
+from tfsd.storage.folders import require_replaceable
+from tfsd.storage.model_folders import home
 
 _OF_DISKS = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS")  # not all systems have all of them
 
@@ -101,7 +101,7 @@ def download(
 
     `convert` is `converters.convert`, which this package must not import. What was fetched is kept until the model
     folder is complete, so that the next call resumes. Of several processes at once one downloads, and the others wait for it
-    with a warning. `cache` None is `tfsd.weights.home()`; `endpoint` None is
+    with a warning. `cache` None is `tfsd.storage.model_folders.home()`; `endpoint` None is
     $HF_ENDPOINT or the Hugging Face Hub; `offline` or $HF_HUB_OFFLINE uses files fetched before, alone.
     Raises: `CheckpointError` if the licence is not accepted, the network fails, or a file is not the published one.
     """

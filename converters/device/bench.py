@@ -7,15 +7,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from converters.device.jobs import Made, measure_conversion, measure_graphs, measure_quantization
-from converters.device.lint import lint
-from converters.device.measure import measure_signature
-from converters.device.recipes import RECIPES
 from tfsd.arguments import choice, side_of, whole
+from tfsd.converters.device.jobs import Made, measure_conversion, measure_graphs, measure_quantization
+from tfsd.converters.device.lint import lint
+from tfsd.converters.device.measure import measure_signature
+from tfsd.converters.device.recipes import RECIPES
 from tfsd.device import load_bundle_manifest
-from tfsd.h5 import CheckpointError
+from tfsd.errors import CheckpointError
 from tfsd.specs import PRESETS, ModelSpec
-from tfsd.weights import load_spec, resolve
+from tfsd.storage.model_folders import load_spec, resolve
 
 PARTS = ("text_encoder", "denoiser", "decoder")  # what a full-size model is large in
 SIZES = (256, 512)

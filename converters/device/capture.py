@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from converters.device.parts import Part
+from tfsd.converters.device.parts import Part
 from tfsd.device import StepLoop, fitted
 
 Records = dict[str, list[dict[str, np.ndarray]]]  # part -> inputs of its calls, in their order

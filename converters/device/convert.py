@@ -5,9 +5,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from converters.device.jobs import convert_saved
-from converters.device.measure import first_line
-from converters.verify import ExportError
+from tfsd.converters.device.jobs import convert_saved
+from tfsd.converters.device.measure import first_line
+from tfsd.converters.saved_model.verify import ExportError
 
 LARGE = 10**8  # weights from which a process of its own converts, whose memory is then free again
 

@@ -7,28 +7,28 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from converters.device.capture import Records
-from converters.device.convert import convert
-from converters.device.jobs import CONVERSION_BYTES
-from converters.device.lint import MAX_BYTES, lint
-from converters.device.manifest import TOKENIZER, describe, write
-from converters.device.measure import first_line, measure_signature
-from converters.device.parts import build_parts, save_part
-from converters.device.recipes import RECIPES, Recipe, plan_sizes, quantize_file
-from converters.device.report import Check, gather, make_report, write_report
-from converters.verify import ExportError
 from tfsd.api import load
 from tfsd.arguments import choice, side_of, whole
-from tfsd.atomic import new_folder
+from tfsd.converters.device.capture import Records
+from tfsd.converters.device.convert import convert
+from tfsd.converters.device.jobs import CONVERSION_BYTES
+from tfsd.converters.device.lint import MAX_BYTES, lint
+from tfsd.converters.device.manifest import TOKENIZER, describe, write
+from tfsd.converters.device.measure import first_line, measure_signature
+from tfsd.converters.device.parts import build_parts, save_part
+from tfsd.converters.device.recipes import RECIPES, Recipe, plan_sizes, quantize_file
+from tfsd.converters.device.report import Check, gather, make_report, write_report
+from tfsd.converters.saved_model.verify import ExportError
 from tfsd.device import MAX_BATCH
 from tfsd.errors import shown
-from tfsd.files import require_space
-from tfsd.memory import available_memory
 from tfsd.progress import Stages
+from tfsd.runtime.memory import available_memory
 from tfsd.samplers.plans import MAX_STEPS
 from tfsd.specs import ModelSpec
+from tfsd.storage.atomic import new_folder
+from tfsd.storage.files import require_space
+from tfsd.storage.model_folders import load_spec, resolve
 from tfsd.text.portable import write_tokenizer_data
-from tfsd.weights import load_spec, resolve
 
 _CHECK_STEPS = 10  # of the report's pictures
 _DISK_BYTES = 8  # of the folder for temporary files, for each weight: a SavedModel and a file, both in float32

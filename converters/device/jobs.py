@@ -1,6 +1,6 @@
 """What the benchmark of device files needs TensorFlow for, each job in a process of its own, so that its memory is freed.
 
-`python -m converters.device.jobs JOB` runs one, described in JSON.
+`python -m tfsd.converters.device.jobs JOB` runs one, described in JSON.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converters.device.measure import first_line, made_up, memory, plausible, run_module, timed
-from tfsd.private import private
+from tfsd.converters.device.measure import first_line, made_up, memory, plausible, run_module, timed
+from tfsd.runtime.private import private
 from tfsd.specs import ModelSpec, from_json, to_json
 
 CONVERSION_BYTES = 18  # of memory for each weight while TFLite converts it
@@ -88,12 +88,12 @@ def _graphs(model: str | ModelSpec, size: tuple[int, int], max_steps: int) -> di
 
 
 def _run(job: dict, failed: str) -> dict:
-    return run_module("converters.device.jobs", [json.dumps(job)], failed)
+    return run_module("tfsd.converters.device.jobs", [json.dumps(job)], failed)
 
 
 def _parts(job: dict) -> dict:
     """Returns the parts of the job's model, all of them, as an export builds them."""
-    from converters.device.parts import build_parts
+    from tfsd.converters.device.parts import build_parts
 
     if "model" in job:
         from tfsd.api import load
@@ -120,7 +120,7 @@ def fill_zeros(models: Iterable):
 
 
 def _save(job: dict) -> dict:
-    from converters.device.parts import save_part
+    from tfsd.converters.device.parts import save_part
 
     part = _parts(job)[job["part"]]
     save_part(part, Path(job["folder"]))
@@ -149,7 +149,7 @@ def _convert(job: dict) -> dict:
 
 def _require_memory(needed: int):
     """Raises `MemoryError` before the system, short of memory, would end this process or others."""
-    from tfsd.memory import available_memory
+    from tfsd.runtime.memory import available_memory
 
     free = available_memory()
     if free is not None and needed > free:
@@ -157,7 +157,7 @@ def _require_memory(needed: int):
 
 
 def _quantize(job: dict) -> dict:
-    from converters.device.recipes import RECIPES, quantize_file
+    from tfsd.converters.device.recipes import RECIPES, quantize_file
 
     recipe, source, target = RECIPES[job["quantize"]], Path(job["source"]), Path(job["target"])
     calls = [_made_up_call(source)] if recipe.calibrated else []

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tfsd.private import private
+from tfsd.runtime.private import private
 
 MAX_DIMENSIONS = 4
 MAX_BYTES = 2**31 - 1  # of a file; LiteRT reads larger ones on some systems only

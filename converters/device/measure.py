@@ -1,6 +1,6 @@
 """Times a TFLite file on LiteRT's CPU runtime, in a process of its own that has no TensorFlow, and tells its memory.
 
-`python -m converters.device.measure FILE SIGNATURE --threads N --runs R` prints what `measure_signature` returns as JSON.
+`python -m tfsd.converters.device.measure FILE SIGNATURE --threads N --runs R` prints what `measure_signature` returns as JSON.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tfsd.arguments import whole
-from tfsd.h5 import CheckpointError
+from tfsd.errors import CheckpointError
 
-ROOT = Path(__file__).parents[2]  # where `converters` lies, installed or not
+ROOT = Path(__file__).parents[3]  # where `tfsd` lies, installed or not
 
 
 class Measured(NamedTuple):
@@ -59,7 +59,9 @@ def measure_signature(
         np.savez(given, **(inputs or {}))
         options = ["--threads", str(threads), "--runs", str(runs), "--inputs", str(given)]
         found = run_module(
-            "converters.device.measure", [str(path), signature, *options], f"{path}, signature {signature!r}, cannot be measured"
+            "tfsd.converters.device.measure",
+            [str(path), signature, *options],
+            f"{path}, signature {signature!r}, cannot be measured",
         )
     return Measured(**found)
 
@@ -158,7 +160,7 @@ def _run(path: str, signature: str, threads: int, runs: int, inputs: str | None)
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures one signature and prints the result as JSON; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m converters.device.measure", description="Times one signature of a TFLite file, and tells its memory."
+        prog="python -m tfsd.converters.device.measure", description="Times one signature of a TFLite file, and tells its memory."
     )
     parser.add_argument("file", help="a TFLite file")
     parser.add_argument("signature", help="the name of one of its signatures")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from converters.plan_bank import PlanBank
+from tfsd.converters.saved_model.plan_bank import PlanBank
 from tfsd.noise import normal_noise
 from tfsd.pipeline import Pipeline
 from tfsd.samplers.rows import HISTORY, ROW_SIZE

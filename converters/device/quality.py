@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfsd.litert import quiet_litert
-from tfsd.private import private
+from tfsd.runtime.litert import quiet_litert
+from tfsd.runtime.private import private
 
 BEST_PSNR = 100.0  # dB; what equal pictures are given, whose true one is infinite
 WORST = 1e6  # relative error that stands for all larger ones, and for values that are no numbers

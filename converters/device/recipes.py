@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converters.device.jobs import CONVERSION_BYTES
-from tfsd.h5 import CheckpointError
-from tfsd.litert import quiet_litert
-from tfsd.private import private
+from tfsd.converters.device.jobs import CONVERSION_BYTES
+from tfsd.errors import CheckpointError
+from tfsd.runtime.litert import quiet_litert
+from tfsd.runtime.private import private
 from tfsd.specs import ModelSpec
-from tfsd.weights import part_shapes
+from tfsd.storage.model_folders import part_shapes
 
 BLOCK = 32  # weights that share a scale in four bits
 CALIBRATION_CALLS = 40  # of a part, spread over the trajectories
@@ -109,7 +109,7 @@ def _int8_weights(quantizer, file: Path):
 
 
 def _int4(quantizer, file: Path):
-    from converters.device.lint import dense_layers
+    from tfsd.converters.device.lint import dense_layers
 
     _dynamic(quantizer, file)
     _update(quantizer, ".*", "FULLY_CONNECTED", _weights(4, f"BLOCKWISE_{BLOCK}"))
@@ -191,7 +191,7 @@ def quantize_file(source: Path, target: Path, part: str, recipe: Recipe, calls: 
     """
     from ai_edge_quantizer import quantizer
 
-    from converters.device.lint import look
+    from tfsd.converters.device.lint import look
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _large_kernels():
         made = quantizer.Quantizer(str(source))

@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converters.device.adherence import can_be_judged, measure_adherence
-from converters.device.capture import Records, capture_inputs, spread
-from converters.device.parts import Part
-from converters.device.quality import compare_parts, compare_pictures
-from converters.device.recipes import CALIBRATION_CALLS, RECIPES, Recipe
-from converters.device.sheet import write_sheet
-from converters.device.verify import REFERENCE
 from tfsd.api import StableDiffusion
+from tfsd.converters.device.adherence import can_be_judged, measure_adherence
+from tfsd.converters.device.capture import Records, capture_inputs, spread
+from tfsd.converters.device.parts import Part
+from tfsd.converters.device.quality import compare_parts, compare_pictures
+from tfsd.converters.device.recipes import CALIBRATION_CALLS, RECIPES, Recipe
+from tfsd.converters.device.sheet import write_sheet
+from tfsd.converters.device.verify import REFERENCE
 from tfsd.device import DeviceBundle
-from tfsd.image_files import encode
+from tfsd.images.files import encode
 from tfsd.text import own_prompts
 
 REPORT = "report.json"

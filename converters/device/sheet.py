@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from converters.device.quality import BEST_PSNR, LARGEST_HALF, SMALLEST_HALF
+from tfsd.converters.device.quality import BEST_PSNR, LARGEST_HALF, SMALLEST_HALF
 
 SHEET = "report.html"
 AMPLIFIED = 8  # times that differences are shown

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from converters.device.quality import compare_pictures
-from converters.device.recipes import known_recipe
-from converters.verify import ExportError
+from tfsd.converters.device.quality import compare_pictures
+from tfsd.converters.device.recipes import known_recipe
+from tfsd.converters.saved_model.verify import ExportError
 from tfsd.device import MANIFEST, DeviceBundle
-from tfsd.h5 import CheckpointError
-from tfsd.image_files import read_recipe
+from tfsd.errors import CheckpointError
+from tfsd.images.files import read_recipe
 from tfsd.text import own_prompts
 
 REFERENCE = "reference.png"  # its recipe says how it was drawn

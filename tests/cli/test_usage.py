@@ -302,12 +302,11 @@ print(json.dumps(sorted({{"tensorflow", "numpy", "keras", "PIL", "tqdm", "ftfy"}
 
 
 def test_names_that_are_known_without_numpy_are_those_of_the_tables():
-    from converters.device.recipes import RECIPES
-    from tfsd import limits
+    from tfsd.converters.device.recipes import RECIPES
     from tfsd.models import DTYPES
     from tfsd.samplers.names import COMMUNITY_NAMES
     from tfsd.samplers.plans import SAMPLERS
-    from tfsd.specs import NUMERICS
+    from tfsd.specs import NUMERICS, limits
 
     assert tuple(COMMUNITY_NAMES) == tuple(SAMPLERS) and limits.QUANTIZATIONS == tuple(RECIPES)
     assert set(limits.DTYPES) == set(DTYPES) and set(limits.NUMERICS) == set(NUMERICS)

@@ -14,7 +14,7 @@ def warning_command(monkeypatch):
     """Lets `tfsd models` do what a test says."""
 
     def replace(function):
-        monkeypatch.setattr("tfsd.weights.list_models", lambda: function() or [])
+        monkeypatch.setattr("tfsd.storage.model_folders.list_models", lambda: function() or [])
 
     return replace
 

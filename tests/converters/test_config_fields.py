@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from converters.configs import model_spec
-from converters.scheduler_config import CLASSES
-from tfsd.h5 import CheckpointError
+from tfsd.converters.importers.configs import model_spec
+from tfsd.converters.importers.scheduler_config import CLASSES
+from tfsd.errors import CheckpointError
 
 DATA = Path(__file__).parents[1] / "data"
 VOCABULARY = json.loads((DATA / "diffusers_fields.json").read_text())["fields"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from converters.configs import model_spec
+from tfsd.converters.importers.configs import model_spec
 from tfsd.errors import CheckpointError
 from tfsd.samplers.names import ALIASES
 from tfsd.samplers.plans import find_sampler

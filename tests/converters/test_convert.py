@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from converters import IMPORTERS, convert
-from converters.sources import KINDS, detect
-from tfsd.h5 import CheckpointError
+from tfsd.converters import IMPORTERS, convert
+from tfsd.converters.importers.sources import KINDS, detect
+from tfsd.errors import CheckpointError
 from tfsd.specs import SD_1_4
-from tfsd.weights import load_spec
+from tfsd.storage.model_folders import load_spec
 
 ROOT = Path(__file__).parents[2]
 

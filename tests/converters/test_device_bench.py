@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from converters.device.bench import bench_bundle, bench_full_size
-from converters.device.export import export_tflite
-from converters.device.jobs import convert_saved, fill_zeros
-from converters.device.measure import ROOT, Measured, measure_signature, plausible, run_module
-from converters.device.tables import bundle_table, conversion_table, full_size_table, megabytes, seconds
+from tfsd.converters.device.bench import bench_bundle, bench_full_size
+from tfsd.converters.device.export import export_tflite
+from tfsd.converters.device.jobs import convert_saved, fill_zeros
+from tfsd.converters.device.measure import ROOT, Measured, measure_signature, plausible, run_module
+from tfsd.converters.device.tables import bundle_table, conversion_table, full_size_table, megabytes, seconds
 from tfsd.device import load_bundle_manifest
-from tfsd.h5 import CheckpointError
+from tfsd.errors import CheckpointError
 from tfsd.models import build
-from tfsd.weights import load_spec
+from tfsd.storage.model_folders import load_spec
 
 POSITIVE = ("file_bytes", "load_s", "first_s", "median_s", "p90_s", "peak_bytes", "tensorflow_s", "ratio")
 TIMES = {"load_s": 0.25, "first_s": 2.0, "median_s": 0.0125, "p90_s": 123.4, "peak_bytes": 45_100_000}
@@ -50,7 +50,7 @@ def test_memory_is_what_a_run_takes(repeat):
 def test_process_that_measures_has_no_tensorflow(repeat):
     script = f"""
 import sys
-from converters.device.measure import main
+from tfsd.converters.device.measure import main
 assert main([{str(repeat)!r}, "run", "--runs", "1"]) == 0
 print(sorted({{"tensorflow", "keras"}} & set(sys.modules)))
 """

@@ -12,24 +12,24 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from converters.device.export import export_tflite
-from converters.device.lint import lint, look
-from converters.device.manifest import write
-from converters.device.recipes import RECIPES, plan_sizes
-from converters.device.report import REPORT, Check
-from converters.device.sheet import SHEET
-from converters.device.verify import REFERENCE, verify_bundle
-from converters.verify import ExportError
 from tfsd.api import load
+from tfsd.converters.device.export import export_tflite
+from tfsd.converters.device.lint import lint, look
+from tfsd.converters.device.manifest import write
+from tfsd.converters.device.recipes import RECIPES, plan_sizes
+from tfsd.converters.device.report import REPORT, Check
+from tfsd.converters.device.sheet import SHEET
+from tfsd.converters.device.verify import REFERENCE, verify_bundle
+from tfsd.converters.saved_model.verify import ExportError
 from tfsd.device import MANIFEST, DeviceBundle, load_bundle_manifest
-from tfsd.files import sha256
-from tfsd.folders import own_files
-from tfsd.h5 import CheckpointError
-from tfsd.image_files import encode, read_recipe
+from tfsd.errors import CheckpointError
+from tfsd.images.files import encode, read_recipe
 from tfsd.noise import normal_noise
 from tfsd.progress import Cancelled
 from tfsd.samplers.plans import SAMPLERS, build_plan
 from tfsd.specs import PRESETS, to_json
+from tfsd.storage.files import sha256
+from tfsd.storage.folders import own_files
 from tfsd.text import UnknownWordsWarning
 
 ROOT = Path(__file__).parents[2]

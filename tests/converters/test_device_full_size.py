@@ -2,9 +2,9 @@
 
 import pytest
 
-from converters.device.jobs import measure_conversion, measure_quantization
-from converters.device.lint import MAX_BYTES, lint, look
-from converters.device.recipes import GPU_PARTS, plan_sizes
+from tfsd.converters.device.jobs import measure_conversion, measure_quantization
+from tfsd.converters.device.lint import MAX_BYTES, lint, look
+from tfsd.converters.device.recipes import GPU_PARTS, plan_sizes
 from tfsd.specs import PRESETS
 
 pytestmark = pytest.mark.full_size

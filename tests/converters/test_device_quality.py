@@ -8,10 +8,10 @@ import types
 import numpy as np
 import pytest
 
-from converters.device import quality
-from converters.device.adherence import can_be_judged
-from converters.device.quality import compare_parts, compare_pictures, relative_error
-from converters.device.sheet import write_sheet
+from tfsd.converters.device import quality
+from tfsd.converters.device.adherence import can_be_judged
+from tfsd.converters.device.quality import compare_parts, compare_pictures, relative_error
+from tfsd.converters.device.sheet import write_sheet
 from tfsd.specs import PRESETS
 from tfsd.training.recipe import tiny_spec
 
@@ -260,7 +260,7 @@ def painter(*missing: int):
 
 
 def test_adherence_counts_the_prompts_that_are_lost_and_gained():
-    from converters.device.adherence import measure_adherence
+    from tfsd.converters.device.adherence import measure_adherence
 
     found = measure_adherence(painter(2, 5, 6), painter(9), 10, 0, num_steps=7)
     assert {kind: one["count"] for kind, one in found["kinds"].items()} == {"one": 10, "two": 10}
@@ -272,9 +272,9 @@ def test_adherence_counts_the_prompts_that_are_lost_and_gained():
 
 @pytest.mark.slow
 def test_adherence_of_a_bundle_at_float32_is_that_of_python(tmp_path):
-    from converters.device.adherence import measure_adherence
-    from converters.device.export import export_tflite
     from tfsd.api import load
+    from tfsd.converters.device.adherence import measure_adherence
+    from tfsd.converters.device.export import export_tflite
     from tfsd.device import DeviceBundle
 
     bundle = DeviceBundle(export_tflite("tiny", tmp_path / "bundle"))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from converters import convert
-from converters.diffusers import FILES, export, open_folder
+from tfsd.converters import convert
+from tfsd.converters.importers.diffusers import FILES, export, open_folder
 from tfsd.errors import CheckpointError, TfsdWarning
 from tfsd.specs import CLIPSpec, ModelSpec, ScheduleSpec, UNetSpec, VAESpec
-from tfsd.weights import load_model, load_spec, named_variables
+from tfsd.storage.model_folders import load_model, load_spec, named_variables
 
 A_SD1_FOLDER = Path(__file__).parents[1] / "data" / "diffusers" / "a_sd1"
 PUBLISHED_NAMES = A_SD1_FOLDER.with_name("a_sd1_published_names")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from converters.saved_model import _reserved, export_saved_model
 from tfsd.api import load
-from tfsd.h5 import CheckpointError
+from tfsd.converters.saved_model.export import _reserved, export_saved_model
+from tfsd.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_exports_at_once_into_one_folder_get_different_versions(tmp_path):
 
 def test_another_process_exports_another_version(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from converters.saved_model import _reserved\n"
+        "import sys; from pathlib import Path; from tfsd.converters.saved_model.export import _reserved\n"
         "with _reserved(Path(sys.argv[1]), None) as folder: print(folder.name)"
     )
     with _reserved(tmp_path / "toy", None):

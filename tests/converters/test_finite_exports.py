@@ -5,12 +5,12 @@ import pytest
 import tensorflow as tf
 from exports import ServingSession, pixels, request
 
-from converters.requests import Limits
-from converters.saved_model import export_saved_model
-from converters.signatures import Signatures
-from serving.engine import Engine
-from serving.errors import ServerError
 from tfsd.api import load
+from tfsd.converters.saved_model.export import export_saved_model
+from tfsd.converters.saved_model.requests import Limits
+from tfsd.converters.saved_model.signatures import Signatures
+from tfsd.serving.server.engine import Engine
+from tfsd.serving.wire.errors import ServerError
 
 # The exporter draws with prompts of its own: a caller cannot give the words that a small vocabulary lacks another form.
 pytestmark = pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")

@@ -5,11 +5,11 @@ import h5py
 import numpy as np
 import pytest
 
-from converters import convert
-from converters.kerascv import FILES, export, file_order, open_folder
-from tfsd.h5 import CheckpointError
+from tfsd.converters import convert
+from tfsd.converters.importers.kerascv import FILES, export, file_order, open_folder
+from tfsd.errors import CheckpointError
 from tfsd.specs import SD_1_4, CLIPSpec, ModelSpec, UNetSpec, VAESpec
-from tfsd.weights import load_model, named_variables, part_shapes
+from tfsd.storage.model_folders import load_model, named_variables, part_shapes
 
 LAYOUTS = Path(__file__).parents[1] / "data" / "kerascv_h5_layout"
 

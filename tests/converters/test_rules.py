@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from converters.diffusers import rules_of
-from converters.rules import CONV, LINEAR, SAME, Layout, Rule, Rules, assign, invert
-from tfsd.h5 import CheckpointError, StoredTensor
+from tfsd.converters.importers.diffusers import rules_of
+from tfsd.converters.importers.rules import CONV, LINEAR, SAME, Layout, Rule, Rules, assign, invert
+from tfsd.errors import CheckpointError
 from tfsd.specs import SD_1_4
-from tfsd.weights import part_shapes
+from tfsd.storage.h5 import StoredTensor
+from tfsd.storage.model_folders import part_shapes
 
 FOLDERS = {"text_encoder": ("text_encoder",), "unet": ("unet",), "vae": ("decoder", "encoder")}
 

@@ -9,11 +9,11 @@ import pytest
 import tensorflow as tf
 from exports import ServingSession, pixels, request
 
-from converters.saved_model import export_saved_model
-from converters.verify import MANIFEST, ExportError, OutdatedExportWarning, verify
 from tfsd.api import load
-from tfsd.encoding import encode_png
-from tfsd.folders import own_files
+from tfsd.converters.saved_model.export import export_saved_model
+from tfsd.converters.saved_model.verify import MANIFEST, ExportError, OutdatedExportWarning, verify
+from tfsd.images.encoding import encode_png
+from tfsd.storage.folders import own_files
 
 SIZES = [(32, 32), (16, 48)]
 

@@ -10,9 +10,9 @@ import pytest
 from exports import ServingSession, pixels, request
 from tensorflow.core.protobuf import saved_model_pb2
 
-from converters.saved_model import export_saved_model
-from converters.verify import verify
 from tfsd.api import load
+from tfsd.converters.saved_model.export import export_saved_model
+from tfsd.converters.saved_model.verify import verify
 
 pytestmark = pytest.mark.slow
 ROWS = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from converters import convert
-from converters.sources import detect
+from tfsd.converters import convert
+from tfsd.converters.importers.sources import detect
 from tfsd.errors import CheckpointError
 
 # Tensors' names of real files: of CompVis' Stable Diffusion 1.4 and Stability's 2.1, and of what people take for models.

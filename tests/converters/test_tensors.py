@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from converters.tensors import open_safetensors, safetensors_files
-from tfsd.h5 import CheckpointError
+from tfsd.converters.importers.tensors import open_safetensors, safetensors_files
+from tfsd.errors import CheckpointError
 
 A, B = np.arange(6, dtype="float32").reshape(2, 3), np.arange(4, dtype="float16")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from faults import entries, kills
 from written import held, write
 
-from tfsd.atomic import new_file, set_aside
-from tfsd.image_files import write_files
+from tfsd.images.files import write_files
+from tfsd.storage.atomic import new_file, set_aside
 
 
 def check_folders(place: Path) -> int:

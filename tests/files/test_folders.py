@@ -11,10 +11,10 @@ import pytest
 from faults import entries, refusals
 from written import fill, held, write
 
-from tfsd.atomic import new_file, new_folder, scratch_folder, set_aside
 from tfsd.errors import CheckpointError, TfsdWarning
-from tfsd.folders import KINDS
-from tfsd.weights import resolve
+from tfsd.storage.atomic import new_file, new_folder, scratch_folder, set_aside
+from tfsd.storage.folders import KINDS
+from tfsd.storage.model_folders import resolve
 
 HERE = Path(__file__).parent
 LEGACY = {"model": "spec.json", "saved_model": "saved_model.pb"}
@@ -298,7 +298,7 @@ def test_loading_a_folder_that_was_moved_aside_says_where_it_is(tmp_path):
 
 def test_without_locks_nothing_is_put_back_or_removed_and_warnings_say_what_is_there(tmp_path, monkeypatch):
     """Network file systems without locks, and Windows: another process may be at work."""
-    monkeypatch.setattr("tfsd.atomic.fcntl", None)
+    monkeypatch.setattr("tfsd.storage.atomic.fcntl", None)
     write(tmp_path / "m", "old")
     (tmp_path / "m").rename(tmp_path / ".m.0123abcd.old")
     (tmp_path / ".m.01234567.partial").mkdir()

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from faults import entries, refusals
 
-from tfsd.image_files import ImageFileError, write_files
+from tfsd.images.files import ImageFileError, write_files
 
 NAMES = ("a.png", "b.png", "c.png")
 

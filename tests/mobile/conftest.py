@@ -10,8 +10,8 @@ def tiny_bundle(tmp_path_factory):
     """The bundle, exported once: of the processes that run tests, the first one exports it while the others wait."""
     import fcntl
 
-    from converters.device.export import export_tflite
-    from converters.device.report import Check
+    from tfsd.converters.device.export import export_tflite
+    from tfsd.converters.device.report import Check
 
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import toolchain
 
-from tfsd.litert import open_file
+from tfsd.runtime.litert import open_file
 
 CHROMIUM = Path(os.environ.get("TFSD_SWIFTSHADER", "/usr/lib/chromium"))  # Debian's folder with SwiftShader
 DRIVER = CHROMIUM / "vk_swiftshader_icd.json"

@@ -13,10 +13,10 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from recorded import Recorded
 
-from converters.device.lint import lint
-from converters.device.manifest import write
-from converters.device.quality import compare_pictures
-from converters.device.recipes import GPU_PARTS, RECIPES, quantize_file
+from tfsd.converters.device.lint import lint
+from tfsd.converters.device.manifest import write
+from tfsd.converters.device.quality import compare_pictures
+from tfsd.converters.device.recipes import GPU_PARTS, RECIPES, quantize_file
 from tfsd.device import MANIFEST, PARTS, DeviceBundle, load_bundle_manifest
 
 pytestmark = [pytest.mark.mobile, pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())]

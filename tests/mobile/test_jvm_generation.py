@@ -11,9 +11,9 @@ from PIL import Image
 
 from tfsd.api import load
 from tfsd.device import MANIFEST, DeviceBundle
-from tfsd.files import sha256
-from tfsd.h5 import CheckpointError
-from tfsd.image_files import read_recipe
+from tfsd.errors import CheckpointError
+from tfsd.images.files import read_recipe
+from tfsd.storage.files import sha256
 
 pytestmark = pytest.mark.mobile
 JVM, NATIVE = toolchain.MOBILE / "jvm", toolchain.MOBILE / "native"

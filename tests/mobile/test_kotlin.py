@@ -11,9 +11,9 @@ import ftfy
 import pytest
 import toolchain
 
-from converters.device.recipes import GPU_PARTS
+from tfsd.converters.device.recipes import GPU_PARTS
 from tfsd.device import FORMAT, StepLoop, load_bundle_manifest
-from tfsd.h5 import CheckpointError
+from tfsd.errors import CheckpointError
 from tfsd.specs import CLIPSpec
 from tfsd.text import Tokenizer
 from tfsd.text.portable import write_tokenizer_data

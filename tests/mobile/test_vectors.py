@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfsd import memory
 from tfsd.device import DeviceBundle
-from tfsd.h5 import CheckpointError
+from tfsd.errors import CheckpointError
 from tfsd.noise import effective_seed, noise_words, normal_noise
+from tfsd.runtime import memory
 from tfsd.specs import CLIPSpec
 from tfsd.text import Tokenizer
 

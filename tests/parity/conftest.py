@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from converters import convert
+from tfsd.converters import convert
 from tfsd.specs import ModelSpec
-from tfsd.weights import load_model
+from tfsd.storage.model_folders import load_model
 
 DATA = Path(__file__).parents[1] / "data" / "diffusers"
 MODES = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}

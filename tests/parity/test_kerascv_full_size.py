@@ -13,11 +13,11 @@ import h5py
 import numpy as np
 import pytest
 
-from converters import convert
-from converters.kerascv import FILES
 from tfsd.api import load
+from tfsd.converters import convert
+from tfsd.converters.importers.kerascv import FILES
 from tfsd.noise import normal_noise
-from tfsd.weights import load_parts, load_spec
+from tfsd.storage.model_folders import load_parts, load_spec
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = json.loads((DATA / "kerascv_v1" / "cases.json").read_text())

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from patience import LONG
 
-from serving.errors import ServerError
-from serving.scheduler import Limits, Scheduler
+from tfsd.serving.server.scheduler import Limits, Scheduler
+from tfsd.serving.wire.errors import ServerError
 
 
 def on_a_loop(test):

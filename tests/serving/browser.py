@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "serving" / "page"
+PAGE = Path(__file__).parents[2] / "serving" / "server" / "page"
 FLAGS = [  # no sandbox, as containers run it as root; and nothing that asks Google's hosts
     "--no-sandbox",
     "--disable-gpu",

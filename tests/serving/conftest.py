@@ -10,7 +10,7 @@ def toy_export(toy_folder, tmp_path_factory):
 
     Without XLA, whose programs no engine that is loaded from it would ever give back.
     """
-    from converters.saved_model import export_saved_model
+    from tfsd.converters.saved_model.export import export_saved_model
 
     base = tmp_path_factory.getbasetemp()
     out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "toy_export"

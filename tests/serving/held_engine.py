@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from patience import LONG
 
-from serving.engine import CallJob, CallRow
-from serving.errors import ServerError
+from tfsd.serving.server.engine import CallJob, CallRow
+from tfsd.serving.wire.errors import ServerError
 
 
 class Row(NamedTuple):

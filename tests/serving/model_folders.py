@@ -8,9 +8,9 @@ from google.protobuf import text_format
 from patience import LONG
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
-from serving.errors import ServerError
-from serving.models import Models
-from tfsd.h5 import CheckpointError
+from tfsd.errors import CheckpointError
+from tfsd.serving.server.models import Models
+from tfsd.serving.wire.errors import ServerError
 
 
 class Loaded:

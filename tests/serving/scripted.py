@@ -17,8 +17,8 @@ from patience import LONG, until
 from PIL import Image
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
-from serving.aio import AsyncClient
-from serving.client import Client
+from tfsd.serving.client.aio import AsyncClient
+from tfsd.serving.client.sync import Client
 
 DEFAULTS = {"num_steps": 4, "guidance_scale": 3.0, "sampler": "ddim", "height": 8, "width": 16}
 OUTPUT_TYPES = {"png_bytes": tf.string, "truncated_tokens": tf.int32, "truncated_negative_tokens": tf.int32}

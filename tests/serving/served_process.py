@@ -10,7 +10,7 @@ from test_rest import Client as Rest
 from test_rpc import Client as Rpc
 from test_serve_command import request
 
-from serving.own_server import own_server
+from tfsd.serving.load_test.own_server import own_server
 
 OPTIONS = ("--max-message-mb", "16", "--max-body-mb", "16", "--poll-seconds", "0.2")
 

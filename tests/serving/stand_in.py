@@ -12,13 +12,13 @@ import tensorflow as tf
 from patience import LONG
 from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 
-from serving.engine import CallJob, CallRow
-from serving.errors import ServerError
-from serving.metrics import Metrics
-from serving.models import Models
-from serving.scheduler import Limits
-from serving.server import Options, Server, running
-from serving.words import Words
+from tfsd.serving.server.engine import CallJob, CallRow
+from tfsd.serving.server.metrics import Metrics
+from tfsd.serving.server.models import Models
+from tfsd.serving.server.scheduler import Limits
+from tfsd.serving.server.server import Options, Server, running
+from tfsd.serving.server.words import Words
+from tfsd.serving.wire.errors import ServerError
 
 TLS = Path(__file__).parents[1] / "data/tls"
 PROMPT_BYTES = 4096

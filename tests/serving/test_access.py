@@ -8,7 +8,7 @@ import pytest
 from stand_in import Engine, served
 from test_rest import PREDICT, Client, rows
 
-from serving.access import host_pattern, origin_pattern
+from tfsd.serving.server.access import host_pattern, origin_pattern
 
 APP = "https://app.example.com"
 ASK = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}

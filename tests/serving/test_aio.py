@@ -8,8 +8,8 @@ import pytest
 from patience import LONG, until
 from scripted import Scripted, fails, hangs, picture, serving, slow, waits
 
-from serving.aio import AsyncClient
-from serving.errors import ServerError
+from tfsd.serving.client.aio import AsyncClient
+from tfsd.serving.wire.errors import ServerError
 
 
 def run(script, use, **settings):

@@ -24,11 +24,11 @@ from scripted import (
     waits,
 )
 
-from serving.aio import AsyncClient
-from serving.client import Client
-from serving.errors import ServerError
 from tfsd import Cancelled, Images, StableDiffusion
 from tfsd.images import read_recipe
+from tfsd.serving.client.aio import AsyncClient
+from tfsd.serving.client.sync import Client
+from tfsd.serving.wire.errors import ServerError
 from tfsd.text import PromptTruncationWarning
 
 FAST = {"retries": 3, "timeout": LONG}
@@ -133,8 +133,8 @@ def test_wrong_argument_is_named_before_anything_is_sent(arguments, error, messa
 
 
 def test_largest_batch_is_that_of_the_local_api():
-    from serving.requests import MAX_PICTURES
     from tfsd.api import MAX_BATCH
+    from tfsd.serving.client.requests import MAX_PICTURES
 
     assert MAX_PICTURES == MAX_BATCH
 

@@ -10,13 +10,13 @@ from PIL import Image
 from scripted import draw_async, draw_sync
 from stand_in import TLS, Engine, held, picture, served
 
-from serving.calls import Tracker
-from serving.client import Client
-from serving.errors import ServerError
-from serving.models import Models
-from serving.server import Options, Server, running
 from tfsd import Cancelled
 from tfsd.progress import Progress
+from tfsd.serving.client.base import Tracker
+from tfsd.serving.client.sync import Client
+from tfsd.serving.server.models import Models
+from tfsd.serving.server.server import Options, Server, running
+from tfsd.serving.wire.errors import ServerError
 
 TOY = {"model": "toy"}
 

@@ -68,7 +68,7 @@ def test_labels_name_versions_that_are_served():
 
 
 def test_batches_are_no_larger_than_the_default_export_answers():
-    from converters.saved_model import export_saved_model
+    from tfsd.converters.saved_model.export import export_saved_model
 
     batching = parsed("batching.config", published_messages()["BatchingParameters"]())
     exported = inspect.signature(export_saved_model).parameters["batch_sizes"].default

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from converters.saved_model import export_saved_model
-from serving.engine import Engine
-from serving.errors import ServerError
-from tfsd.h5 import CheckpointError
+from tfsd.converters.saved_model.export import export_saved_model
+from tfsd.errors import CheckpointError
+from tfsd.serving.server.engine import Engine
+from tfsd.serving.wire.errors import ServerError
 
 
 @pytest.fixture(scope="module")

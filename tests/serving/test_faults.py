@@ -28,7 +28,7 @@ from test_fuzz import mutated
 from test_rpc import CODE
 from test_serve_command import request
 
-from serving.client import Client
+from tfsd.serving.client.sync import Client
 
 pytestmark = pytest.mark.slow  # servers are started, killed and started again
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def rows(count: int, **inputs):
 
 ENDLESS = """
 import sys
-from serving.client import Client
+from tfsd.serving.client.sync import Client
 with Client(sys.argv[1], model="toy", max_batch=2, max_calls=16) as client:
     while True:
         client.text_to_png("a red star", 64, num_steps=10)

@@ -10,10 +10,10 @@ import pytest
 from patience import LONG, until
 from prometheus_client import CollectorRegistry
 
-from serving import load_metrics
-from serving.load_test import latencies
-from serving.metrics import Metrics
 from tfsd.cli import main
+from tfsd.serving.load_test import server_metrics as load_metrics
+from tfsd.serving.load_test.runner import latencies
+from tfsd.serving.server.metrics import Metrics
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10, 99, 100, 101])

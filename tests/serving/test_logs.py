@@ -10,7 +10,7 @@ from test_rest import rows
 from test_rpc import Client as Rpc
 from test_rpc import error, request
 
-from serving.logs import JsonFormatter, TextFormatter
+from tfsd.serving.server.logs import JsonFormatter, TextFormatter
 
 FORGED = "x\n2026-01-01T00:00:00.000Z INFO    request model=toy code=OK"
 NASTY = [FORGED, "x\r\x1b[2J\x1b]0;title\x07", "a\x00b\x9b31m", "\u2028\u202e\u2066\ud83c", 'x code="OK"', "x y", ""]

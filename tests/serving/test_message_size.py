@@ -13,9 +13,9 @@ from test_rest import Client as Rest
 from test_rpc import CODE, error
 from test_rpc import Client as Rpc
 
-from serving.message_size import LEAST, WARMUP, request_limits
-from serving.models import Models
-from serving.server import Options, Server, running
+from tfsd.serving.server.models import Models
+from tfsd.serving.server.server import Options, Server, running
+from tfsd.serving.wire.message_size import LEAST, WARMUP, request_limits
 
 CONTEXT = (8, 77, 2048)  # eight contexts as wide as those of Stable Diffusion XL: 5 MB
 

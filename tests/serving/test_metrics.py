@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.metrics import Metrics
+from tfsd.serving.server.metrics import Metrics
 
 
 def values(metrics: Metrics) -> dict[tuple, float]:

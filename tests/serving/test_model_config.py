@@ -5,7 +5,7 @@ from google.protobuf import text_format
 from model_folders import Loader, config, error_of, latest, put, served, states
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
-from serving.models import Models
+from tfsd.serving.server.models import Models
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from PIL import Image
 from stand_in import Engine, Job, held, picture
 from tf_serving import TFServing
 
-from serving.models import Models, load_engine
-from serving.server import Options, Server, running
-from serving.words import Words
 from tfsd.cli import main
 from tfsd.cli.show import command
 from tfsd.samplers.plans import SAMPLERS
+from tfsd.serving.server.models import Models, load_engine
+from tfsd.serving.server.server import Options, Server, running
+from tfsd.serving.server.words import Words
 
 pytestmark = pytest.mark.browser
 SEED_MAX, SEED_MIN = 2**63 - 1, -(2**63)

@@ -11,9 +11,19 @@ from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
 
-from serving import protos
-from serving.errors import ServerError
-from serving.requests import Options, answer_of, checked, defaults_of, filled, model_spec, predict_requests, tensor_of, values_of
+from tfsd.serving.client.requests import (
+    Options,
+    answer_of,
+    checked,
+    defaults_of,
+    filled,
+    model_spec,
+    predict_requests,
+    tensor_of,
+    values_of,
+)
+from tfsd.serving.wire import protos
+from tfsd.serving.wire.errors import ServerError
 
 STOCK = {
     "ModelSpec": model_pb2.ModelSpec,
@@ -166,7 +176,6 @@ def test_answer_that_lacks_an_output_says_what_it_has():
 
 
 def test_client_does_not_import_tensorflow():
-    script = (
-        "import sys, serving.client, serving.aio; print(sorted({'tensorflow', 'keras', 'tensorflow_serving'} & set(sys.modules)))"
-    )
+    heavy = "{'tensorflow', 'keras', 'tensorflow_serving'}"
+    script = f"import sys, tfsd.serving.client.sync, tfsd.serving.client.aio; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "[]"

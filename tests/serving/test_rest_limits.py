@@ -54,14 +54,14 @@ def test_compressed_bodies_are_limited_by_what_is_in_them(client, name):
 
 @pytest.mark.parametrize("sent", [b"", b"POST " + PREDICT.encode() + b" HTTP/1.1\r\nHost: localhost\r\nX: "])
 def test_a_connection_that_sends_no_whole_request_is_closed(monkeypatch, sent):
-    monkeypatch.setattr("serving.server.IDLE_SECONDS", 0.5)
+    monkeypatch.setattr("tfsd.serving.server.server.IDLE_SECONDS", 0.5)
     with served(Engine()) as server, socket.create_connection(("127.0.0.1", server.rest_port), LONG) as slow:
         slow.sendall(sent)
         assert slow.recv(1000) == b""
 
 
 def test_a_body_that_does_not_arrive_is_given_up(monkeypatch):
-    monkeypatch.setattr("serving.rest.BODY_SECONDS", 0.5)
+    monkeypatch.setattr("tfsd.serving.server.rest.BODY_SECONDS", 0.5)
     with served(Engine()) as server, socket.create_connection(("127.0.0.1", server.rest_port), LONG) as slow:
         slow.sendall(b"POST " + PREDICT.encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n{")
         assert slow.recv(1000).startswith(b"HTTP/1.1 504 ")
@@ -77,7 +77,7 @@ def test_a_client_that_leaves_within_its_body_fills_no_log(caplog):
 
 
 def test_bodies_that_arrive_at_once_are_bounded(monkeypatch):
-    monkeypatch.setattr("serving.rest.MAX_REQUESTS", 1)
+    monkeypatch.setattr("tfsd.serving.server.rest.MAX_REQUESTS", 1)
     head = b"POST " + PREDICT.encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n{"
     with served(Engine()) as server:
         with socket.create_connection(("127.0.0.1", server.rest_port), LONG) as slow:

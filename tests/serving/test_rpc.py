@@ -21,7 +21,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving.logs import JsonFormatter, TextFormatter
+from tfsd.serving.server.logs import JsonFormatter, TextFormatter
 
 CODE = grpc.StatusCode
 

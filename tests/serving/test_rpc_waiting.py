@@ -16,7 +16,7 @@ from stand_in import Engine, add_version, cancelled, held, picture, served
 from tensorflow_serving.apis import model_management_pb2
 from test_rpc import CODE, Client, error, request
 
-from serving.rpc import MAX_RPCS, MAX_STREAMS
+from tfsd.serving.server.rpc import MAX_RPCS, MAX_STREAMS
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,8 @@ def test_progress_of_what_nobody_asked_is_not_found_and_nobody_waits_for_it(clie
 
 @pytest.mark.parametrize("kind", ["progress", "health", "reflection"])
 def test_watchers_leave_room_for_pictures(monkeypatch, kind):
-    monkeypatch.setattr("serving.rpc.MAX_RPCS", 8)
-    monkeypatch.setattr("serving.rpc.MAX_STREAMS", dict.fromkeys(MAX_STREAMS, 4))
+    monkeypatch.setattr("tfsd.serving.server.rpc.MAX_RPCS", 8)
+    monkeypatch.setattr("tfsd.serving.server.rpc.MAX_STREAMS", dict.fromkeys(MAX_STREAMS, 4))
     engine, more = Engine(), queue.Queue()
 
     def watch():

@@ -5,10 +5,10 @@ import pytest
 from asking import Bench, ask, error_of, on_a_loop, rejected, soon
 from held_engine import HeldEngine, picture, until
 
-from serving.batches import Batch, Member, Pace
-from serving.errors import ServerError
-from serving.scheduler import Limits, Trace
 from tfsd.arguments import TRUNCATED
+from tfsd.serving.server.batches import Batch, Member, Pace
+from tfsd.serving.server.scheduler import Limits, Trace
+from tfsd.serving.wire.errors import ServerError
 
 
 @on_a_loop
@@ -187,11 +187,11 @@ async def test_progress_of_failures_is_failed_and_of_strangers_unknown():
 @on_a_loop
 async def test_progress_of_ended_requests_is_forgotten(monkeypatch):
     async with Bench() as scheduler:
-        monkeypatch.setattr("serving.progress.MAX_ENDED", 3)
+        monkeypatch.setattr("tfsd.serving.server.progress.MAX_ENDED", 3)
         for i in range(6):
             await ask(scheduler, HeldEngine(), "a", request_id=f"{i}")
         assert set(scheduler.progress) == {"3", "4", "5"}
-        monkeypatch.setattr("serving.progress.KEPT_SECONDS", 0)
+        monkeypatch.setattr("tfsd.serving.server.progress.KEPT_SECONDS", 0)
         assert len(scheduler.progress) == 0
 
 
@@ -274,7 +274,7 @@ def test_limits_that_make_no_sense_are_refused(name, value):
 
 @pytest.fixture(scope="module")
 def engine(toy_export):
-    from serving.engine import Engine
+    from tfsd.serving.server.engine import Engine
 
     engine = Engine(toy_export / "toy/1")
     engine.warm_up()

@@ -12,8 +12,8 @@ from asking import Bench, ask, error_of, on_a_loop, rejected, soon
 from held_engine import HeldEngine, picture, until
 from patience import LONG
 
-from serving.errors import ServerError
-from serving.scheduler import Scheduler
+from tfsd.serving.server.scheduler import Scheduler
+from tfsd.serving.wire.errors import ServerError
 
 
 @on_a_loop
@@ -194,7 +194,8 @@ def test_nothing_hangs_when_the_loop_stops_under_a_request():
 
 @on_a_loop
 async def test_idle_threads_keep_no_engine_in_memory(monkeypatch):
-    monkeypatch.setattr("serving.ledger.LOG.disabled", True)  # pytest keeps the log's records, and they lead to the engine
+    # pytest keeps the log's records, and they lead to the engine
+    monkeypatch.setattr("tfsd.serving.server.ledger.LOG.disabled", True)
     async with Bench() as scheduler:
         engine = HeldEngine()
         await ask(scheduler, engine, "a", request_id="x")

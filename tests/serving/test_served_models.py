@@ -9,9 +9,9 @@ import pytest
 from model_folders import Loader, config, error_of, latest, put, served, states
 from patience import LONG, until
 
-from serving.errors import CODES
-from serving.metrics import Metrics
-from serving.models import Models
+from tfsd.serving.server.metrics import Metrics
+from tfsd.serving.server.models import Models
+from tfsd.serving.wire.errors import CODES
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from test_rest import columns
 from test_rpc import CODE, error, request
 from test_rpc import Client as Rpc
 
-from serving.errors import ServerError
-from serving.models import Models
-from serving.server import Options, Server, running
 from tfsd.finite import not_finite
+from tfsd.serving.server.models import Models
+from tfsd.serving.server.server import Options, Server, running
+from tfsd.serving.wire.errors import ServerError
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 

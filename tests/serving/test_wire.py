@@ -6,8 +6,8 @@ import tensorflow as tf
 from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 
-from serving import wire
-from serving.errors import ServerError
+from tfsd.serving.wire import tensors as wire
+from tfsd.serving.wire.errors import ServerError
 
 
 def signature(inputs: dict, outputs: dict | None = None, defaults: dict | None = None) -> SignatureDef:

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from test_wire import LATENTS, PLAIN, TEXT, refused, signature
 
-from serving import wire_json
-from serving.errors import ServerError
+from tfsd.serving.wire import json as wire_json
+from tfsd.serving.wire.errors import ServerError
 
 SMALL = signature({"steps": (tf.int32, [None])})
 

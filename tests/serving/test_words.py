@@ -13,9 +13,9 @@ from test_rest import columns, rows
 from test_rpc import Client as Rpc
 from test_rpc import request
 
-from serving.errors import WARNING_KEY
-from serving.words import Words
 from tfsd.errors import CheckpointError
+from tfsd.serving.server.words import Words
+from tfsd.serving.wire.errors import WARNING_KEY
 from tfsd.text import UnknownWordsWarning
 
 KEPT = (320, 736, 1565)  # a, red, star

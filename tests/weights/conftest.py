@@ -3,7 +3,7 @@ import pytest
 from small_model import SPEC
 
 from tfsd import models
-from tfsd.weights import save_model
+from tfsd.storage.model_folders import save_model
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tfsd.specs import CLIPSpec, ModelSpec, UNetSpec, VAESpec
-from tfsd.weights import named_variables
+from tfsd.storage.model_folders import named_variables
 
 SPEC = ModelSpec(
     name="small",

@@ -8,9 +8,9 @@ import pytest
 from small_model import SPEC
 
 from tfsd import models
-from tfsd.h5 import CheckpointError
+from tfsd.errors import CheckpointError
 from tfsd.specs import PRESETS
-from tfsd.weights import load_model, load_parts, load_spec, load_weights, part_shapes
+from tfsd.storage.model_folders import load_model, load_parts, load_spec, load_weights, part_shapes
 
 
 def edit(path: Path, change):

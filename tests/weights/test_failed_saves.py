@@ -10,10 +10,10 @@ from faults import refusals
 from small_model import SPEC
 
 from tfsd import models
-from tfsd.atomic import set_aside
-from tfsd.files import sha256
-from tfsd.h5 import CheckpointError
-from tfsd.weights import load_spec, save_model, write_model
+from tfsd.errors import CheckpointError
+from tfsd.storage.atomic import set_aside
+from tfsd.storage.files import sha256
+from tfsd.storage.model_folders import load_spec, save_model, write_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,7 +98,7 @@ import resource, sys
 sys.path.insert(0, {tests!r})
 from small_model import SPEC
 from tfsd import models
-from tfsd.weights import CheckpointError, save_model
+from tfsd.storage.model_folders import CheckpointError, save_model
 parts = models.build(SPEC, parts=("text_encoder", "decoder"))
 for limit in (100_000, 10):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tfsd.h5 import CheckpointError
-from tfsd.weights import list_models, resolve
+from tfsd.errors import CheckpointError
+from tfsd.storage.model_folders import list_models, resolve
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,5 +39,5 @@ def test_an_unknown_model_lists_what_exists(tmp_path, monkeypatch, model):
 
 
 def test_listing_models_loads_no_tensorflow():
-    code = "import sys; from tfsd.weights import list_models; list_models(); sys.exit('tensorflow' in sys.modules)"
+    code = "import sys; from tfsd.storage.model_folders import list_models; list_models(); sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0

@@ -9,9 +9,9 @@ import pytest
 from small_model import SPEC, assert_same, values
 
 from tfsd import models
-from tfsd.folders import own_files
 from tfsd.specs import CLIPSpec, ModelSpec
-from tfsd.weights import load_model, load_parts, load_weights, save_model
+from tfsd.storage.folders import own_files
+from tfsd.storage.model_folders import load_model, load_parts, load_weights, save_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,7 +97,7 @@ def test_loading_holds_one_tensor_at_a_time(tmp_path):
     folder = save_model(tmp_path / "wide", spec, built)
     largest = max(np.asarray(v).nbytes for v in built["text_encoder"].variables)
     code = (
-        "import resource, sys; from tfsd import models; from tfsd.weights import load_spec, load_weights\n"
+        "import resource, sys; from tfsd import models; from tfsd.storage.model_folders import load_spec, load_weights\n"
         f"spec = load_spec({str(folder)!r}); part = models.build(spec, parts=('text_encoder',))['text_encoder']\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"load_weights({str(folder / 'text_encoder.weights.h5')!r}, part)\n"

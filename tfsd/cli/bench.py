@@ -7,8 +7,8 @@ from pathlib import Path
 from tfsd.cli.parsing import Parser, UsageError, add_command, whole
 from tfsd.cli.terminal import print_json, print_table, quiet_tensorflow, say, stages
 from tfsd.errors import shown
-from tfsd.limits import DTYPES
 from tfsd.progress import aside
+from tfsd.specs.limits import DTYPES
 
 EXAMPLES = """  tfsd bench                               float32 and bfloat16, with XLA and without; takes minutes and 10 GB
   tfsd bench --dtype float32 --jit on --steps 5 --json
@@ -112,8 +112,8 @@ def bench_device(args) -> int:
     """Runs the command `bench device`."""
     _check_device(args)
     quiet_tensorflow()
-    from converters.device.bench import bench_bundle, bench_full_size
-    from converters.device.tables import bundle_table, conversion_table, full_size_table
+    from tfsd.converters.device.bench import bench_bundle, bench_full_size
+    from tfsd.converters.device.tables import bundle_table, conversion_table, full_size_table
 
     given = {"threads": args.threads, "report": say}
     given |= {} if args.runs is None else {"runs": args.runs}

@@ -5,7 +5,7 @@ import os
 from tfsd.cli.parsing import add_command
 from tfsd.cli.targets import require_target
 from tfsd.cli.terminal import print_path, quiet_tensorflow, stages
-from tfsd.limits import DTYPES, NUMERICS
+from tfsd.specs.limits import DTYPES, NUMERICS
 
 EXAMPLES = """  tfsd convert ~/stable-diffusion-v1-5 sd15              a diffusers folder of safetensors
   tfsd convert ~/.keras/datasets sd14 --dtype float16     KerasCV's four .h5 files
@@ -45,7 +45,7 @@ def convert(args) -> int:
         require_target(args.dst, "model", overwrite=args.overwrite)
     with stages(args.quiet) as shown:
         shown("looking at the source")
-        from converters import convert as run
+        from tfsd.converters import convert as run
 
         if os.path.exists(args.src):  # else the error need not wait for TensorFlow
             quiet_tensorflow(shown, drawing=False)

@@ -4,7 +4,7 @@ import sys
 
 from tfsd.cli.parsing import add_command
 from tfsd.cli.terminal import print_path, quiet_tensorflow, stages
-from tfsd.limits import DTYPES
+from tfsd.specs.limits import DTYPES
 
 EXAMPLES = """  tfsd download sd-1.4                      shows the licence of the weights, downloads nothing
   tfsd download sd-1.4 --accept-licence     4.3 GB; continues where it was interrupted
@@ -40,7 +40,7 @@ def download(args) -> int:
         print(text, file=sys.stderr)
         with stages(args.quiet) as shown:
             quiet_tensorflow(shown, drawing=False)
-    from converters import convert
+    from tfsd.converters import convert
 
     folder = hub.download(
         args.preset,

@@ -35,9 +35,9 @@ def add_eval(commands):
 
 def evaluate(args) -> int:
     """Runs the command."""
-    from tfsd.image_files import ImageFileError, check_targets, image_path
+    from tfsd.images.files import ImageFileError, check_targets, image_path
     from tfsd.samplers.plans import find_sampler
-    from tfsd.weights import load_spec, resolve
+    from tfsd.storage.model_folders import load_spec, resolve
 
     load_spec(resolve(args.model))  # a wrong name need not wait for TensorFlow
     if args.sampler is not None:

@@ -8,8 +8,8 @@ from tfsd.cli.parsing import UsageError, add_command, size, whole
 from tfsd.cli.targets import require_target
 from tfsd.cli.terminal import print_path, print_table, quiet_tensorflow, say, stages
 from tfsd.errors import CheckpointError
-from tfsd.limits import DTYPES, QUANTIZATIONS
 from tfsd.progress import aside
+from tfsd.specs.limits import DTYPES, QUANTIZATIONS
 
 EXPORT_EXAMPLES = """  tfsd export saved_model --out models                       writes models/tiny/1
   tfsd export saved_model --out models --no-xla              the next version, for servers without their XLA flag
@@ -66,7 +66,7 @@ def add_export(commands):
 
 
 def _recipes() -> str:
-    from converters.device.recipes import RECIPES
+    from tfsd.converters.device.recipes import RECIPES
 
     return f"tflite only. {'; '.join(f'{name}: {recipe.summary}' for name, recipe in RECIPES.items())} (default: none)"
 
@@ -99,9 +99,9 @@ def export(args) -> int:
 
 def _check_early(args):
     """Finds sizes and folders that do not fit before TensorFlow and the model take their seconds to load."""
-    from converters.versions import free_version, served_name
     from tfsd.arguments import side_of
-    from tfsd.weights import load_spec, resolve
+    from tfsd.converters.saved_model.versions import free_version, served_name
+    from tfsd.storage.model_folders import load_spec, resolve
 
     spec = load_spec(resolve(args.model))
     for side in itertools.chain.from_iterable(args.size or ()):
@@ -127,10 +127,10 @@ def _tflite(args) -> int:
 
 
 def _bundle(args):
-    from converters.device.export import export_tflite
-    from converters.device.recipes import plan_sizes
-    from converters.device.report import Check
-    from tfsd.weights import load_spec, resolve
+    from tfsd.converters.device.export import export_tflite
+    from tfsd.converters.device.recipes import plan_sizes
+    from tfsd.converters.device.report import Check
+    from tfsd.storage.model_folders import load_spec, resolve
 
     if not args.quiet:
         sizes = plan_sizes(load_spec(resolve(args.model)))[args.quantize]
@@ -155,7 +155,7 @@ def _saved_model(args) -> int:
         return 1
     with stages(args.quiet, keep=True) as shown:
         quiet_tensorflow(shown)
-        from converters.saved_model import export_saved_model
+        from tfsd.converters.saved_model.export import export_saved_model
 
         folder = export_saved_model(
             args.model,
@@ -186,7 +186,7 @@ def verify(args) -> int:
 
 def _kind(folder: Path) -> str:
     """Returns which kind of export a folder is. Raises: `CheckpointError` if it is none, naming one in it if there is one."""
-    from tfsd.files import read_json
+    from tfsd.storage.files import read_json
 
     if not folder.exists():
         raise CheckpointError(f"{folder} does not exist. `tfsd export` writes what can be verified.")
@@ -202,14 +202,14 @@ def _kind(folder: Path) -> str:
 
 
 def _verify_bundle(folder: str) -> str:
-    from converters.device.verify import verify_bundle
+    from tfsd.converters.device.verify import verify_bundle
 
     verdict = verify_bundle(folder)
     return ", byte for byte" if verdict.equal else f", but for roundings: {verdict.psnr:.1f} dB, as on another processor"
 
 
 def _verify_saved_model(folder: str) -> str:
-    from converters.verify import verify as check
+    from tfsd.converters.saved_model.verify import verify as check
 
     verdict = check(folder)
     if verdict.same_bytes:

@@ -10,9 +10,9 @@ from tfsd.cli.output import Output
 from tfsd.cli.parsing import UsageError, add_command, prompt_text, real, size, whole
 from tfsd.cli.prompts import read_prompts
 from tfsd.cli.terminal import quiet_tensorflow, stages
-from tfsd.limits import DTYPES, INT64, MAX_INDEX, MAX_SCALE, NUMERICS
 from tfsd.progress import Stages
 from tfsd.samplers.names import COMMUNITY_NAMES
+from tfsd.specs.limits import DTYPES, INT64, MAX_INDEX, MAX_SCALE, NUMERICS
 
 MAX_PICTURES = 10_000
 EXAMPLES = """  tfsd "a red star above a blue house at night"
@@ -154,8 +154,8 @@ def _check_early(args, prompts: list[str]):
     """Finds mistakes in the arguments, and what is not read of prompts, before TensorFlow takes its seconds to start."""
     from tfsd.arguments import side_of
     from tfsd.samplers.plans import build_plan
+    from tfsd.storage.model_folders import load_spec, resolve
     from tfsd.text import Tokenizer
-    from tfsd.weights import load_spec, resolve
 
     spec = load_spec(resolve(args.model))
     for name, side in ((args.flags["height"], args.height), (args.flags["width"], args.width)):

@@ -115,7 +115,7 @@ def _is_local(address: str) -> bool:
 
 def _model_in(folder: Path, name: str | None) -> tuple[str, Path]:
     """Returns the model to ask for, and the folder of the version that will answer."""
-    from serving.model_config import configs_in
+    from tfsd.serving.server.model_config import configs_in
 
     configs = configs_in(folder) if folder.is_dir() else {}
     if not configs:
@@ -130,7 +130,7 @@ def _model_in(folder: Path, name: str | None) -> tuple[str, Path]:
 
 
 def _report_of_own(args, folder: Path) -> dict:
-    from serving.own_server import own_server
+    from tfsd.serving.load_test.own_server import own_server
 
     options = [] if args.max_queue is None else ["--max-queue", str(args.max_queue)]
     if sys.stderr.isatty():
@@ -144,7 +144,7 @@ def _report_of_own(args, folder: Path) -> dict:
 def _report(args, folder: Path | None, address: str, rest: str | None) -> dict:
     import asyncio
 
-    from serving.errors import ServerError
+    from tfsd.serving.wire.errors import ServerError
 
     try:
         return asyncio.run(_measure(args, folder, address, rest))
@@ -153,7 +153,7 @@ def _report(args, folder: Path | None, address: str, rest: str | None) -> dict:
 
 
 async def _measure(args, folder: Path | None, address: str, rest: str | None) -> dict:
-    from serving.load_test import Load, LoadTest
+    from tfsd.serving.load_test.runner import Load, LoadTest
 
     load = Load(requests=args.requests, concurrency=args.concurrency, rows=args.rows, num_steps=args.steps, seconds=args.seconds)
     report = {"model": args.model, "rows": args.rows, "num_steps": args.steps}

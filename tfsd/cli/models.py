@@ -24,7 +24,7 @@ def add_models(commands):
 
 def models(args) -> int:
     """Runs the command."""
-    from tfsd.weights import list_models
+    from tfsd.storage.model_folders import list_models
 
     entries = list_models()
     if args.json:

@@ -40,8 +40,8 @@ class Output:
 
     def save(self, images):
         """Writes the next file, a grid or one picture, and prints its name."""
-        from tfsd.image_files import FileThereError
         from tfsd.images import free_names
+        from tfsd.images.files import FileThereError
 
         name = next(self._left)
         if name is None:
@@ -64,7 +64,7 @@ class Output:
             images.save(name, overwrite=self._folder is None)
 
     def _pipe(self, images):
-        from tfsd.image_files import encode
+        from tfsd.images.files import encode
 
         picture, recipe = images.sheet(self._columns) if self._grid else (images.pil(0), images.recipes[0])
         write_bytes(encode(picture, recipe))

@@ -50,7 +50,7 @@ def connect(args):
         import grpc  # noqa: F401
     except ImportError as error:
         raise OSError("--server needs gRPC, which is not installed: pip install grpcio") from error
-    from serving.client import Client
+    from tfsd.serving.client.sync import Client
 
     token = None if args.token_file is None else token_in(args.token_file)
     timeout = {} if args.timeout is None else {"timeout": args.timeout}
@@ -64,7 +64,7 @@ class _Model:
         self._client = client
 
     def text_to_image(self, *args, **kwargs):
-        from serving.errors import ServerError
+        from tfsd.serving.wire.errors import ServerError
 
         try:
             return self._client.text_to_image(*args, **kwargs)

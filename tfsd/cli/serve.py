@@ -127,13 +127,13 @@ def _checked(flag: str, check, words: list[str]) -> tuple[str, ...]:
 def _run(args, token: str | None) -> int:
     import asyncio
 
-    from serving.access import host_pattern, origin_pattern
-    from serving.errors import ServerError
-    from serving.logs import LOGGER, log_to
-    from serving.metrics import Metrics
-    from serving.models import Models
-    from serving.scheduler import Limits
-    from serving.server import Options, Server
+    from tfsd.serving.server.access import host_pattern, origin_pattern
+    from tfsd.serving.server.logs import LOGGER, log_to
+    from tfsd.serving.server.metrics import Metrics
+    from tfsd.serving.server.models import Models
+    from tfsd.serving.server.scheduler import Limits
+    from tfsd.serving.server.server import Options, Server
+    from tfsd.serving.wire.errors import ServerError
 
     log_to(sys.stderr, form=args.log_format)
     options = Options(

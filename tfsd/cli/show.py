@@ -80,7 +80,7 @@ def _read(file: str):
 
     Raises: `ImageFileError`.
     """
-    from tfsd.image_files import ImageFileError, NoRecipeError, foreign_recipe, parse_infotext, read_parameters, read_recipe
+    from tfsd.images.files import ImageFileError, NoRecipeError, foreign_recipe, parse_infotext, read_parameters, read_recipe
 
     try:
         recipe = read_recipe(file)
@@ -178,9 +178,9 @@ def _escaped(character: str) -> str:
 
 def _about_weights(model: str | None, made_with: str | None) -> str:
     """Returns a note where the model of a recipe's name is another than the one that made the picture."""
-    from tfsd.files import sha256
-    from tfsd.h5 import CheckpointError
-    from tfsd.weights import resolve
+    from tfsd.storage.files import sha256
+    from tfsd.storage.h5 import CheckpointError
+    from tfsd.storage.model_folders import resolve
 
     if model is None:
         return ""

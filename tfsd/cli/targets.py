@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from tfsd.errors import CheckpointError
-from tfsd.folders import require_replaceable
+from tfsd.storage.folders import require_replaceable
 
 
 def require_target(folder: str, kind: str, *, overwrite: bool):
-    """Raises: `CheckpointError` for a folder of `kind`, a key of `tfsd.folders.KINDS`, that may not or cannot be written."""
+    """Raises: `CheckpointError` for a folder of `kind`, a key of `folders.KINDS`, that may not or cannot be written."""
     try:
         require_replaceable(folder, kind, overwrite=overwrite)
     except CheckpointError as error:

@@ -8,11 +8,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-from tfsd.backend import BackendError, require_tensorflow
 from tfsd.cli.parsing import UsageError, with_flags
 from tfsd.errors import CheckpointError, NotFiniteError, TfsdWarning, printable
-from tfsd.private import VersionError
 from tfsd.progress import Stages, answering_interrupts, aside
+from tfsd.runtime.backend import BackendError, require_tensorflow
+from tfsd.runtime.private import VersionError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_MESSAGE = 1000  # letters of an error; a prompt in it may have many more
@@ -151,7 +151,7 @@ def stages(quiet: bool, *, keep: bool = False) -> Iterator[Stages]:
 
 
 def quiet_tensorflow(shown: Stages | None = None, *, drawing: bool = True):
-    """Imports TensorFlow, as a stage of `shown`; what it logs in Python below errors is hidden, `tfsd.startup` hides the rest.
+    """Imports TensorFlow, as a stage of `shown`, and hides what it logs in Python below errors; `runtime.startup` hides the rest.
 
     Raises: `BackendError` if the command is `drawing`, or exports what draws, and Keras runs on something else.
     """

@@ -42,7 +42,7 @@ def tokens(args) -> int:
         raise UsageError("give a prompt or --file FILE, one of them")
     spec = CLIPSpec()
     if args.model is not None:
-        from tfsd.weights import load_spec, resolve
+        from tfsd.storage.model_folders import load_spec, resolve
 
         spec = load_spec(resolve(args.model)).text
     if args.no_ftfy:

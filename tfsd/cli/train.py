@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from tfsd.backend import backend
 from tfsd.cli.parsing import add_command, whole
 from tfsd.cli.targets import require_writable
 from tfsd.cli.terminal import print_path, quiet_tensorflow, stages
+from tfsd.runtime.backend import backend
 
 EXAMPLES = """  tfsd train runs/tiny                        all stages, hours on a CPU; continues where it was interrupted
   tfsd train runs/try --steps 100 --stage autoencoder

@@ -16,7 +16,7 @@ OBJECTS = ("ball", "boat", "car", "cat", "cup", "fish", "flower", "heart", "hous
 _CLOSE = 0.8  # likeness from which on a word may be another one misspelt
 _MAX_LISTED = 10  # unknown words in a message
 _MAX_KNOWN = 20  # known words, where there are no known objects
-_AROUND = ".,;:!?()[]{}\""  # stands around words
+_AROUND = '.,;:!?()[]{}"'  # stands around words
 _MAX_LETTERS = 40  # of a word that is compared
 _chosen_here = contextvars.ContextVar("chosen_here", default=False)
 

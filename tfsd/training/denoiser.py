@@ -5,10 +5,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfsd.atomic import new_file
 from tfsd.models import build, default_settings
 from tfsd.samplers.schedule import NoiseSchedule
 from tfsd.specs import ModelSpec
+from tfsd.storage.atomic import new_file
 from tfsd.text import Tokenizer
 from tfsd.training import drawing, scenes
 from tfsd.training.loop import Trainer

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from tfsd.api import StableDiffusion, load
 from tfsd.arguments import whole
 from tfsd.errors import shown, warn
-from tfsd.image_files import ImageFileError, check_targets, image_path
+from tfsd.images.files import ImageFileError, check_targets, image_path
 from tfsd.text import UnknownWordsWarning, own_prompts, unknown_words
 from tfsd.training import checker, scenes
 from tfsd.training.sheet import contact_sheet

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from tfsd.atomic import new_file
 from tfsd.models import default_settings
+from tfsd.storage.atomic import new_file
 from tfsd.training.recipe import Recipe
 
 # What reading a damaged archive raises, from numpy and beneath it.

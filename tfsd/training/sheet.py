@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tfsd.image_files import write_files
+from tfsd.images.files import write_files
 
 
 def contact_sheet(shown: list[tuple[np.ndarray, str]], path: str | Path, columns: int = 8):

@@ -9,16 +9,16 @@ import numpy as np
 from PIL import Image
 
 from tfsd.arguments import whole
-from tfsd.atomic import new_file
 from tfsd.errors import CheckpointError, shown
-from tfsd.folders import require_replaceable
 from tfsd.models import build, default_settings
 from tfsd.specs import ModelSpec
+from tfsd.storage.atomic import new_file
+from tfsd.storage.folders import require_replaceable
+from tfsd.storage.model_folders import load_parts, resolve, save_model
 from tfsd.training import autoencoder, denoiser, drawing, scenes
 from tfsd.training.loop import Trainer
 from tfsd.training.recipe import AUTOENCODER, DECODER, DENOISER, tiny_spec
 from tfsd.training.sheet import contact_sheet
-from tfsd.weights import load_parts, resolve, save_model
 
 STAGES = ("all", "autoencoder", "decoder", "denoiser")
 

@@ -1,0 +1,1 @@
+"""Readers of other packages' weights and configurations, one file a format."""

@@ -1,0 +1,182 @@
+"""The schedule and the sampler that the scheduler configuration of a diffusers folder describes.
+
+Source: the constructors of diffusers 0.42.1 and what `StableDiffusionPipeline` repairs of outdated configurations.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from tfsd.converters.importers.config_file import UNSUPPORTED, Config
+from tfsd.errors import CheckpointError
+from tfsd.samplers.plans import SAMPLERS, fitting_samplers
+from tfsd.samplers.schedule import NoiseSchedule
+from tfsd.specs import ScheduleSpec
+
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+OVERRIDE = "To use another sampler than the configuration's, name it with --sampler (in Python: sampler=)."
+
+_OTHER_SIGMAS = {"use_exponential_sigmas": (False, None), "use_beta_sigmas": (False, None)}
+_THRESHOLD = {"thresholding": (False, None)}
+_OF_THRESHOLD = ("dynamic_thresholding_ratio", "sample_max_value")  # read with `thresholding` alone
+
+
+@dataclass(frozen=True)
+class SchedulerClass:
+    """A class of diffusers as one of our samplers, beside the fields that all classes have."""
+
+    sampler: str
+    spacing: str = "linspace"  # where the file is silent
+    karras: str | None = None  # the sampler for `use_karras_sigmas`
+    set_alpha_to_one: bool | None = None  # where the file is silent; None if the class has no such field
+    clips: bool = False  # has `clip_sample`, true where the file is silent
+    fixed: Mapping[str, tuple] = field(default_factory=dict)  # what our sampler can be; the first value is the default
+    required: tuple[str, ...] = ()  # fields of `fixed` whose default is something else
+    free: tuple[str, ...] = ()  # no effect on a picture, given the values of `fixed`
+
+
+CLASSES = {
+    "DDIMScheduler": SchedulerClass(
+        "ddim",
+        "leading",
+        set_alpha_to_one=True,
+        clips=True,
+        fixed=_THRESHOLD,
+        free=("clip_sample_range", *_OF_THRESHOLD),
+    ),
+    "DDPMScheduler": SchedulerClass(
+        "ddpm",
+        "leading",
+        clips=True,
+        # The logarithm of the smaller variance is turned into that variance again.
+        fixed={"variance_type": ("fixed_small", "fixed_small_log")} | _THRESHOLD,
+        free=("clip_sample_range", *_OF_THRESHOLD),
+    ),
+    "PNDMScheduler": SchedulerClass(
+        "pndm", "leading", set_alpha_to_one=False, fixed={"skip_prk_steps": (True,)}, required=("skip_prk_steps",)
+    ),
+    "LMSDiscreteScheduler": SchedulerClass("lms", karras="lms_karras", fixed=_OTHER_SIGMAS),
+    "EulerDiscreteScheduler": SchedulerClass(
+        "euler",
+        karras="euler_karras",
+        fixed={"interpolation_type": ("linear",)} | _OTHER_SIGMAS,
+    ),
+    "EulerAncestralDiscreteScheduler": SchedulerClass("euler_ancestral"),
+    "DPMSolverMultistepScheduler": SchedulerClass(
+        "dpmpp_2m",
+        karras="dpmpp_2m_karras",
+        fixed={
+            "solver_order": (2,),
+            "algorithm_type": ("dpmsolver++", "deis"),  # diffusers takes DEIS' type and solvers for its own
+            "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+            "use_lu_lambdas": (False, None),
+            "use_flow_sigmas": (False, None),
+            "use_dynamic_shifting": (False, None),
+            "variance_type": (None,),
+        }
+        | _OTHER_SIGMAS
+        | _THRESHOLD,
+        # A last step to sigma zero is one of first order whatever the first two say; `_sampler` asks for other ones.
+        free=("lower_order_final", "euler_at_final", "flow_shift", "time_shift_type", *_OF_THRESHOLD),
+    ),
+}
+
+
+def schedule_of(config: Config, kind: str, sampler: str | None) -> tuple[ScheduleSpec, str]:
+    """Returns the schedule and the key of the sampler for a configuration of the class `kind`.
+
+    With `sampler`, a key, only what describes the schedule counts; None takes the configuration's own.
+    Raises: `CheckpointError` naming the class or field that no schedule and sampler of ours can express.
+    """
+    known = CLASSES.get(kind)
+    _require_sampler(config, kind, known, sampler)
+    # Without a spacing, a configuration of another class gets the one of the class that reads it, as in diffusers.
+    own = known or next(other for other in CLASSES.values() if sampler in (other.sampler, other.karras))
+    schedule = _schedule(config, known, own.spacing)
+    if sampler is None:
+        sampler = _sampler(config, kind, known, schedule)
+    if sampler not in fitting_samplers(schedule):
+        if schedule.zero_snr and sampler in fitting_samplers(replace(schedule, zero_snr=False)):
+            raise config.unsupported("rescale_betas_zero_snr", f"false for the sampler {sampler}", OVERRIDE)
+        raise config.unsupported("prediction_type", f"one that the sampler {sampler} serves", OVERRIDE)
+    return schedule, sampler
+
+
+def _require_sampler(config: Config, kind: str, known: SchedulerClass | None, sampler: str | None):
+    if kind.startswith(("FlowMatch", "FlowMap")):
+        raise CheckpointError(f"{config.path}: {kind} is for models of flow matching. {UNSUPPORTED}")
+    if known is None and sampler is None:
+        raise CheckpointError(
+            f"{config.path}: the scheduler {kind} is not supported. Another sampler draws other pictures, and wrong ones with a "
+            f"distilled model. To use one of {', '.join(SAMPLERS)} all the same, name it with --sampler (in Python: sampler=)."
+        )
+
+
+def _schedule(config: Config, known: SchedulerClass | None, spacing: str) -> ScheduleSpec:
+    """Returns what all classes have. Classes that we do not know must say what their noise levels are."""
+    # The first releases had `predict_epsilon`; later ones ignore it, so that false would give a wrong picture.
+    config.fixed({"trained_betas": (None,), "predict_epsilon": (True,)})
+    prediction = PREDICTIONS[config.one_of("prediction_type", tuple(PREDICTIONS), "epsilon")]
+    zero_snr = config.flag("rescale_betas_zero_snr", False)
+    if zero_snr and prediction == "epsilon":
+        raise config.unsupported("rescale_betas_zero_snr", "false for the prediction_type epsilon, which noise alone has not")
+    spacing = config.one_of("timestep_spacing", ("leading", "linspace", "trailing"), spacing)
+    alpha_one = known is not None and known.set_alpha_to_one is True
+    return ScheduleSpec(
+        betas=config.one_of("beta_schedule", ("linear", "scaled_linear"), "linear" if known else None),
+        beta_start=config.number("beta_start", 0.0001 if known else None),
+        beta_end=config.number("beta_end", 0.02 if known else None),
+        train_steps=config.get("num_train_timesteps", int, 1000),
+        prediction=prediction,
+        spacing=spacing,
+        steps_offset=_steps_offset(config, spacing),
+        final_alpha_one=config.flag("set_alpha_to_one", alpha_one),
+        final_sigma=config.one_of("final_sigmas_type", ("zero", "sigma_min"), "zero"),
+        zero_snr=zero_snr,
+    )
+
+
+def _steps_offset(config: Config, spacing: str) -> int:
+    """Returns 1, which `StableDiffusionPipeline` makes of every other offset."""
+    config.read.add("steps_offset")
+    given = config.values.get("steps_offset", 0)
+    if given is not None:
+        given = config.get("steps_offset", int, 0)
+    if given != 1 and spacing == "leading":  # the others have no offset
+        shown = given if "steps_offset" in config.values else "missing"
+        config.tell(f"{config.path}: steps_offset is {shown}, which is outdated; it is taken as 1, as diffusers does.")
+    return 1
+
+
+def _sampler(config: Config, kind: str, known: SchedulerClass, schedule: ScheduleSpec) -> str:
+    """Returns the sampler, after a look at each field of its class."""
+    for name, allowed in known.fixed.items():
+        config.one_of(name, allowed, None if name in known.required else allowed[0], advice=OVERRIDE)
+    if known.clips and config.flag("clip_sample", True):
+        shown = "true" if "clip_sample" in config.values else "missing"
+        config.tell(f"{config.path}: clip_sample is {shown}, which is outdated; it is taken as false, as diffusers does.")
+    sampler = known.karras if known.karras and config.flag("use_karras_sigmas", False) else known.sampler
+    if kind in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler"):  # the latter reads them although it has no such fields
+        config.read.update(("sigma_min", "sigma_max"))
+        if sampler == known.karras:
+            config.fixed({"sigma_min": (None,), "sigma_max": (None,)}, advice=OVERRIDE)
+    if kind == "EulerDiscreteScheduler":  # a continuous time is the one of models with v-prediction alone
+        types = ("discrete",) if schedule.prediction == "v" else ("discrete", "continuous")
+        config.one_of("timestep_type", types, "discrete", advice=OVERRIDE)
+    if kind == "DPMSolverMultistepScheduler":
+        _unclipped(config, schedule)
+        if schedule.final_sigma != "zero":  # else the last step is of first order in any case
+            config.fixed({"lower_order_final": (True,), "euler_at_final": (False, None)}, advice=OVERRIDE)
+    others = {name: allowed for other in CLASSES.values() for name, allowed in other.fixed.items()}
+    others |= {"clip_sample": (True, False, None), "use_karras_sigmas": (False, None), "timestep_type": ("discrete",)}
+    silent = [name for name, allowed in others.items() if config.values.get(name) in allowed]
+    silent += [name for other in CLASSES.values() for name in other.free] + ["sigma_min", "sigma_max", "lambda_min_clipped"]
+    config.ignore_rest(kind, known.free, silent)
+    return sampler
+
+
+def _unclipped(config: Config, schedule: ScheduleSpec):
+    """Checks that `lambda_min_clipped`, a lowest log(alpha / sigma), keeps all timesteps of training."""
+    lowest = -math.log(NoiseSchedule(schedule).ratios(schedule.train_steps - 1))
+    if config.get("lambda_min_clipped", (int, float), float("-inf")) > lowest:
+        raise config.unsupported("lambda_min_clipped", f"at most {lowest:.4f}, the lowest of this schedule", OVERRIDE)

@@ -1,0 +1,1 @@
+"""Export for TensorFlow Serving: a SavedModel from prompt to PNG."""

@@ -1,0 +1,171 @@
+"""The client for programs of coroutines; what is not waiting it shares with `tfsd.serving.client.sync`."""
+
+import asyncio
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+
+import grpc
+import grpc.aio
+from google.protobuf.wrappers_pb2 import StringValue
+
+from tfsd.images import Images
+from tfsd.progress import Progress
+from tfsd.serving.client.base import METADATA, POLL_SECONDS, PREDICT, WATCH, Attempts, Caller, Tracker, new_request_id
+from tfsd.serving.client.requests import (
+    Answer,
+    Columns,
+    Options,
+    answer_of,
+    checked,
+    filled,
+    images_of,
+    rows_of,
+    warn_of_truncation,
+)
+
+
+class AsyncClient(Caller):
+    """A model on a server, ready to draw; `close` it, or use it in `async with`. It belongs to one event loop."""
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_):
+        await self.close()
+
+    async def close(self):
+        """Ends the connection; what still runs is cancelled."""
+        if self._channel is not None:
+            await self._channel.close()
+        self._channel = None
+
+    async def text_to_image(
+        self,
+        prompt: str | Sequence[str],
+        batch_size: int = 1,
+        seed: int | Sequence[int] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        sampler: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        index: int = 0,
+        progress: bool = False,
+        callback: Callable[[int, int], bool | None] | None = None,
+        timeout: float | None = None,
+    ) -> Images:
+        """Returns pictures of a prompt: uint8 [B, H, W, 3], with the recipe of each, as `Client.text_to_image` does.
+
+        A task that is cancelled cancels its request on the server. `callback` is a plain function.
+
+        Raises: as `Client.text_to_image`.
+        """
+        options = Options(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
+        request = checked(prompt, batch_size, seed, options)
+        columns, answers = await self._draw(request, Progress(progress, callback), timeout)
+        warn_of_truncation(columns, answers, stacklevel=2)
+        return images_of(columns, answers, self.model)
+
+    async def text_to_png(
+        self,
+        prompt: str | Sequence[str],
+        batch_size: int = 1,
+        seed: int | Sequence[int] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        sampler: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        index: int = 0,
+        progress: bool = False,
+        callback: Callable[[int, int], bool | None] | None = None,
+        timeout: float | None = None,
+    ) -> list[bytes]:
+        """Returns the PNG files that the server made, untouched; the arguments are those of `text_to_image`.
+
+        Raises: as `text_to_image`.
+        """
+        options = Options(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
+        request = checked(prompt, batch_size, seed, options)
+        columns, answers = await self._draw(request, Progress(progress, callback), timeout)
+        warn_of_truncation(columns, answers, stacklevel=2)
+        return [png for answer in answers for png in answer.pngs]
+
+    async def _draw(self, columns: Columns, show: Progress, timeout: float | None) -> tuple[Columns, list[Answer]]:
+        attempts = self._attempts(timeout)
+        if self._channel is None:
+            self._open(grpc.aio)
+        try:
+            defaults = self._defaults
+            if defaults is None:
+                defaults = self._learn((await self._tried(METADATA, self._metadata_request(), attempts))[0])
+            columns = filled(columns, defaults)
+            answers = await self._predict_all(columns, show, attempts)
+        except BaseException:
+            self._forget_defaults()
+            raise
+        self._forget_defaults(answers)
+        return columns, answers
+
+    async def _predict_all(self, columns: Columns, show: Progress, attempts: Attempts) -> list[Answer]:
+        requests, free = self._predict_requests(columns), asyncio.Semaphore(self.max_calls)
+        with Tracker(show, [columns["num_steps"][0] * rows_of(one) for one in requests]) as tracker:
+            calls = [asyncio.create_task(self._predict(i, one, attempts, tracker, free)) for i, one in enumerate(requests)]
+            left = set(calls)
+            try:
+                while left:
+                    seconds = POLL_SECONDS if tracker.wanted else None
+                    ended, left = await asyncio.wait(left, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                    for call in ended:
+                        call.result()
+                    tracker.tell()
+            finally:
+                await _ended(left)
+        return [call.result() for call in calls]
+
+    async def _predict(self, i: int, request, attempts: Attempts, tracker: Tracker, free: asyncio.Semaphore) -> Answer:
+        async with free:
+            request_id, watches = new_request_id(), []
+            if tracker.wanted and self._watchable:
+                watch = self._watch(request_id, attempts, functools.partial(tracker.heard, i))
+                watches.append(asyncio.create_task(watch))
+            try:
+                response, headers = await self._tried(PREDICT, request, attempts, request_id)
+            finally:
+                await _ended(watches)
+        tracker.finished(i)
+        return answer_of(response, rows_of(request), headers)
+
+    async def _tried(self, method: str, request, attempts: Attempts, request_id: str | None = None):
+        """Returns the answer of a method, tried as often as `attempts` allows, and the headers at its end."""
+        for tried in itertools.count(1):
+            headers = self._headers(request_id)
+            try:
+                call = self._call[method](request, timeout=attempts.remaining(), metadata=headers)
+                return await call, await call.trailing_metadata()
+            except grpc.RpcError as error:
+                await asyncio.sleep(attempts.wait_after(error, tried))
+
+    async def _watch(self, request_id: str, attempts: Attempts, hear: Callable):
+        """Lets `hear` have what the server tells of a request's progress, if it tells anything."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)  # a little later than the request, so that the server knows of it
+            try:
+                name = StringValue(value=request_id)
+                async for message in self._call[WATCH](name, timeout=attempts.remaining(), metadata=self._headers()):
+                    hear(message)  # until it failed, too: then it may be tried again
+            except grpc.RpcError as error:
+                if not self._watch_again(error):
+                    return
+
+
+async def _ended(tasks):
+    """Cancels tasks and waits for their end, whatever it is."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

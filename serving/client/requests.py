@@ -1,0 +1,266 @@
+"""What a client sends and what it makes of the answers: checked arguments, PredictRequests, pictures with recipes."""
+
+import io
+import math
+import struct
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from PIL import Image
+
+from tfsd import __version__
+from tfsd.arguments import MAX_SIDE, batch_of, one_each, per_prompt, scales, seeds_of, whole
+from tfsd.errors import printable, shown
+from tfsd.images import Images
+from tfsd.samplers.plans import MAX_STEPS, find_sampler
+from tfsd.serving.wire import protos
+from tfsd.serving.wire.errors import WARNING_KEY, ServerError
+
+_MAX_WARNING = 4096  # bytes
+MAX_PICTURES = 64  # of one call, as of `tfsd.text_to_image`
+# Input -> its kind of tensor; output likewise. Of each kind: its number, the field of its values, and numpy's name.
+INPUTS = {
+    "prompt": "string",
+    "negative_prompt": "string",
+    "seed": "int64",
+    "index": "int32",
+    "guidance_scale": "float32",
+    "num_steps": "int32",
+    "sampler": "string",
+    "height": "int32",
+    "width": "int32",
+}
+_KINDS = {
+    "float32": (1, "float_val", "<f4"),
+    "int32": (3, "int_val", "<i4"),
+    "string": (7, "string_val", None),
+    "int64": (9, "int64_val", "<i8"),
+}
+Columns = dict[str, list | None]  # an input's name -> one value per picture; None until the model's own are known
+
+
+class Options(NamedTuple):
+    """The arguments of `text_to_image` that say what is drawn, beside prompts and seeds; None is the model's own."""
+
+    negative_prompt: str | Sequence[str] | None = None
+    num_steps: int | None = None
+    guidance_scale: float | Sequence[float] | None = None
+    sampler: str | None = None
+    height: int | None = None
+    width: int | None = None
+    index: int = 0
+
+
+class Answer(NamedTuple):
+    """What came back for one call: PNG files, how many tokens of each prompt were cut off, the model's version, a warning."""
+
+    pngs: list[bytes]
+    truncated: list[tuple[int, int]]  # of the prompt and of the negative prompt
+    version: int
+    warning: str = ""
+
+
+def checked(prompt: str | Sequence[str], batch_size: int, seed: int | Sequence[int] | None, options: Options) -> Columns:
+    """Returns the inputs of a request, by the rules of `tfsd.text_to_image`; what depends on the model, its server checks.
+
+    Raises: `TypeError`, `ValueError` naming the argument.
+    """
+    prompts = per_prompt(prompt, batch_of(batch_size, MAX_PICTURES))
+    batch = len(prompts)
+    if batch > MAX_PICTURES:
+        raise ValueError(f"A batch has at most {MAX_PICTURES} pictures; got {batch}. Make several batches.")
+    negative = "" if options.negative_prompt is None else options.negative_prompt
+    seeds, indices = seeds_of(seed, options.index, batch)
+    shared = {
+        "num_steps": options.num_steps if options.num_steps is None else whole("num_steps", options.num_steps, 1, MAX_STEPS),
+        "sampler": options.sampler if options.sampler is None else find_sampler(options.sampler),
+        "height": options.height if options.height is None else whole("height", options.height, 1, MAX_SIDE),
+        "width": options.width if options.width is None else whole("width", options.width, 1, MAX_SIDE),
+    }
+    columns = {
+        "prompt": _texts("prompt", prompts),
+        "negative_prompt": _texts("negative_prompt", one_each("negative_prompt", negative, str, batch)),
+        "seed": seeds,
+        "index": indices,
+        "guidance_scale": None if options.guidance_scale is None else scales(options.guidance_scale, batch),
+    }
+    return columns | {name: None if value is None else [value] * batch for name, value in shared.items()}
+
+
+def _texts(name: str, texts: list[str]) -> list[str]:
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = f"U+{ord(text[error.start]):04X}"
+            raise ValueError(f"{name} must be Unicode text; got half a surrogate pair, {half}. Remove it.") from None
+    return texts
+
+
+def filled(columns: Columns, defaults: Mapping) -> Columns:
+    """Returns the inputs with the model's own values where none were given.
+
+    They are sent, although a server would fill them in: so the recipe says what was drawn even where another version of
+    the model took its place in the meantime, and servers that know no defaults get all they need.
+
+    Raises: `ValueError` naming an argument for which the model has no value of its own.
+    """
+    missing = [name for name, values in columns.items() if values is None and name not in defaults]
+    if missing:
+        raise ValueError(f"{missing[0]} must be given: the server's model says no value of its own.")
+    batch = len(columns["prompt"])
+    return {name: [defaults[name]] * batch if values is None else values for name, values in columns.items()}
+
+
+def model_spec(name: str, version: int | str | None, signature: str = ""):
+    """Returns the `ModelSpec` of a model; `version` is a number, or a label such as "stable"."""
+    spec = protos.ModelSpec(name=name, signature_name=signature)
+    if isinstance(version, str):
+        spec.version_label = version
+    elif version is not None:
+        spec.version.value = version
+    return spec
+
+
+def predict_requests(columns: Columns, spec, max_batch: int) -> list:
+    """Returns the PredictRequests for all pictures, each with at most `max_batch` rows.
+
+    They have no output filter: exports of other versions may lack an output that this one reads.
+    """
+    batch = len(columns["prompt"])
+    parts = -(-batch // max_batch)
+    bounds = [batch * i // parts for i in range(parts + 1)]  # calls of about one size take about one time
+    requests = []
+    for first, last in zip(bounds, bounds[1:]):
+        request = protos.PredictRequest(model_spec=spec)
+        for name, values in columns.items():
+            request.inputs[name].CopyFrom(tensor_of(values[first:last], INPUTS[name]))
+        requests.append(request)
+    return requests
+
+
+def rows_of(request) -> int:
+    """Returns how many pictures a PredictRequest asks for."""
+    return request.inputs["prompt"].tensor_shape.dim[0].size
+
+
+def tensor_of(values: Sequence, kind: str):
+    """Returns the TensorProto [B] of one value per row; `kind` is a key such as "int64"."""
+    number, field, _ = _KINDS[kind]
+    tensor = protos.TensorProto(dtype=number)
+    tensor.tensor_shape.dim.add(size=len(values))
+    getattr(tensor, field).extend(value.encode("utf-8") if isinstance(value, str) else value for value in values)
+    return tensor
+
+
+def values_of(tensor, count: int, kind: str) -> list:
+    """Returns the `count` values of a TensorProto in either of its forms; floats are the shortest that are the same.
+
+    Raises: `ServerError` INTERNAL for another type or number of values.
+    """
+    number, field, numpy_name = _KINDS[kind]
+    size = math.prod(dim.size for dim in tensor.tensor_shape.dim)
+    if tensor.dtype != number or size != count:
+        raise ServerError("INTERNAL", f"The server sent type {tensor.dtype} and {size} values for {count} of {kind}.")
+    if tensor.tensor_content and numpy_name and len(tensor.tensor_content) == count * int(numpy_name[-1]):
+        values = np.frombuffer(tensor.tensor_content, numpy_name).tolist()
+    else:
+        values = list(getattr(tensor, field))
+        values += values[-1:] * (count - len(values))  # of equal values TensorFlow writes the last one once
+    if len(values) != count:
+        raise ServerError("INTERNAL", f"The server sent {len(values)} values for {count} of {kind}.")
+    return [float(str(np.float32(value))) for value in values] if kind == "float32" else values
+
+
+def defaults_of(response, name: str, signature: str) -> dict:
+    """Returns the values that a model takes for inputs left out, of the answer to GetModelMetadata for `signature_def`.
+
+    Raises: `ServerError` FAILED_PRECONDITION if the model has no such signature, INTERNAL for what cannot be read.
+    """
+    found = parsed(protos.SignatureDefMap, response.metadata["signature_def"].value).signature_def
+    if signature not in found:
+        others = ", ".join(sorted(found)) or "none"
+        message = f"The model {shown(name)} has no signature {shown(signature)} but {others}."
+        raise ServerError("FAILED_PRECONDITION", f"{message} Was it made by `tfsd export saved_model`?")
+    tensors = found[signature].defaults
+    values = {one: values_of(tensor, 1, INPUTS[one])[0] for one, tensor in tensors.items() if one in INPUTS}
+    return {one: value.decode("utf-8", "replace") if isinstance(value, bytes) else value for one, value in values.items()}
+
+
+def parsed(kind: type, data: bytes):
+    """Returns the message that bytes stand for; raises `ServerError` INTERNAL if they are none."""
+    try:
+        return kind.FromString(data)
+    except (DecodeError, UnicodeDecodeError):
+        raise ServerError("INTERNAL", "The server sent an answer that cannot be read.") from None
+
+
+def answer_of(data: bytes, rows: int, headers: Iterable[tuple[str, str | bytes]] = ()) -> Answer:
+    """Returns what the bytes of a PredictResponse hold; raises `ServerError` INTERNAL unless it is `rows` pictures."""
+    response = parsed(protos.PredictResponse, data)
+    for name in ("png_bytes", "truncated_tokens"):
+        if name not in response.outputs:
+            raise ServerError("INTERNAL", f"The server's answer has no {name} but {', '.join(response.outputs) or 'nothing'}.")
+    pngs = values_of(response.outputs["png_bytes"], rows, "string")
+    truncated = values_of(response.outputs["truncated_tokens"], rows, "int32")
+    negative = [0] * rows  # of exports of format 1, which do not count them
+    if "truncated_negative_tokens" in response.outputs:
+        negative = values_of(response.outputs["truncated_negative_tokens"], rows, "int32")
+    warning = dict(headers or ()).get(WARNING_KEY, b"")
+    warning = printable(warning[:_MAX_WARNING].decode("utf-8", "replace")) if isinstance(warning, bytes) else ""
+    return Answer(pngs, list(zip(truncated, negative)), response.model_spec.version.value, warning)
+
+
+def images_of(columns: Columns, answers: Iterable[Answer], model: str) -> Images:
+    """Returns the pictures of all answers, with recipes that make them again.
+
+    Raises: `ServerError` INTERNAL for a file that is no picture of the size that was asked for.
+    """
+    answers = list(answers)
+    pngs = [png for answer in answers for png in answer.pngs]
+    pixels = np.stack([_pixels(*row) for row in zip(pngs, columns["height"], columns["width"])])
+    versions = [answer.version for answer in answers for _ in answer.pngs]
+    recipes = []
+    for i, version in enumerate(versions):
+        own = {name: values[i] for name, values in columns.items()}
+        recipes.append(own | {"model": model, "model_version": version, "tfsd": __version__})
+    return Images(pixels, recipes)
+
+
+def _pixels(png: bytes, height: int, width: int) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+            found = f"{picture.mode} {picture.height} x {picture.width}"
+            if found == f"RGB {height} x {width}":  # seen before the pixels are unpacked: a small file can hold many
+                return np.asarray(picture)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # PIL's, for damaged files
+        raise ServerError("INTERNAL", f"The server sent a picture that cannot be read ({error}).") from error
+    raise ServerError("INTERNAL", f"The server sent a picture that is {found}, not RGB {height} x {width}.")
+
+
+def warn_of_truncation(columns: Columns, answers: Iterable[Answer], stacklevel: int):
+    """Warns, once per prompt, of text that the model did not read, and of words in it that the model never learned."""
+    _warn_of_words(answers, stacklevel + 1)
+    counts = list(zip(*(pair for answer in answers for pair in answer.truncated)))
+    cut = {(name, text): n for name, many in zip(("prompt", "negative_prompt"), counts) for text, n in zip(columns[name], many)}
+    if not any(cut.values()):
+        return
+    from tfsd.text import PromptTruncationWarning  # not above: it costs a client as much time as all the rest
+
+    for (name, text), count in cut.items():
+        if count:
+            of = f"{name} {shown(text, 60)}"
+            message = f"{of} is too long: the model did not read its last {count} tokens. `tfsd tokens` shows which."
+            warnings.warn(message, PromptTruncationWarning, stacklevel=stacklevel + 1)
+
+
+def _warn_of_words(answers: Iterable[Answer], stacklevel: int):
+    messages = dict.fromkeys(answer.warning for answer in answers if answer.warning)
+    if messages:
+        from tfsd.text import UnknownWordsWarning  # as above
+
+        for message in messages:
+            warnings.warn(message, UnknownWordsWarning, stacklevel=stacklevel + 1)

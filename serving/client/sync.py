@@ -1,0 +1,228 @@
+"""Pictures from a server: the embedded one or TensorFlow Serving, by the arguments of `tfsd.text_to_image`."""
+
+import collections
+import contextlib
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+
+import grpc
+from google.protobuf.wrappers_pb2 import StringValue
+
+from tfsd.images import Images
+from tfsd.progress import Cancelled, Progress
+from tfsd.serving.client.base import METADATA, POLL_SECONDS, PREDICT, WATCH, Attempts, Caller, Tracker, new_request_id
+from tfsd.serving.client.requests import (
+    Answer,
+    Columns,
+    Options,
+    answer_of,
+    checked,
+    filled,
+    images_of,
+    rows_of,
+    warn_of_truncation,
+)
+
+
+class Client(Caller):
+    """A model on a server, ready to draw; `close` it, or use it in `with`. Threads may share one."""
+
+    _lock = threading.Lock()  # for the moment in which a channel is made
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Ends the connection; what still runs is cancelled."""
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+            self._channel = None
+
+    def text_to_image(
+        self,
+        prompt: str | Sequence[str],
+        batch_size: int = 1,
+        seed: int | Sequence[int] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        sampler: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        index: int = 0,
+        progress: bool = False,
+        callback: Callable[[int, int], bool | None] | None = None,
+        timeout: float | None = None,
+    ) -> Images:
+        """Returns pictures of a prompt: uint8 [B, H, W, 3], with the recipe of each, as `tfsd.text_to_image` does.
+
+        The arguments are those of `StableDiffusion.text_to_image`; the server's model has fixed the others. What is None
+        is the model's own. `callback(done, steps)` counts the steps of all RPCs, and cancels them by returning False; of
+        a server that tells nothing of its progress it hears only of whole RPCs, and once a second that none is done.
+        `timeout` in seconds takes the place of the client's. Ctrl-C cancels on the server, too.
+
+        Raises: `TypeError`, `ValueError` naming the argument; `TimeoutError`; `Cancelled`; `ServerError` with the `code`
+        of other failures.
+        """
+        options = Options(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
+        columns, answers = self._draw(checked(prompt, batch_size, seed, options), Progress(progress, callback), timeout)
+        warn_of_truncation(columns, answers, stacklevel=2)
+        return images_of(columns, answers, self.model)
+
+    def text_to_png(
+        self,
+        prompt: str | Sequence[str],
+        batch_size: int = 1,
+        seed: int | Sequence[int] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        sampler: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        index: int = 0,
+        progress: bool = False,
+        callback: Callable[[int, int], bool | None] | None = None,
+        timeout: float | None = None,
+    ) -> list[bytes]:
+        """Returns the PNG files that the server made, untouched; the arguments are those of `text_to_image`.
+
+        Raises: as `text_to_image`.
+        """
+        options = Options(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
+        columns, answers = self._draw(checked(prompt, batch_size, seed, options), Progress(progress, callback), timeout)
+        warn_of_truncation(columns, answers, stacklevel=2)
+        return [png for answer in answers for png in answer.pngs]
+
+    def _draw(self, columns: Columns, show: Progress, timeout: float | None) -> tuple[Columns, list[Answer]]:
+        attempts, running = self._attempts(timeout), _Running()
+        with self._lock:
+            if self._channel is None:
+                self._open(grpc)
+        try:
+            defaults = self._defaults
+            if defaults is None:
+                defaults = self._learn(self._tried(METADATA, self._metadata_request(), attempts, running)[0])
+            columns = filled(columns, defaults)
+            answers = self._predict_all(columns, show, attempts, running)
+        except BaseException:  # Ctrl-C, too: nothing of this call shall go on
+            running.cancel()
+            self._forget_defaults()
+            raise
+        self._forget_defaults(answers)
+        return columns, answers
+
+    def _predict_all(self, columns: Columns, show: Progress, attempts: Attempts, running: "_Running") -> list[Answer]:
+        requests = self._predict_requests(columns)
+        with (
+            Tracker(show, [columns["num_steps"][0] * rows_of(one) for one in requests]) as tracker,
+            ThreadPoolExecutor(min(self.max_calls, len(requests)), "tfsd-call") as pool,
+        ):
+            calls = [pool.submit(self._predict, i, one, attempts, running, tracker) for i, one in enumerate(requests)]
+            left = set(calls)
+            try:
+                while left:
+                    ended, left = wait(left, POLL_SECONDS if tracker.wanted else None, FIRST_COMPLETED)
+                    for call in ended:
+                        call.result()
+                    tracker.tell()
+            except BaseException:
+                running.cancel()  # else the end of the pool would wait for them
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [call.result() for call in calls]
+
+    def _predict(self, i: int, request, attempts: Attempts, running: "_Running", tracker: Tracker) -> Answer:
+        request_id = new_request_id()
+        hear = functools.partial(tracker.heard, i) if tracker.wanted and self._watchable else None
+        with self._watching(request_id, attempts, hear):
+            response, headers = self._tried(PREDICT, request, attempts, running, request_id)
+        tracker.finished(i)
+        return answer_of(response, rows_of(request), headers)
+
+    def _tried(self, method: str, request, attempts: Attempts, running: "_Running", request_id: str | None = None):
+        """Returns the answer of a method, tried as often as `attempts` allows, and the headers at its end."""
+        for tried in itertools.count(1):
+            call = self._call[method].future(request, timeout=attempts.remaining(), metadata=self._headers(request_id))
+            try:
+                return running.result(call), call.trailing_metadata()
+            except grpc.RpcError as error:
+                running.sleep(attempts.wait_after(error, tried))
+
+    @contextlib.contextmanager
+    def _watching(self, request_id: str, attempts: Attempts, hear: Callable | None) -> Iterator[None]:
+        """Lets `hear` have what the server tells of a request's progress, if it tells anything."""
+        if hear is None:
+            yield
+            return
+        over, streams = threading.Event(), collections.deque(maxlen=1)
+
+        def read():
+            while not over.wait(POLL_SECONDS):  # a little later than the request, so that the server knows of it
+                try:
+                    stream = self._call[WATCH](
+                        StringValue(value=request_id), timeout=attempts.remaining(), metadata=self._headers()
+                    )
+                    streams.append(stream)
+                    if over.is_set():
+                        stream.cancel()
+                    for message in stream:
+                        hear(message)  # until it failed, too: then it may be tried again
+                except grpc.RpcError as error:
+                    if not self._watch_again(error):
+                        return
+                except ValueError:  # the channel was closed
+                    return
+
+        threading.Thread(target=read, name="tfsd-progress", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+            for stream in streams:
+                stream.cancel()
+
+
+class _Running:
+    """The RPCs of one call of a method: they are cancelled together."""
+
+    def __init__(self):
+        self._calls: set[grpc.Future] = set()
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+
+    def result(self, call: grpc.Future):
+        """Returns what an RPC does; raises `Cancelled` if it was, else what it raises."""
+        with self._lock:
+            self._calls.add(call)
+        try:
+            if self._cancelled.is_set():
+                call.cancel()
+            return call.result()
+        except grpc.FutureCancelledError:
+            raise Cancelled("The request was cancelled.") from None
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+    def sleep(self, seconds: float):
+        """Waits; raises `Cancelled` as soon as it was."""
+        if self._cancelled.wait(seconds):
+            raise Cancelled("The request was cancelled.")
+
+    def cancel(self):
+        """Cancels what runs and what is yet to run."""
+        self._cancelled.set()
+        with self._lock:
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()

@@ -1,0 +1,289 @@
+"""The gRPC side: TF Serving's PredictionService and ModelService, progress of requests, health and reflection."""
+
+import asyncio
+import hmac
+import inspect
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import StringValue
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2,
+    predict_pb2,
+    prediction_service_pb2,
+)
+
+from tfsd.serving.server.daemons import in_daemon
+from tfsd.serving.server.service import Call, Service, Target, request_id_of, signature_asked
+from tfsd.serving.wire.errors import KNOWN_KEY, MAX_KNOWN, WARNING_KEY, ServerError
+from tfsd.serving.wire.tensors import inputs_of, invalid, output_names, proto_of
+
+PREDICTION = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
+MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+PROGRESS = "tfsd.Progress"
+# TF Serving's health service knows its services by their short names.
+HEALTH_NAMES = ("", PREDICTION, MODELS, PROGRESS, "PredictionService", "ModelService")
+MAX_MESSAGE = 1024  # letters of an error, as TF Serving cuts them
+MAX_RPCS = 512  # under way at once; each may hold a message of the size limit
+# Of those, such as last for as long as the client likes, by service: none takes the places of another, nor those of Predict.
+MAX_STREAMS = {PROGRESS: 128, health.SERVICE_NAME: 64, reflection.SERVICE_NAME: 32}
+
+
+def _describe_progress():
+    """Puts the descriptor of tfsd.Progress into the pool, so that reflection can tell of it."""
+    file = descriptor_pb2.FileDescriptorProto(name="tfsd/progress.proto", package="tfsd", syntax="proto3")
+    file.dependency.extend([StringValue.DESCRIPTOR.file.name, Struct.DESCRIPTOR.file.name])
+    method = file.service.add(name="Progress").method.add(name="Watch", server_streaming=True)
+    method.input_type, method.output_type = ".google.protobuf.StringValue", ".google.protobuf.Struct"
+    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+
+
+_describe_progress()
+
+
+def target_of(spec) -> Target:
+    """Returns the model that a ModelSpec names."""
+    version = spec.version.value if spec.HasField("version") else None
+    return Target(spec.name, version, spec.version_label if spec.HasField("version_label") else None)
+
+
+class Token(grpc.aio.ServerInterceptor):
+    """Lets only those in who send `authorization: Bearer TOKEN`; health needs none."""
+
+    def __init__(self, token: str):
+        self._expected = f"Bearer {token}".encode()
+
+        async def refuse(request, context):
+            await context.abort(
+                grpc.StatusCode.UNAUTHENTICATED, "The token is missing or wrong: send authorization: Bearer TOKEN"
+            )
+
+        self._refuse = grpc.unary_unary_rpc_method_handler(refuse)
+
+    async def intercept_service(self, continuation, handler_call_details):
+        """Returns the call's own handler, or one that refuses."""
+        sent = dict(handler_call_details.invocation_metadata or ()).get("authorization", "")
+        sent = sent.encode() if isinstance(sent, str) else sent
+        free = handler_call_details.method.startswith(f"/{health.SERVICE_NAME}/")
+        if free or hmac.compare_digest(sent, self._expected):
+            return await continuation(handler_call_details)
+        return self._refuse
+
+
+class Streams(grpc.aio.ServerInterceptor):
+    """Bounds the calls that last for as long as a client likes, by service: watching progress or health, and reflection."""
+
+    def __init__(self, most: Mapping[str, int]):
+        self._most, self._open = most, Counter()
+
+    async def intercept_service(self, continuation, handler_call_details):
+        """Returns the call's own handler, or for one that streams answers a handler that counts it."""
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler.response_streaming:
+            return handler
+        call = handler.stream_stream or handler.unary_stream
+        service = handler_call_details.method.split("/")[1]
+        most = self._most[service]
+
+        async def counted(request, context):
+            if self._open[service] >= most:
+                message = f"{most} clients of {service} are connected, the most at once. Ask again later."
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+            self._open[service] += 1
+            try:
+                answers = call(request, context)
+                if inspect.isawaitable(answers):  # one that writes by itself
+                    await answers
+                    return
+                async for answer in answers:
+                    await context.write(answer)
+            finally:
+                self._open[service] -= 1
+
+        make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        return make(counted, handler.request_deserializer, handler.response_serializer)
+
+
+class Calls:
+    """The calls of all services."""
+
+    def __init__(self, service: Service):
+        self.service, self.models = service, service.models
+        self._reloading = asyncio.Lock()
+
+    async def predict(self, request, context):
+        """PredictionService.Predict."""
+        metadata = dict(context.invocation_metadata() or ())
+        remaining = context.time_remaining()
+
+        async def read(engine) -> Call:
+            name = signature_asked(engine, request.model_spec.signature_name)
+            if name is None:
+                asked = request.model_spec.signature_name[:100]
+                raise ServerError("FAILED_PRECONDITION", f'Serving signature key "{asked}" not found.')
+            signature = engine.signatures[name]
+            return Call(name, inputs_of(signature, request.inputs), output_names(signature, request.output_filter))
+
+        _require_spec(request)
+        answer = await self.service.predict(
+            target_of(request.model_spec),
+            read,
+            method="grpc",
+            request_id=request_id_of(metadata.get("x-request-id")),
+            deadline=None if remaining is None else time.monotonic() + remaining,
+        )
+        if answer.warning:
+            context.set_trailing_metadata(((WARNING_KEY, answer.warning.encode()),))
+        response = predict_pb2.PredictResponse()
+        response.model_spec.name, response.model_spec.signature_name = request.model_spec.name, answer.signature
+        response.model_spec.version.value = answer.version
+        for name, array in answer.outputs.items():
+            response.outputs[name].CopyFrom(proto_of(array))
+        return response
+
+    async def get_model_metadata(self, request, context):
+        """PredictionService.GetModelMetadata."""
+        _require_spec(request)
+        if not request.metadata_field:
+            raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
+        for field in request.metadata_field:
+            if field != "signature_def":
+                raise invalid(f"Metadata field {field[:100]} is not supported")
+        return metadata_of(self.models, target_of(request.model_spec))
+
+    async def get_model_status(self, request, context):
+        """ModelService.GetModelStatus."""
+        _require_spec(request)
+        return self.models.status(*target_of(request.model_spec))
+
+    async def reload(self, request, context):
+        """ModelService.HandleReloadConfigRequest."""
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise invalid(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently supported"
+            )
+        async with self._reloading:  # one thread is enough for all that wait
+            await in_daemon(self.models.reload, request.config)
+        response = model_management_pb2.ReloadConfigResponse()
+        response.status.SetInParent()
+        return response
+
+    async def watch(self, request, context):
+        """tfsd.Progress/Watch: how far the request with this id is, until its end.
+
+        NOT_FOUND where no request has this id: a client that asks before its request has arrived asks again. (Waiting here
+        would let anybody occupy the server with ids that do not exist.)
+        """
+        async for progress in self.service.scheduler.progress.watch(request.value):
+            yield struct_of(progress)
+
+
+def struct_of(progress) -> Struct:
+    """Returns a request's progress as the message that goes out."""
+    message = Struct()
+    message.update({"state": progress.state, "done": progress.done, "steps": progress.steps, "position": progress.position})
+    return message
+
+
+def metadata_of(models, target: Target):
+    """Returns GetModelMetadataResponse for a model. Raises: `ServerError`."""
+    response = get_model_metadata_pb2.GetModelMetadataResponse()
+    with models.get(*target) as engine:
+        response.model_spec.name, response.model_spec.version.value = engine.name, engine.version
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        for name, signature in engine.signatures.items():
+            signatures.signature_def[name].CopyFrom(signature)
+    response.metadata["signature_def"].Pack(signatures)
+    return response
+
+
+def _require_spec(request):
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+
+
+async def _abort(context, error: ServerError):
+    message = error.message if len(error.message) <= MAX_MESSAGE else error.message[:MAX_MESSAGE] + "...TRUNCATED"
+    known = "\n".join(sorted(error.known)[:MAX_KNOWN])  # beside the message, whose words are TensorFlow Serving's
+    await context.abort(grpc.StatusCode[error.code], message, ((KNOWN_KEY, known.encode()),) if known else ())
+
+
+def _unary(call, request_type, response_type):
+    async def answer(message: bytes, context):
+        try:
+            return await call(_parsed(request_type, message), context)
+        except ServerError as error:
+            await _abort(context, error)
+
+    return grpc.unary_unary_rpc_method_handler(answer, None, response_type.SerializeToString)
+
+
+def _stream(call, request_type, response_type):
+    async def answer(message: bytes, context):
+        try:
+            async for response in call(_parsed(request_type, message), context):
+                yield response
+        except ServerError as error:
+            await _abort(context, error)
+
+    return grpc.unary_stream_rpc_method_handler(answer, None, response_type.SerializeToString)
+
+
+def _parsed(kind, message: bytes):
+    """Returns the message in some bytes. As grpcio's own deserializer, but for its code UNKNOWN and its trace in the log."""
+    try:
+        return kind.FromString(message)
+    except DecodeError:
+        raise ServerError("INTERNAL", f"The message is no {kind.DESCRIPTOR.full_name}.") from None
+
+
+def build(service: Service, *, receive_bytes: int, token: str | None = None) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    """Returns a gRPC server without a port yet, and its health, which is NOT_SERVING."""
+    options = [
+        ("grpc.max_receive_message_length", receive_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),  # a second server on one port fails, where it would take half of the requests
+    ]
+    interceptors = [*([Token(token)] if token else []), Streams(MAX_STREAMS)]
+    server = grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=MAX_RPCS)
+    calls, status = Calls(service), health.aio.HealthServicer()
+    handlers = {
+        PREDICTION: {
+            "Predict": _unary(calls.predict, predict_pb2.PredictRequest, predict_pb2.PredictResponse),
+            "GetModelMetadata": _unary(
+                calls.get_model_metadata,
+                get_model_metadata_pb2.GetModelMetadataRequest,
+                get_model_metadata_pb2.GetModelMetadataResponse,
+            ),
+        },
+        MODELS: {
+            "GetModelStatus": _unary(
+                calls.get_model_status, get_model_status_pb2.GetModelStatusRequest, get_model_status_pb2.GetModelStatusResponse
+            ),
+            "HandleReloadConfigRequest": _unary(
+                calls.reload, model_management_pb2.ReloadConfigRequest, model_management_pb2.ReloadConfigResponse
+            ),
+        },
+        PROGRESS: {"Watch": _stream(calls.watch, StringValue, Struct)},
+    }
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, made) for name, made in handlers.items()])
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    reflection.enable_server_reflection([*handlers, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    return server, status
+
+
+async def set_health(status: health.aio.HealthServicer, serving: bool):
+    """Tells load balancers whether requests are welcome."""
+    kinds = health_pb2.HealthCheckResponse
+    for name in HEALTH_NAMES:
+        await status.set(name, kinds.SERVING if serving else kinds.NOT_SERVING)

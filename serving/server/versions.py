@@ -1,0 +1,187 @@
+"""The versions that are loaded or were: their states, who uses them, and when their memory is given back.
+
+As in TF Serving, a version goes through START, LOADING, AVAILABLE, UNLOADING and END.
+
+The weights, graphs and lookup tables of an export without XLA are freed when it ends: live memory then grows by about 0.1 MB
+with each reload of a small model. A new version is loaded before the old one goes, and the holes that this leaves in glibc's
+heap still let a process grow by about 10 MB with each reload (1123 MB after the second, 1209 after the tenth). With XLA,
+TensorFlow keeps what it has compiled until the process ends, too: about 100 MB for each size and number of pictures, whatever
+the weights. A server that loads many such versions grows by that with each of them; exports without XLA or a restart now and
+then keep it small.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tfsd.errors import CheckpointError
+from tfsd.runtime.freeing import free_memory
+from tfsd.serving.server.metrics import Metrics
+from tfsd.serving.wire.errors import CODES, ServerError
+
+LOG = logging.getLogger("tfsd.serving")
+NAMES = {number: name for name, (number, _) in CODES.items()}
+MAX_MESSAGE = 500
+
+
+class Version:
+    """One version of a model; it has an engine while it is AVAILABLE or UNLOADING. `code` tells why it ended."""
+
+    def __init__(self, model: str, number: int, folder: Path):
+        self.model, self.number, self.folder = model, number, folder
+        self.state, self.code, self.message = "START", "OK", ""
+        self.engine = None
+        self.leases = 0
+        self.stamp = _stamp(folder)
+
+    def has_failed(self) -> bool:
+        """Whether it could not be loaded, and its files are still the same."""
+        return self.code != "OK" and self.stamp == _stamp(self.folder)
+
+    def __str__(self) -> str:
+        return f"{{name: {self.model} version: {self.number}}}"  # as TF Serving's messages name it
+
+
+class Lease:
+    """A loaded version that stays loaded until the block ends: `with models.get("tiny") as engine`."""
+
+    def __init__(self, version: Version, give_back: Callable[[Version], None]):
+        self.engine = version.engine
+        self._version: Version | None = version
+        self._give_back = give_back
+
+    def release(self):
+        """Gives the version back; doing so again changes nothing."""
+        version, self._version, self.engine = self._version, None, None
+        if version is not None:
+            self._give_back(version)
+
+    def __enter__(self):
+        return self.engine
+
+    def __exit__(self, *_):
+        self.release()
+
+
+class Versions:
+    """Every version by model and number; safe to use from any thread, and never locked while a model is loaded."""
+
+    def __init__(self, load: Callable[[Path], object], metrics: Metrics):
+        self._load = load
+        self._metrics = metrics
+        self._models: dict[str, dict[int, Version]] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Returns the models of which any version was ever seen."""
+        with self._lock:
+            return list(self._models)
+
+    def of(self, name: str) -> dict[int, Version]:
+        """Returns all versions of a model, those that ended too, the latest first."""
+        with self._lock:
+            return dict(sorted(self._models.get(name, {}).items(), reverse=True))
+
+    def available(self, name: str) -> dict[int, Version]:
+        """Returns the versions of a model that serve."""
+        with self._lock:
+            return self._available(name)
+
+    def lease(self, name: str, number: int | None) -> Lease:
+        """Returns a lease of a version, or of the latest one. Raises: `ServerError` NOT_FOUND in TF Serving's words."""
+        with self._lock:
+            loaded = self._available(name)
+            latest = max(loaded, default=None)
+            version = loaded.get(latest if number is None else number)
+            if version is None:
+                asked = f"Latest({name})" if number is None else f"Specific({name}, {number})"
+                known = () if loaded else [one for one in self._models if self._available(one)]
+                raise ServerError("NOT_FOUND", f"Servable not found for request: {asked}", known=known)
+            version.leases += 1
+            return Lease(version, self._give_back)
+
+    def ensure(self, name: str, number: int, folder: Path, *, retry: bool):
+        """Loads a version unless it serves; one that failed only with `retry`, or when its files have changed."""
+        with self._lock:
+            known = self._models.setdefault(name, {}).get(number)
+            if known is not None and known.state == "UNLOADING":  # wanted again while its last requests run
+                known.state = "AVAILABLE"
+        if known is not None and known.state == "AVAILABLE" or known is not None and not retry and known.has_failed():
+            return
+        version = Version(name, number, folder)
+        with self._lock:
+            self._models[name][number] = version
+        self._set(version, "LOADING")
+        started = time.monotonic()
+        try:
+            version.engine = self._load(folder)
+            version.engine.name = name  # a configuration may serve it under another one than its export has
+        except Exception as error:
+            code, message = _code_of(error)
+            expected = isinstance(error, ServerError | CheckpointError)  # its message tells all; a trace would bury it
+            LOG.error("Version %d of %s cannot be loaded: %s", number, name, message, exc_info=None if expected else error)
+            self._set(version, "END", code, message)
+            return
+        seconds = time.monotonic() - started
+        self._metrics.load_seconds.labels(name, str(number)).set(seconds)
+        LOG.info("Version %d of %s is available after %.1f s.", number, name, seconds)
+        self._set(version, "AVAILABLE")
+
+    def unload(self, name: str, *, but: list[int] = ()):
+        """Lets versions go: from here on they get no new lease, and they end with the last one they have."""
+        for number, version in self.available(name).items():
+            if number not in but:
+                self._set(version, "UNLOADING")
+                self._end(version)
+
+    def _available(self, name: str) -> dict[int, Version]:
+        return {number: known for number, known in self._models.get(name, {}).items() if known.state == "AVAILABLE"}
+
+    def _set(self, version: Version, state: str, code: str = "OK", message: str = ""):
+        with self._lock:
+            version.state, version.code, version.message = state, code, message
+        self._show(version.model)
+
+    def _show(self, name: str):
+        self._metrics.show_versions(name, [version.state for version in self.of(name).values()])
+
+    def _give_back(self, version: Version):
+        with self._lock:
+            version.leases -= 1
+            last = version.leases == 0 and version.state == "UNLOADING"
+        if last:  # in a thread: freeing a model takes time that an event loop doesn't have
+            threading.Thread(target=self._end, args=(version,), name="tfsd-unload", daemon=True).start()
+
+    def _end(self, version: Version):
+        with self._lock:
+            if version.leases or version.state != "UNLOADING":
+                return
+            version.engine, version.state = None, "END"
+        free_memory()
+        self._show(version.model)
+        LOG.info("Version %d of %s is unloaded.", version.number, version.model)
+
+
+def _stamp(folder: Path) -> tuple:
+    """Returns what changes when a file in a folder does."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        try:
+            stat = path.stat()
+        except OSError:  # gone in the meantime
+            continue
+        files.append((str(path), stat.st_size, stat.st_mtime_ns))
+    return tuple(files)
+
+
+def _code_of(error: Exception) -> tuple[str, str]:
+    """Returns the canonical code and the message for a version that could not be loaded."""
+    if isinstance(error, ServerError):
+        return error.code, error.message
+    if isinstance(error, CheckpointError):
+        return "DATA_LOSS", str(error)
+    number = getattr(error, "error_code", None)  # of TensorFlow's errors
+    code = NAMES.get(number, "INTERNAL") if isinstance(number, int) else "INTERNAL"
+    return code, f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_MESSAGE]}"

@@ -1,0 +1,1 @@
+"""What both sides of the network know: messages, tensors, JSON, errors."""
