@@ -30,6 +30,7 @@ SERVING = [
     "prometheus-client>=0.20",
 ]
 DEVICE = ["ai-edge-litert>=2,<3", "ai-edge-quantizer>=0.10,<0.11"]
+DEV = ["ruff>=0.17,<0.18", "pre-commit>=4"]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "kubernetes-validate>=1.27", "psutil>=5.9", "PyYAML"]
 CLASSIFIERS = [
     "Development Status :: 4 - Beta",
@@ -64,6 +65,11 @@ setup(
     packages=find_packages(include=["tfsd", "tfsd.*"]),
     package_data={"tfsd": ["assets/**/*", "py.typed"], "tfsd.serving.server": ["page/*"]},
     install_requires=REQUIRED,
-    extras_require={"serving": SERVING, "device": DEVICE, "test": [*SERVING, *DEVICE, *TEST]},
+    extras_require={
+        "serving": SERVING,
+        "device": DEVICE,
+        "test": [*SERVING, *DEVICE, *TEST],
+        "dev": [*SERVING, *DEVICE, *TEST, *DEV],
+    },
     entry_points={"console_scripts": ["tfsd = tfsd.__main__:main"]},
 )

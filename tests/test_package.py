@@ -19,7 +19,7 @@ MODULES = sorted(path for top in ("tfsd", "converters", "serving") for path in (
 COLUMNS = (
     {"tfsd.errors"},
     {"tfsd.specs", "tfsd.progress", "tfsd.finite", "tfsd.runtime", "tfsd.programs"},
-    {"tfsd.arguments", "tfsd.models", "tfsd.text"},
+    {"tfsd.arguments", "tfsd.models", "tfsd.text", "tfsd.compat"},
     {"tfsd.noise", "tfsd.samplers", "tfsd.storage", "tfsd.sharing"},
     {"tfsd.pipeline", "tfsd.images"},
     {"tfsd.api", "tfsd.hub", "tfsd.device"},

@@ -1,16 +1,15 @@
 """Text to image in Python: arguments are checked here, once; what is inside trusts them."""
 
-import functools
-import inspect
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfsd.arguments import batch_of, choice, one_each, per_prompt, require_memory, rows_of, scales, seeds_of, side_of, whole
+from tfsd.compat.kerascv import kerascv_names, points_to_load
 from tfsd.errors import shown
 from tfsd.finite import require_finite, require_rows
 from tfsd.images import Images
@@ -24,56 +23,11 @@ from tfsd.runtime.backend import require_tensorflow
 from tfsd.runtime.freeing import free_memory
 from tfsd.samplers.plans import build_plan, find_sampler
 from tfsd.specs import NUMERICS, ModelSpec
-from tfsd.storage import model_folders as weights
+from tfsd.storage import model_folders
 from tfsd.storage.files import sha256
 from tfsd.text import Tokenizer, warn_of_unknown_words
 
-# KerasCV's names for the same arguments, in every method that has them.
-KERASCV_NAMES = {
-    "unconditional_guidance_scale": "guidance_scale",
-    "img_height": "height",
-    "img_width": "width",
-}
 MAX_BATCH = 64
-_Function = TypeVar("_Function", bound=Callable)
-
-
-def _kerascv_names(function: _Function) -> _Function:
-    """Lets `function` take KerasCV's argument names as well as its own; an error tells of KerasCV's order of arguments."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
-    places = [name for name, one in inspect.signature(function).parameters.items() if one.kind in kinds]
-
-    @functools.wraps(function)
-    def renamed(*args, **kwargs):
-        if len(args) > len(places):
-            own = [name for name in places if name != "self"]
-            raise TypeError(
-                f"{function.__name__} takes {', '.join(own)} by position, which is not KerasCV's order; "
-                f"got {len(args) - len(places) + len(own)} values. Pass all others by their names."
-            )
-        for theirs, ours in KERASCV_NAMES.items():
-            if theirs in kwargs:
-                if kwargs.get(ours) is not None:
-                    raise TypeError(f"{theirs} is another name of {ours}; got both. Leave one out.")
-                kwargs[ours] = kwargs.pop(theirs)
-        return function(*args, **kwargs)
-
-    return renamed
-
-
-def _points_to_load(init: _Function) -> _Function:
-    """Tells those who make a model as KerasCV does where it is made here."""
-
-    @functools.wraps(init)
-    def checked(self, *args, **kwargs):
-        if not isinstance(args[0] if args else kwargs.get("spec"), ModelSpec):
-            raise TypeError(
-                'A StableDiffusion is made by `tfsd.load`, such as load("sd-1.4", numerics="kerascv"); '
-                "sizes go to each call: text_to_image(..., height=512, width=512)."
-            )
-        init(self, *args, **kwargs)
-
-    return checked
 
 
 class _Options(NamedTuple):
@@ -94,10 +48,10 @@ class StableDiffusion:
     """A model, ready to draw; `load` makes one. Sizes that were used once are compiled and fast from then on.
 
     Several threads may draw with one model. `with load(...) as model` closes the model at the end of the block.
-    `identity` is what recipes say of the model beyond its spec: the name it was loaded by, a hash of its weights.
+    `identity` is what recipes say of the model beyond its spec: the name it was loaded by, a hash of its model_folders.
     """
 
-    @_points_to_load
+    @points_to_load
     def __init__(
         self, spec: ModelSpec, parts: dict, *, dtype: str = "float32", jit_compile: bool = True, identity: dict | None = None
     ):
@@ -141,7 +95,7 @@ class StableDiffusion:
     def __exit__(self, *_):
         self.close()
 
-    @_kerascv_names
+    @kerascv_names
     def text_to_image(
         self,
         prompt: str | Sequence[str],
@@ -170,7 +124,7 @@ class StableDiffusion:
         from the same noise for a seed.
         `sampler`: a key of `tfsd.samplers.plans.SAMPLERS` or another program's name for it ("Euler a"), in any case.
         `height`, `width`: multiples of the VAE's factor (8). `num_steps`, `guidance_scale`, `sampler` and the
-        sizes default to the model's own, `spec.default_...`. KerasCV's names are taken too: see `KERASCV_NAMES`.
+        sizes default to the model's own, `spec.default_...`. KerasCV's names are taken too: see `tfsd.compat.kerascv`.
         `on_long`: "truncate" warns of text that the model cannot read, "error" raises `ValueError`.
         Words that a model with a small vocabulary, such as "tiny", never learned: `UnknownWordsWarning`, once.
         `progress` shows a bar; `callback(done, steps)` is called between steps and cancels by returning False.
@@ -196,7 +150,7 @@ class StableDiffusion:
         require_finite(context, "context", self.identity["dtype"])
         return context
 
-    @_kerascv_names
+    @kerascv_names
     def generate_image(
         self,
         encoded_text: np.ndarray,
@@ -326,11 +280,11 @@ def load(
     require_own_threads()
     choice("dtype", dtype, DTYPES)
     folder = _folder(model)
-    spec = weights.load_spec(folder)
+    spec = model_folders.load_spec(folder)
     if numerics is not None:
         spec = spec.with_numerics(numerics)
-    parts = weights.load_parts(folder, spec, parts=("text_encoder", "unet"), dtype=dtype)
-    parts |= weights.load_parts(folder, spec, parts=("decoder",), dtype="float32")
+    parts = model_folders.load_parts(folder, spec, parts=("text_encoder", "unet"), dtype=dtype)
+    parts |= model_folders.load_parts(folder, spec, parts=("decoder",), dtype="float32")
     identity = {"model": str(model), "weights": _fingerprint(folder), "numerics_override": numerics}
     return StableDiffusion(spec, parts, dtype=dtype, jit_compile=jit_compile, identity=identity)
 
@@ -338,7 +292,7 @@ def load(
 def _folder(model: str | Path) -> Path:
     if not isinstance(model, (str, Path)):
         raise TypeError(f"model must be a name or the path of a model folder; got {shown(model)}.")
-    return weights.resolve(model)
+    return model_folders.resolve(model)
 
 
 def _fingerprint(folder: Path) -> str:
@@ -364,7 +318,7 @@ def _loaded(model: str | Path, folder: Path, fingerprint: str, **options) -> Sta
         return _KEPT[key]
 
 
-@_kerascv_names
+@kerascv_names
 def text_to_image(
     prompt: str | Sequence[str],
     batch_size: int = 1,

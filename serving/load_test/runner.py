@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from tfsd.progress import Cancelled
 from tfsd.serving.client.aio import AsyncClient
-from tfsd.serving.load_test import server_metrics as load_metrics
+from tfsd.serving.load_test import server_metrics
 from tfsd.serving.wire.errors import ServerError
 
 PROMPT = "a red star above a blue house at night"
@@ -121,7 +121,7 @@ class LoadTest:
             "seconds": seconds,
             "pictures_per_second": load.rows * len(answered) / seconds,
             "latency_ms": latencies(answered),
-        } | load_metrics.difference(before, after)
+        } | server_metrics.difference(before, after)
 
     async def compare(self) -> dict:
         """Returns how much sooner `concurrency` requests are answered together than one after another.
@@ -194,7 +194,7 @@ class LoadTest:
                 served += milliseconds[2:]
                 turns.append(milliseconds[1::2])
                 same = same and len(pictures) == 1
-        computed = load_metrics.model_milliseconds(before, await self.counts())
+        computed = server_metrics.model_milliseconds(before, await self.counts())
         beyond = statistics.fmean(served) - computed if served and computed is not None else None
         return _added(np.array(turns), rest=self.rest is not None) | {
             "beyond_model_ms": beyond,
@@ -207,7 +207,7 @@ class LoadTest:
             return None
         try:
             async with self._http.get(f"{self._url}/metrics", timeout=aiohttp.ClientTimeout(10)) as response:
-                return load_metrics.read(await response.text()) if response.status == 200 else None
+                return server_metrics.read(await response.text()) if response.status == 200 else None
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
             return None
 

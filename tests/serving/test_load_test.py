@@ -11,7 +11,7 @@ from patience import LONG, until
 from prometheus_client import CollectorRegistry
 
 from tfsd.cli import main
-from tfsd.serving.load_test import server_metrics as load_metrics
+from tfsd.serving.load_test import server_metrics
 from tfsd.serving.load_test.runner import latencies
 from tfsd.serving.server.metrics import Metrics
 
@@ -30,7 +30,7 @@ def test_counts_between_two_readings_are_those_that_were_made():
     metrics = Metrics()
 
     def read():
-        return load_metrics.read(metrics.render()[0].decode())
+        return server_metrics.read(metrics.render()[0].decode())
 
     for model, rows in (("a", 1), ("a", 3), ("b", 20)):
         metrics.batch_rows.labels(model).observe(rows)
@@ -39,7 +39,7 @@ def test_counts_between_two_readings_are_those_that_were_made():
     for model, rows in (("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 8), ("b", 17), ("b", 30)):
         metrics.batch_rows.labels(model).observe(rows)
     metrics.rejected.labels("queue_full").inc(2)
-    assert load_metrics.difference(before, read()) == {
+    assert server_metrics.difference(before, read()) == {
         "batches": {"1": 1, "2": 1, "3-4": 2, "5-8": 1, "17 or more": 2},
         "rows_per_batch": pytest.approx(65 / 7),
         "refused": {"queue_full": 2},
@@ -49,9 +49,9 @@ def test_counts_between_two_readings_are_those_that_were_made():
 def test_nothing_is_made_up_about_a_server_that_counts_nothing():
     registry = Metrics()
     registry.registry = CollectorRegistry()
-    empty = load_metrics.read(registry.render()[0].decode())
-    assert load_metrics.difference(empty, empty) == {"batches": {}, "rows_per_batch": None, "refused": {}}
-    assert set(load_metrics.difference(None, empty).values()) == {None}
+    empty = server_metrics.read(registry.render()[0].decode())
+    assert server_metrics.difference(empty, empty) == {"batches": {}, "rows_per_batch": None, "refused": {}}
+    assert set(server_metrics.difference(None, empty).values()) == {None}
     assert empty["resident_bytes"] is None
 
 

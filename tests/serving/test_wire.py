@@ -6,7 +6,7 @@ import tensorflow as tf
 from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 
-from tfsd.serving.wire import tensors as wire
+from tfsd.serving.wire import tensors
 from tfsd.serving.wire.errors import ServerError
 
 
@@ -43,21 +43,21 @@ def refused(call, *arguments) -> str:
 def test_tensors_of_a_stock_client_are_read_whichever_way_they_are_written(array):
     by_content = tf.make_tensor_proto(array)
     by_field = TensorProto(dtype=by_content.dtype, tensor_shape=by_content.tensor_shape)
-    getattr(by_field, wire.FIELDS[by_content.dtype][1]).extend(array.ravel().tolist())
+    getattr(by_field, tensors.FIELDS[by_content.dtype][1]).extend(array.ravel().tolist())
     for proto in (by_content, by_field):
-        read = wire.array_of("x", proto)
+        read = tensors.array_of("x", proto)
         assert read.dtype == array.dtype
         np.testing.assert_array_equal(read, array)
 
 
 def test_strings_keep_every_byte():
     texts = [b"a\x00", "é".encode(), b"\xff\xfe", b""]
-    read = wire.array_of("prompt", tf.make_tensor_proto(texts))
+    read = tensors.array_of("prompt", tf.make_tensor_proto(texts))
     assert read.dtype == object and list(read) == texts
     lengths = bytes(map(len, texts))  # below 128 a varint is one byte
     content = TensorProto(dtype=tf.string.as_datatype_enum, tensor_content=lengths + b"".join(texts))
     content.tensor_shape.dim.add().size = 4
-    assert list(wire.array_of("prompt", content)) == texts
+    assert list(tensors.array_of("prompt", content)) == texts
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -66,9 +66,9 @@ def test_answers_are_read_by_tensorflow(kind, large):
     array = np.arange(5000 if large else 6).reshape(2, -1).astype(kind)
     if kind == "object":
         array = np.array([b"a\x00", b"\xff"], object)
-    proto = wire.proto_of(array)
+    proto = tensors.proto_of(array)
     np.testing.assert_array_equal(tf.make_ndarray(proto), array)
-    assert bool(proto.tensor_content) == (array.nbytes > wire.CONTENT_BYTES and kind != "object")
+    assert bool(proto.tensor_content) == (array.nbytes > tensors.CONTENT_BYTES and kind != "object")
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,15 @@ def test_damaged_strings_are_a_parsing_error(content, count):
     proto = TensorProto(dtype=tf.string.as_datatype_enum, tensor_content=content)
     proto.tensor_shape.dim.add().size = count
     if content:
-        assert refused(wire.array_of, "prompt", proto) == "tensor parsing error: prompt"
+        assert refused(tensors.array_of, "prompt", proto) == "tensor parsing error: prompt"
     else:
-        assert list(wire.array_of("prompt", proto)) == [b""]  # TensorFlow fills what is left out
+        assert list(tensors.array_of("prompt", proto)) == [b""]  # TensorFlow fills what is left out
 
 
 def test_values_left_out_repeat_the_last_as_in_tensorflow():
     proto = tf.make_tensor_proto(2.5, shape=[2, 3])
     assert len(proto.float_val) == 1
-    np.testing.assert_array_equal(wire.array_of("x", proto), tf.make_ndarray(proto))
+    np.testing.assert_array_equal(tensors.array_of("x", proto), tf.make_ndarray(proto))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_shapes_that_do_not_fit_the_values_are_refused(change):
     proto = TensorProto(dtype=tf.float32.as_datatype_enum, float_val=[1, 2])
     proto.tensor_shape.dim.add().size = 2
     change(proto)
-    refused(wire.array_of, "x", proto)
+    refused(tensors.array_of, "x", proto)
 
 
 def test_a_small_message_cannot_become_a_large_tensor():
@@ -114,14 +114,14 @@ def test_a_small_message_cannot_become_a_large_tensor():
     for side in (2**15, 2**15, 4):
         proto.tensor_shape.dim.add().size = side
     tracemalloc.start()
-    message = refused(wire.array_of, "latents", proto)
+    message = refused(tensors.array_of, "latents", proto)
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
-    assert f"at most {wire.MAX_VALUES}" in message
+    assert f"at most {tensors.MAX_VALUES}" in message
 
 
 def test_missing_inputs_take_the_defaults_of_the_signature():
-    arrays = wire.inputs_of(TEXT, {"prompt": tf.make_tensor_proto(["x"]), "seed": tf.make_tensor_proto([9], tf.int64)})
+    arrays = tensors.inputs_of(TEXT, {"prompt": tf.make_tensor_proto(["x"]), "seed": tf.make_tensor_proto([9], tf.int64)})
     assert {name: list(array) for name, array in arrays.items()} == {"prompt": [b"x"], "seed": [9], "guidance_scale": [3.0]}
 
 
@@ -173,20 +173,20 @@ PROMPT, SEED = tf.make_tensor_proto(["x"]), tf.make_tensor_proto([1], tf.int64)
 )
 def test_wrong_inputs_are_named(which, sent, message):
     sent = {name: value if isinstance(value, TensorProto) else tf.make_tensor_proto(value) for name, value in sent.items()}
-    assert message in refused(wire.inputs_of, which, sent)
+    assert message in refused(tensors.inputs_of, which, sent)
 
 
 def test_one_row_counts_for_all():
-    arrays = wire.inputs_of(PLAIN, {"prompt": tf.make_tensor_proto(["x", "y"]), "seed": SEED})
+    arrays = tensors.inputs_of(PLAIN, {"prompt": tf.make_tensor_proto(["x", "y"]), "seed": SEED})
     assert len(arrays["prompt"]) == 2 and len(arrays["seed"]) == 1
 
 
 def test_output_filter_chooses_and_keeps_the_order():
     both = signature({"prompt": (tf.string, [None])}, {"b": (tf.string, [None]), "a": (tf.int32, [None])})
-    assert wire.output_names(both, []) == ["a", "b"]
-    assert wire.output_names(both, ["b", "a"]) == ["b", "a"]
-    assert wire.output_names(both, ["b"]) == ["b"]
-    assert refused(wire.output_names, both, ["c"]) == (
+    assert tensors.output_names(both, []) == ["a", "b"]
+    assert tensors.output_names(both, ["b", "a"]) == ["b", "a"]
+    assert tensors.output_names(both, ["b"]) == ["b"]
+    assert refused(tensors.output_names, both, ["c"]) == (
         "output tensor alias not found in signature: c Outputs expected to be in the set {a,b}."
     )
-    assert refused(wire.output_names, both, ["a", "a"]) == "duplicate output tensor alias: a"
+    assert refused(tensors.output_names, both, ["a", "a"]) == "duplicate output tensor alias: a"

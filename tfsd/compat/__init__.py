@@ -1,0 +1,1 @@
+"""What other packages call the same things."""
