@@ -32,6 +32,8 @@ SERVING = [
 DEVICE = ["ai-edge-litert>=2,<3", "ai-edge-quantizer>=0.10,<0.11"]
 DEV = ["ruff>=0.17,<0.18", "pre-commit>=4"]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "kubernetes-validate>=1.27", "psutil>=5.9", "PyYAML"]
+# To build the site; ruff formats its signatures. `.ci/run` installs these alone: the sources are read, not imported.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2", "ruff"]
 CLASSIFIERS = [
     "Development Status :: 4 - Beta",
     "Environment :: Console",
@@ -69,7 +71,8 @@ setup(
         "serving": SERVING,
         "device": DEVICE,
         "test": [*SERVING, *DEVICE, *TEST],
-        "dev": [*SERVING, *DEVICE, *TEST, *DEV],
+        "docs": DOCS,
+        "dev": [*SERVING, *DEVICE, *TEST, *DEV, *DOCS],
     },
     entry_points={"console_scripts": ["tfsd = tfsd.__main__:main"]},
 )
