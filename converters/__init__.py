@@ -54,14 +54,21 @@ def convert(
 ) -> Path:
     """Writes the model folder `dst` from the weights in `src`, one tensor at a time; complete or not at all.
 
-    `src` is a diffusers folder, a folder of KerasCV's files, or one of these files; `kind` None finds out which.
-    `numerics` None keeps what the source says. `name` None is the name of `dst`. `dtype` None keeps the source's.
-    `variant` chooses among a diffusers folder's files, "fp16" for instance. `spec` says what KerasCV's files do not: the
-    model; None is Stable Diffusion 1.4. `sampler`, a name that `text_to_image` takes, becomes the model's default; None is
-    the source's. `notes` go to the manifest. So does what was repaired, ignored or left out of the source, as
-    "warnings"; each is a Python warning, too.
-    Raises: `ValueError` for a choice that there is not; `CheckpointError` if the source is damaged or of another model, or
-    `dst` cannot be written.
+    - `src`: a diffusers folder, a folder of KerasCV's files, or one of these files.
+    - `kind`: "diffusers" or "kerascv"; None finds out which.
+    - `numerics`: "compvis" or "kerascv"; None keeps what the source says.
+    - `dtype`: of the stored weights; None keeps the source's.
+    - `name`: of the model; None takes the name of `dst`.
+    - `overwrite`: replace `dst` if it is a model folder that contains nothing else.
+    - `notes`: entries for the manifest.
+    - `variant`: selects files of a diffusers folder, "fp16" for instance.
+    - `spec`: the model that KerasCV's files belong to, which they do not say; None is Stable Diffusion 1.4.
+    - `sampler`: the model's default, a name that `text_to_image` takes; None is the source's.
+
+    What was repaired, ignored or left out gives Python warnings, which are also kept in the manifest as "warnings".
+
+    Raises: `ValueError` for an invalid argument; `CheckpointError` if the source is damaged or belongs to another model, or
+    if `dst` cannot be written.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for the source's own; got {shown(dtype)}.")

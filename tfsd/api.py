@@ -45,10 +45,11 @@ class _Options(NamedTuple):
 
 
 class StableDiffusion:
-    """A model, ready to draw; `load` makes one. Sizes that were used once are compiled and fast from then on.
+    """A model that makes images. `tfsd.load` returns one.
 
-    Several threads may draw with one model. `with load(...) as model` closes the model at the end of the block.
-    `identity` is what recipes say of the model beyond its spec: the name it was loaded by, a hash of its model_folders.
+    The first image of a size compiles the graph; later images of that size are fast. Several threads may use one model.
+    `with load(...) as model` closes the model at the end of the block. `identity` is what recipes say about the model beyond
+    its spec: the name it was loaded by and a hash of its weights.
     """
 
     @points_to_load
@@ -80,9 +81,9 @@ class StableDiffusion:
         return self._pipeline
 
     def close(self):
-        """Releases the weights and the traced graphs; the model can draw no more. Closing it again does nothing.
+        """Releases the weights and the traced graphs. The model can make no more images; closing it again does nothing.
 
-        Pictures that another thread is drawing are still finished, and the memory is free after them.
+        Images that another thread is making are finished first, and the memory is free after them.
         """
         if self._pipeline is not None:
             self._pipeline = None
@@ -114,23 +115,26 @@ class StableDiffusion:
         progress: bool = False,
         callback: Callable[[int, int], bool | None] | None = None,
     ) -> Images:
-        """Returns pictures of a prompt: uint8 [B, H, W, 3], with the recipe of each.
+        """Returns images of a prompt: uint8 [B, H, W, 3], with the recipe of each.
 
-        `prompt`: one text, or one per picture (then `batch_size` pictures of each, in order).
-        `negative_prompt`, `seed`, `guidance_scale`: one for all, or one per picture.
-        `seed`, any int64: picture i of a batch is (seed, index + i); with a list, picture i is (seed[i], index).
-        None draws one; the result's `seeds` tell which. The same call gives the same bytes; the same (prompt, seed,
-        index) in a batch of another size gives the same picture within one level of 255 per pixel. KerasCV 0.9 starts
-        from the same noise for a seed.
-        `sampler`: a key of `tfsd.samplers.plans.SAMPLERS` or another program's name for it ("Euler a"), in any case.
-        `height`, `width`: multiples of the VAE's factor (8). `num_steps`, `guidance_scale`, `sampler` and the
-        sizes default to the model's own, `spec.default_...`. KerasCV's names are taken too: see `tfsd.compat.kerascv`.
-        `on_long`: "truncate" warns of text that the model cannot read, "error" raises `ValueError`.
-        Words that a model with a small vocabulary, such as "tiny", never learned: `UnknownWordsWarning`, once.
-        `progress` shows a bar; `callback(done, steps)` is called between steps and cancels by returning False.
+        - `prompt`: one text, or a list of texts; then there are `batch_size` images of each, in order.
+        - `negative_prompt`, `seed`, `guidance_scale`: one value for all images, or a list with one value per image.
+        - `seed`: any int64. Image i of a batch is (seed, index + i); with a list, image i is (seed[i], index). None chooses a
+          seed at random; the result's `seeds` tells which. The same call gives the same bytes. The same (prompt, seed, index)
+          in a batch of another size gives the same image to within one level of 255 per pixel. KerasCV 0.9 starts from the
+          same noise.
+        - `sampler`: a key of `tfsd.samplers.plans.SAMPLERS` or another program's name for it ("Euler a"), in any case.
+        - `height`, `width`: multiples of the VAE's factor (8).
+        - `num_steps`, `guidance_scale`, `sampler`, `height` and `width` default to the model's own values,
+          `spec.default_...`.
+        - `on_long`: "truncate" cuts a prompt that is too long and warns, "error" raises `ValueError`.
+        - `progress` shows a progress bar. `callback(done, steps)` is called between steps; returning False cancels the call.
 
-        Raises: `TypeError`, `ValueError` naming the argument; `NotFiniteError` where `dtype` cannot hold the model's numbers;
-        `Cancelled`.
+        KerasCV's argument names are accepted, too: see `tfsd.compat.kerascv`. If a prompt has words that a model with a small
+        vocabulary, such as "tiny", never learned, an `UnknownWordsWarning` names them once.
+
+        Raises: `TypeError` and `ValueError`, which name the argument; `NotFiniteError` if `dtype` cannot hold the model's
+        numbers; `Cancelled`.
         """
         prompts = per_prompt(prompt, batch_of(batch_size, MAX_BATCH))
         tokens = self._tokens(prompts, on_long)
@@ -140,9 +144,9 @@ class StableDiffusion:
     def encode_text(self, prompt: str | Sequence[str], *, on_long: str = "error") -> np.ndarray:
         """Returns the context [P, L, W] float32 of one or more prompts, for `generate_image`.
 
-        As KerasCV's method of this name, a prompt that is too long raises unless `on_long="truncate"`.
+        As in KerasCV's method of this name, a prompt that is too long raises an error unless `on_long="truncate"`.
 
-        Raises: `TypeError`, `ValueError` naming the argument; `NotFiniteError`.
+        Raises: `TypeError` and `ValueError`, which name the argument; `NotFiniteError`.
         """
         require_own_threads()
         tokens = self._tokens(per_prompt(prompt, 1), on_long)
@@ -169,12 +173,12 @@ class StableDiffusion:
         progress: bool = False,
         callback: Callable[[int, int], bool | None] | None = None,
     ) -> Images:
-        """Returns pictures of an encoded text, as KerasCV's method of this name; the rest is as `text_to_image`.
+        """Returns images of an encoded text, as KerasCV's method of this name does.
 
-        `encoded_text` [L, W], [1, L, W] or [B, L, W]; `diffusion_noise` [h, w, c], [1, h, w, c] or [B, h, w, c]
-        takes the place of the noise that a seed draws, and sets the size.
+        `encoded_text` is [L, W], [1, L, W] or [B, L, W]. `diffusion_noise`, [h, w, c], [1, h, w, c] or [B, h, w, c], replaces
+        the noise of a seed and determines the image size. All other arguments are those of `text_to_image`.
 
-        Raises: `ValueError` if both `seed` and `diffusion_noise` are given, as KerasCV does.
+        Raises: `ValueError` if both `seed` and `diffusion_noise` are given, as in KerasCV; otherwise as `text_to_image`.
         """
         if seed is not None and diffusion_noise is not None:
             raise ValueError("`diffusion_noise` and `seed` should not both be passed to `generate_image`. Leave one out.")
@@ -265,16 +269,19 @@ def attention_bytes(spec: ModelSpec, batch: int, height: int, width: int) -> int
 def load(
     model: str | Path = "tiny", *, dtype: str = "float32", jit_compile: bool = True, numerics: str | None = None
 ) -> StableDiffusion:
-    """Loads a model: "tiny", a downloaded preset's name, or a model folder.
+    """Loads a model: "tiny", the name of a downloaded preset, or a model folder.
 
-    `dtype`, of weights and multiplications in text encoder and U-Net: float32, bfloat16 or float16; the VAE, whose
-    rounding would be seen, stays in float32. In float16 queries and keys are multiplied in float32, in bfloat16 where the
-    model asks for it. `jit_compile` is for XLA. `numerics` overrides the folder's own: "compvis" or "kerascv".
-    Keras' global settings (dtype policy, `floatx`, `image_data_format`) change nothing. A process must not be forked after
-    this: TensorFlow's threads stay behind. Use multiprocessing's "spawn".
+    - `dtype`: float32, bfloat16 or float16, for weights and multiplications of the text encoder and the U-Net. The VAE stays
+      in float32, because its rounding would be visible. Queries and keys are multiplied in float32 in float16, and in
+      bfloat16 if the model requires it.
+    - `jit_compile`: compile with XLA.
+    - `numerics`: "compvis" or "kerascv" instead of the model folder's own.
 
-    Raises: `CheckpointError` for a folder or name that is none, or is damaged; `ValueError` for other arguments;
-    `BackendError` if Keras runs on something else than TensorFlow; `ForkError` in a forked process.
+    Keras' global settings (dtype policy, `floatx`, `image_data_format`) have no effect. Do not fork the process after this
+    call, because TensorFlow's threads do not survive a fork; use multiprocessing's "spawn".
+
+    Raises: `CheckpointError` for an unknown name and for a folder that is missing or damaged; `ValueError` for other
+    arguments; `BackendError` if Keras does not run on TensorFlow; `ForkError` in a forked process.
     """
     require_tensorflow()
     require_own_threads()
@@ -340,13 +347,13 @@ def text_to_image(
     jit_compile: bool = True,
     numerics: str | None = None,
 ) -> Images:
-    """Returns pictures of a prompt: uint8 [B, H, W, 3], with the recipe of each; keeps the model for the next call.
+    """Returns images of a prompt: uint8 [B, H, W, 3], with the recipe of each, and keeps the model for the next call.
 
-    A call that names another model frees the last one before it loads. First calls in several threads load one model.
-    `model`, `dtype`, `jit_compile` and `numerics` are those of `load`, all others those of
-    `StableDiffusion.text_to_image`, which explains them.
+    A call with another model frees the last one before it loads. If several threads make the first call, one of them loads
+    the model. `model`, `dtype`, `jit_compile` and `numerics` are the arguments of `load`; all others are those of
+    `StableDiffusion.text_to_image`.
 
-    Raises: as those two.
+    Raises: the errors of these two functions.
     """
     choice("dtype", dtype, DTYPES)
     folder = _folder(model).resolve()

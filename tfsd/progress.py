@@ -21,7 +21,7 @@ _here = threading.local()  # the open `Stages` of each thread
 
 
 class Cancelled(Exception):
-    """The callback asked to stop; there is no picture."""
+    """The callback asked to stop, so there is no image."""
 
 
 class Stages:

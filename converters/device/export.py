@@ -55,12 +55,15 @@ def export_tflite(
 ) -> Path:
     """Writes a bundle for phones to the folder `out` and returns it; complete or not at all.
 
-    `model` as in `tfsd.load`; `quantize`: a key of `RECIPES`; `size`: (height, width) of the pictures, None is the model's
-    own; `max_steps` that may be asked for; `check`: how much is drawn for the report.
+    - `model`: as in `tfsd.load`, except for a loaded model.
+    - `quantize`: a key of `RECIPES`.
+    - `size`: (height, width) of the images; None is the model's own.
+    - `max_steps`: the most steps that an app may ask for.
+    - `check`: how many images are made for the report.
 
-    Raises: `ValueError`, `TypeError` for arguments; `CheckpointError` for a model or folder; `ExportError` if a file would be
-    too large for phones, has what their accelerators refuse, or draws pictures that are too far from those in float32, and if
-    there is too little memory to convert.
+    Raises: `ValueError` and `TypeError` for arguments; `CheckpointError` for a model or folder; `ExportError` if there is too
+    little memory to convert, or if a file would be too large for phones, has operations that their accelerators refuse, or
+    gives images that are too far from those in float32.
     """
     recipe = RECIPES[choice("quantize", quantize, tuple(RECIPES))]
     spec = load_spec(resolve(model))

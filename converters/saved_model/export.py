@@ -47,20 +47,24 @@ def export_saved_model(
     xla: bool | None = None,
     progress: bool = False,
 ) -> Path:
-    """Writes `out/<name>/<version>/`, a SavedModel with its own check, and returns that folder; complete or not at all.
+    """Writes `out/<name>/<version>/`, a SavedModel, checks it, and returns that folder; complete or not at all.
 
-    `model` as in `tfsd.load`. `version`: a number that is free; None is the next one. `sizes`: the (height, width) that may
-    be asked for, the first one the default; None is the model's own. `batch_sizes`: a request is filled up to the next one
-    and has at most the last. `batching`: "exact" computes every picture alone, several side by side, so that its bytes
-    never depend on its batch; "fused" computes a batch at once, which is for accelerators. `dtype` as in `tfsd.load`. `xla`:
-    compile with XLA, which TensorFlow Serving does only with a flag, and whose programs a process keeps when it unloads a
-    version (`tfsd.serving.server.versions`). A loaded model has its own dtype and XLA, which these
-    two must not contradict; else they default to float32 and True.
+    - `model`: as in `tfsd.load`, or a loaded model.
+    - `version`: a number that is free; None takes the next one.
+    - `sizes`: the (height, width) that requests may ask for, the default first; None is the model's own.
+    - `batch_sizes`: a request is filled up to the next of these numbers of images, and has at most the last.
+    - `max_steps`: the most steps that a request may ask for.
+    - `batching`: "exact" computes every image separately, several at the same time, so that its bytes never depend on its
+      batch; "fused" computes a batch at once, which is meant for accelerators.
+    - `dtype`: as in `tfsd.load`; float32 by default.
+    - `xla`: compile with XLA, the default. TensorFlow Serving does so only with a flag, and a process keeps compiled programs
+      when it unloads a version.
 
-    A picture that is not finite in `dtype` fails its request with INVALID_ARGUMENT, and INTERNAL from `tfsd serve`.
+    A loaded model has its own dtype and XLA setting; `dtype` and `xla` must not contradict them. If the numbers of an image
+    are not finite in `dtype`, its request fails: with INVALID_ARGUMENT in TensorFlow Serving, with INTERNAL in `tfsd serve`.
 
-    Raises: `ValueError`, `TypeError` for arguments; `CheckpointError` for a model or folder; `ExportError` if the exported
-    graph does not draw what Python draws; `NotFiniteError` if `dtype` cannot hold the reference picture's numbers.
+    Raises: `ValueError` and `TypeError` for arguments; `CheckpointError` for a model or folder; `ExportError` if the exported
+    graph gives another image than Python; `NotFiniteError` if `dtype` cannot hold the numbers of the reference image.
     """
     if batching not in ("exact", "fused"):
         raise ValueError(f'batching must be "exact" or "fused"; got {shown(batching)}.')

@@ -26,7 +26,7 @@ from tfsd.serving.client.requests import (
 
 
 class AsyncClient(Caller):
-    """A model on a server, ready to draw; `close` it, or use it in `async with`. It belongs to one event loop."""
+    """A model on a server, for asyncio. Close it, or use it in an `async with` block. It belongs to one event loop."""
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -35,7 +35,7 @@ class AsyncClient(Caller):
         await self.close()
 
     async def close(self):
-        """Ends the connection; what still runs is cancelled."""
+        """Closes the connection and cancels requests that are still running."""
         if self._channel is not None:
             await self._channel.close()
         self._channel = None
@@ -57,9 +57,9 @@ class AsyncClient(Caller):
         callback: Callable[[int, int], bool | None] | None = None,
         timeout: float | None = None,
     ) -> Images:
-        """Returns pictures of a prompt: uint8 [B, H, W, 3], with the recipe of each, as `Client.text_to_image` does.
+        """Returns images of a prompt: uint8 [B, H, W, 3], with the recipe of each, as `Client.text_to_image` does.
 
-        A task that is cancelled cancels its request on the server. `callback` is a plain function.
+        Cancelling the task cancels its requests on the server. `callback` is a plain function, not a coroutine.
 
         Raises: as `Client.text_to_image`.
         """
@@ -86,7 +86,7 @@ class AsyncClient(Caller):
         callback: Callable[[int, int], bool | None] | None = None,
         timeout: float | None = None,
     ) -> list[bytes]:
-        """Returns the PNG files that the server made, untouched; the arguments are those of `text_to_image`.
+        """Returns the PNG files that the server made, unchanged. The arguments are those of `text_to_image`.
 
         Raises: as `text_to_image`.
         """

@@ -53,15 +53,17 @@ class Caller:
         token: str | None = None,
         tls: bool | str | Path | None = None,
     ):
-        """Connects when it is first used.
+        """Prepares a client; the connection is made when it is first used.
 
-        `address`: "HOST:PORT" of the server's gRPC API. `version`: of the model, a number or a label such as "stable";
-        None is the server's choice, its latest. `timeout`: seconds for a whole call of a method, with all it takes;
-        None is for ever. `retries`: how often a call is tried again while the server is UNAVAILABLE. `max_batch`: pictures
-        of one RPC; more are asked for in several, at most `max_calls` of them at once. `token` is sent as
-        "authorization: Bearer TOKEN", readable on the way unless `tls` is True or the file of a certificate authority.
+        - `address`: "HOST:PORT" of the server's gRPC API.
+        - `version`: a number or a label such as "stable"; None lets the server choose, which takes its latest.
+        - `timeout`: seconds for a whole call of a method; None waits forever.
+        - `retries`: how often a call is repeated while the server is UNAVAILABLE.
+        - `max_batch`: the most images in one RPC. More images are requested in several RPCs, at most `max_calls` at a time.
+        - `token`: sent as "authorization: Bearer TOKEN". Without `tls` it can be read on the way.
+        - `tls`: True, or the file of a certificate authority.
 
-        Raises: `TypeError`, `ValueError` naming the argument; `OSError` if the file cannot be read.
+        Raises: `TypeError` and `ValueError`, which name the argument; `OSError` if the file cannot be read.
         """
         self.address = _checked_address(address)
         self.model = _text("model", model)

@@ -28,7 +28,10 @@ from tfsd.serving.client.requests import (
 
 
 class Client(Caller):
-    """A model on a server, ready to draw; `close` it, or use it in `with`. Threads may share one."""
+    """A model on a server: `tfsd serve` or TensorFlow Serving. Close it, or use it in a `with` block.
+
+    Several threads may share one client.
+    """
 
     _lock = threading.Lock()  # for the moment in which a channel is made
 
@@ -39,7 +42,7 @@ class Client(Caller):
         self.close()
 
     def close(self):
-        """Ends the connection; what still runs is cancelled."""
+        """Closes the connection and cancels requests that are still running."""
         with self._lock:
             if self._channel is not None:
                 self._channel.close()
@@ -62,15 +65,19 @@ class Client(Caller):
         callback: Callable[[int, int], bool | None] | None = None,
         timeout: float | None = None,
     ) -> Images:
-        """Returns pictures of a prompt: uint8 [B, H, W, 3], with the recipe of each, as `tfsd.text_to_image` does.
+        """Returns images of a prompt: uint8 [B, H, W, 3], with the recipe of each, as `tfsd.text_to_image` does.
 
-        The arguments are those of `StableDiffusion.text_to_image`; the server's model has fixed the others. What is None
-        is the model's own. `callback(done, steps)` counts the steps of all RPCs, and cancels them by returning False; of
-        a server that tells nothing of its progress it hears only of whole RPCs, and once a second that none is done.
-        `timeout` in seconds takes the place of the client's. Ctrl-C cancels on the server, too.
+        The arguments are those of `StableDiffusion.text_to_image`, except for those that the server's model fixes. None means
+        the model's own value.
 
-        Raises: `TypeError`, `ValueError` naming the argument; `TimeoutError`; `Cancelled`; `ServerError` with the `code`
-        of other failures.
+        - `callback(done, steps)` counts the steps of all RPCs; returning False cancels them. If the server does not report
+          progress, as TensorFlow Serving does not, the callback is called when an RPC ends and once a second.
+        - `timeout`: seconds, instead of the client's own.
+
+        Ctrl-C cancels the requests on the server, too.
+
+        Raises: `TypeError` and `ValueError`, which name the argument; `TimeoutError`; `Cancelled`; `ServerError` with the
+        `code` of other failures.
         """
         options = Options(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
         columns, answers = self._draw(checked(prompt, batch_size, seed, options), Progress(progress, callback), timeout)
@@ -94,7 +101,7 @@ class Client(Caller):
         callback: Callable[[int, int], bool | None] | None = None,
         timeout: float | None = None,
     ) -> list[bytes]:
-        """Returns the PNG files that the server made, untouched; the arguments are those of `text_to_image`.
+        """Returns the PNG files that the server made, unchanged. The arguments are those of `text_to_image`.
 
         Raises: as `text_to_image`.
         """

@@ -89,7 +89,7 @@ class _WithRecipes(np.ndarray):
 
 
 class Picture(_WithRecipes):
-    """One picture, uint8 [H, W, 3], with its `recipe`: an item of `Images`."""
+    """One image, uint8 [H, W, 3], with its `recipe`: an item of `Images`."""
 
     _SHAPE = "[H, W, 3]"
 
@@ -102,21 +102,21 @@ class Picture(_WithRecipes):
 
     @property
     def recipe(self) -> dict:
-        """How it was made; an error tells where it was computed from pictures instead."""
+        """How the image was made. Raises: `ValueError` for arrays that were computed from images."""
         self._pixels()
         return self.recipes[0]
 
     @property
     def seed(self) -> int:
-        """Its seed; with its index and the rest of its recipe, it makes the same picture again."""
+        """The seed of the image. With its index and the rest of its recipe, it makes the same image again."""
         return self.recipe["seed"]
 
     def pil(self) -> Image.Image:
-        """Returns the picture as a PIL image."""
+        """Returns the image as a PIL image."""
         return Image.fromarray(self._pixels())
 
     def save(self, path: str | Path, *, overwrite: bool = True, quality: int | None = None) -> Path:
-        """Writes the picture as a file with its recipe inside, and returns its path; all else is as `Images.save`."""
+        """Writes the image to a file with its recipe inside, and returns the path. Everything else is as in `Images.save`."""
         return Images(self._pixels()[None], self.recipes).save(path, overwrite=overwrite, quality=quality)[0]
 
     def _repr_png_(self) -> bytes | None:
@@ -125,10 +125,10 @@ class Picture(_WithRecipes):
 
 
 class Images(_WithRecipes):
-    """Pictures, uint8 [B, H, W, 3], as KerasCV returns them, with `recipes`: one dict per picture.
+    """Images, uint8 [B, H, W, 3], as KerasCV returns them, with `recipes`: one dict per image.
 
-    `images[2]` is a `Picture`; slices, lists of numbers and masks such as `images[1:3]` or `images[[0, 2]]` are `Images`.
-    Both share their pixels with `images` where numpy's do. Other indices and arithmetic give plain arrays.
+    `images[2]` is a `Picture`. Slices, lists of numbers and masks, such as `images[1:3]` and `images[[0, 2]]`, are `Images`.
+    They share their pixels with `images` if NumPy's arrays do. Other indices and arithmetic return plain arrays.
     """
 
     _SHAPE = "[B, H, W, 3]"
@@ -160,13 +160,13 @@ class Images(_WithRecipes):
 
     @property
     def seeds(self) -> list[int]:
-        """The seed of each picture; with its index and the rest of its recipe, it makes the same picture again."""
+        """The seed of each image. With its index and the rest of its recipe, it makes the same image again."""
         return [recipe["seed"] for recipe in self.recipes]
 
     def pil(self, i: int | None = None) -> Image.Image | list[Image.Image]:
-        """Returns picture `i` as a PIL image, or a list of all.
+        """Returns image `i` as a PIL image, or a list of all.
 
-        Raises: `TypeError` or `IndexError` if there is no such picture.
+        Raises: `TypeError` or `IndexError` if there is no such image.
         """
         pixels = self._pixels()
         if i is None:
@@ -178,9 +178,9 @@ class Images(_WithRecipes):
         return Image.fromarray(pixels[i])
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """Returns all pictures as one, row by row, about as many columns as rows unless said otherwise.
+        """Returns all images as one, row by row. By default there are about as many columns as rows.
 
-        Raises: `ValueError` for a number of columns that is none.
+        Raises: `ValueError` for an invalid number of columns.
         """
         pixels = self._pixels()
         count, height, width = pixels.shape[:3]
@@ -194,16 +194,16 @@ class Images(_WithRecipes):
         return sheet
 
     def save(self, path: str | Path, *, overwrite: bool = True, quality: int | None = None) -> list[Path]:
-        """Writes one file per picture, each with its recipe inside, and returns their paths.
+        """Writes one file per image, each with its recipe inside, and returns their paths.
 
-        The name's ending says the format: .png keeps every pixel; .jpg, .jpeg and .webp are smaller and lossy, which
-        changes pixels a little: the less, the higher `quality`, from 1 to 100 (default: 95).
-        Several pictures at "out.png" become "out-0.png", "out-1.png", ...; a name may also say where the numbers go:
-        {n} counts the pictures, {seed}, {index} and {prompt} are those of the recipe. Files of these names are
-        replaced unless `overwrite` is false. All files are complete or none is there.
+        The ending of the name chooses the format. .png keeps every pixel. .jpg, .jpeg and .webp are smaller and change pixels
+        a little; a higher `quality`, from 1 to 100 (default: 95), changes them less. Several images saved as "out.png" become
+        "out-0.png", "out-1.png", ... A name may also contain {n}, the number of the image, and {seed}, {index} and {prompt}
+        from its recipe. Existing files are replaced unless `overwrite` is false. Either all files are written completely or
+        none is.
 
-        Raises: `ValueError` for a name that ends otherwise or gives two pictures one name, and for a `quality` out of range
-        or of a .png; `ImageFileError` if writing fails.
+        Raises: `ValueError` for another ending, for a name that two images would share, and for a `quality` that is out of
+        range or given for a .png; `ImageFileError` if writing fails.
         """
         names = file_names(path, self.recipes)
         pairs = zip(self.pil(), self.recipes)
@@ -213,7 +213,7 @@ class Images(_WithRecipes):
     def save_grid(
         self, path: str | Path, columns: int | None = None, *, overwrite: bool = True, quality: int | None = None
     ) -> Path:
-        """Writes all pictures as one file, with all their recipes inside, and returns its path; formats are as in `save`.
+        """Writes all images as one file, with all their recipes inside, and returns its path. Formats are as in `save`.
 
         Raises: as `save` and `grid`.
         """
@@ -222,7 +222,10 @@ class Images(_WithRecipes):
         return name
 
     def sheet(self, columns: int | None = None) -> tuple[Image.Image, dict]:
-        """Returns all pictures as one, as `grid` does, and the recipe that a file of it carries: theirs. Raises: as `grid`."""
+        """Returns all images as one, as `grid` does, and the recipe for a file of it, which contains theirs.
+
+        Raises: as `grid`.
+        """
         sheet = self.grid(columns)
         columns = sheet.width // self.shape[2]
         return sheet, {"columns": columns, "pictures": self.recipes, "tfsd": self.recipes[0].get("tfsd", "")}
