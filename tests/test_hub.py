@@ -326,6 +326,7 @@ def test_of_two_downloads_at_once_one_waits_and_each_file_is_fetched_once(downlo
     assert load_spec(folder) == SMALL and left_in(tmp_path / "cache/downloads") == []
 
 
+@pytest.mark.slow
 def test_when_the_process_that_downloads_is_killed_the_waiting_one_resumes(downloader, hub, source, tmp_path):
     name = FILES["text_encoder"]
     first, second = two_downloads(downloader, hub, part := tmp_path / "cache/downloads/sd-1.4" / f"{name}.part")

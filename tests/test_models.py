@@ -110,6 +110,7 @@ def test_unet_takes_sizes_that_its_levels_do_not_divide(size, parts):
     assert np.isfinite(output).all()
 
 
+@pytest.mark.parametrize("run", ["eager", "graph", pytest.param("xla", marks=pytest.mark.slow)], indirect=True)
 def test_sizes_that_the_levels_do_not_divide_work_compiled(parts, run):
     latents, timesteps, context = unet_inputs((5, 7))
     assert_close(run(parts["unet"].__call__)(latents, timesteps, context), parts["unet"](latents, timesteps, context))

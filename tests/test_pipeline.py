@@ -265,6 +265,7 @@ def test_many_batches_bring_no_warning_of_tensorflow(random_model, told):
     assert [line for line in told if "retracing" in line], "TensorFlow gives no such warning: this test shows nothing"
 
 
+@pytest.mark.slow
 def test_another_batch_is_one_more_trace_of_each_program(plain):
     generate(plain, request_of(plain.spec, [1], steps=1))
     before = traces(plain)

@@ -26,13 +26,15 @@ def test_tensorflow_writes_nothing_while_it_starts_and_compiles(first):
     assert (done.returncode, done.stdout, done.stderr) == (0, "2.0\n", "")
 
 
-@pytest.mark.parametrize("level", ["0", pytest.param("1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["0", "1"])
 def test_level_that_the_user_set_is_kept(level):
     done = python(f"import tfsd.noise; {DRAW}; import os; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])", level)
     assert done.stdout.split() == ["2.0", level]
     assert "InitializeLog" in done.stderr or "tensorflow" in done.stderr
 
 
+@pytest.mark.slow
 def test_tensorflow_that_was_imported_before_is_left_alone():
     done = python(f"import tensorflow, sys; before = list(sys.meta_path); import tfsd; assert sys.meta_path == before; {DRAW}")
     assert (done.returncode, done.stdout) == (0, "2.0\n") and done.stderr != ""

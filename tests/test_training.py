@@ -115,6 +115,7 @@ def test_training_writes_a_model_folder_that_loads(tmp_path):
     assert (tmp_path / "autoencoder" / "reconstructions.png").exists()
 
 
+@pytest.mark.slow
 def test_training_can_begin_with_the_weights_of_a_model(tmp_path):
     parts = build(SPEC)
     trainer = denoiser.trainer(SPEC, parts["encoder"], tmp_path / "run", RECIPE)

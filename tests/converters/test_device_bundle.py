@@ -150,7 +150,7 @@ def test_bundles_of_older_versions_draw_on_the_cpu_and_know_the_names_of_sampler
     np.testing.assert_array_equal(before.text_to_image(**asked), device.text_to_image(**asked))
 
 
-@pytest.mark.parametrize("level", [None, "0"])
+@pytest.mark.parametrize("level", [None, pytest.param("0", marks=pytest.mark.slow)])
 def test_litert_says_what_it_made_only_where_the_user_asked_for_information(level, bundle):
     script = "import sys, numpy as np; from tfsd.device import DeviceBundle; "
     script += "DeviceBundle(sys.argv[1])._contexts(np.zeros((1, 2, 77), 'int32'))"

@@ -80,6 +80,7 @@ def test_a_request_without_a_signature_means_text_to_png(session):
     assert both[0].defaults == both[1].defaults and set(both[0].inputs) == set(both[1].inputs)
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_the_files(session):
     given = request(prompt=["a red star", "red"], seed=[3, 4])
     files, images = session("text_to_png", given)["png_bytes"], session("text_to_image", given)["images"]
