@@ -119,14 +119,14 @@ def trained_usually(small_spec, tmp_path_factory):
 
 
 def test_pictures_and_signatures_are_as_usual_under_all_settings_at_once(settings, usual, toy_folder, tmp_path):
-    from tfsd.converters.saved_model.requests import Limits
+    from tfsd.converters.saved_model.graph_requests import ExportLimits
     from tfsd.converters.saved_model.signatures import Signatures
 
     for change in settings.values():
         change()
     model = load(toy_folder, jit_compile=False)
     np.testing.assert_array_equal(model.text_to_image(**DRAW), usual)
-    limits = Limits(sizes=((32, 32),), batch_sizes=(1,), max_steps=2, exact=True)
+    limits = ExportLimits(sizes=((32, 32),), batch_sizes=(1,), max_steps=2, exact=True)
     draw = Signatures(model.pipeline, limits, assets=tmp_path).functions()["text_to_image"]
     numbers = {"seed": tf.constant([DRAW["seed"]], tf.int64), "num_steps": tf.constant([DRAW["num_steps"]])}
     images = draw(prompt=tf.constant([DRAW["prompt"]]), **numbers)["images"]

@@ -12,10 +12,10 @@ import pytest
 from faults import refusals
 
 from tfsd.training.loop import Trainer
-from tfsd.training.recipe import Recipe
+from tfsd.training.recipe import TrainingRecipe
 
 ROOT = Path(__file__).parents[1]
-RECIPE = Recipe(steps=2, batch=1, learning_rate=1e-3)
+RECIPE = TrainingRecipe(steps=2, batch=1, learning_rate=1e-3)
 
 
 def trainer(folder) -> Trainer:

@@ -10,7 +10,7 @@ from tfsd.models import build
 from tfsd.specs import UNetSpec, VAESpec
 from tfsd.storage.model_folders import load_model
 from tfsd.training import autoencoder, denoiser, drawing, scenes
-from tfsd.training.recipe import CURRICULUM, Recipe, tiny_spec
+from tfsd.training.recipe import CURRICULUM, TrainingRecipe, tiny_spec
 from tfsd.training.train import train
 
 TRAINS = True  # see `no_module_leaves_gradients`
@@ -20,7 +20,7 @@ SPEC = dataclasses.replace(
     denoiser=UNetSpec(channels=(16, 16), residuals=1, attention=(False, True), heads=(2, 2), context_width=16, groups=4),
     vae=VAESpec(channels=(8, 8, 8, 8), residuals=1, groups=2),
 )
-RECIPE = Recipe(steps=20, batch=2, learning_rate=1e-3, warmup=2)
+RECIPE = TrainingRecipe(steps=20, batch=2, learning_rate=1e-3, warmup=2)
 
 
 @pytest.fixture(scope="module", autouse=True)

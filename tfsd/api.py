@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfsd.arguments import batch_of, choice, one_each, per_prompt, require_memory, rows_of, scales, seeds_of, side_of, whole
+from tfsd.arguments import batch_of, choice, float_rows, one_each, per_prompt, require_memory, scales, seeds_of, side_of, whole
 from tfsd.compat.kerascv import kerascv_names, points_to_load
 from tfsd.errors import shown
 from tfsd.finite import require_finite, require_rows
@@ -184,10 +184,12 @@ class StableDiffusion:
             raise ValueError("`diffusion_noise` and `seed` should not both be passed to `generate_image`. Leave one out.")
         spec, batch = self.spec, whole("batch_size", batch_size, 1, MAX_BATCH)
         shape = (spec.text.length, spec.denoiser.context_width)
-        contexts = rows_of("encoded_text", encoded_text, batch, shape, grow=True)
+        contexts = float_rows("encoded_text", encoded_text, batch, shape, grow=True)
         size = (height, width)
         if diffusion_noise is not None:
-            diffusion_noise = rows_of("diffusion_noise", diffusion_noise, len(contexts), (None, None, spec.vae.latent_channels))
+            diffusion_noise = float_rows(
+                "diffusion_noise", diffusion_noise, len(contexts), (None, None, spec.vae.latent_channels)
+            )
             noise_size = tuple(side * spec.vae.factor for side in diffusion_noise.shape[1:3])
             if tuple(side_of(*one, 1) for one in zip(("height", "width"), size, noise_size)) != noise_size:
                 raise ValueError(f"diffusion_noise is for height and width {noise_size}; got {shown(size)}. Leave them out.")

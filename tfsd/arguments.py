@@ -128,7 +128,7 @@ def require_memory(needed: int, what: str):
         )
 
 
-def rows_of(name: str, value, batch: int, shape: tuple, *, grow: bool = False) -> np.ndarray:
+def float_rows(name: str, value, batch: int, shape: tuple, *, grow: bool = False) -> np.ndarray:
     """Returns float32 [B, *shape], one row repeated to the batch; `grow` lets more rows set a batch of 1.
 
     None in `shape` is any size. Raises: `TypeError`, `ValueError` for what has another shape or is not finite.

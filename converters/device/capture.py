@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfsd.converters.device.parts import Part
+from tfsd.converters.device.parts import DevicePart
 from tfsd.device import StepLoop, fitted
 
 Records = dict[str, list[dict[str, np.ndarray]]]  # part -> inputs of its calls, in their order
@@ -18,7 +18,7 @@ Records = dict[str, list[dict[str, np.ndarray]]]  # part -> inputs of its calls,
 class Recorder(StepLoop):
     """A bundle whose parts are graphs of TensorFlow; `records` keeps what the networks among them were given."""
 
-    def __init__(self, manifest: dict, parts: dict[str, Part]):
+    def __init__(self, manifest: dict, parts: dict[str, DevicePart]):
         super().__init__(manifest)
         self.records: Records = {}
         self._functions = {
@@ -41,7 +41,7 @@ class Recorder(StepLoop):
         yield run
 
 
-def capture_inputs(manifest: dict, parts: dict[str, Part], prompts: Sequence[str], *, seed: int, num_steps: int) -> Records:
+def capture_inputs(manifest: dict, parts: dict[str, DevicePart], prompts: Sequence[str], *, seed: int, num_steps: int) -> Records:
     """Returns the inputs of the text encoder, the denoiser and the decoder while they draw `prompts`.
 
     Raises: as `StepLoop.text_to_image`.

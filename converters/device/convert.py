@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfsd.converters.device.jobs import convert_saved
 from tfsd.converters.device.measure import first_line
-from tfsd.converters.saved_model.verify import ExportError
+from tfsd.converters.saved_model.verify_export import ExportError
 
 LARGE = 10**8  # weights from which a process of its own converts, whose memory is then free again
 

@@ -16,9 +16,9 @@ from tfsd.converters.device.lint import MAX_BYTES, lint
 from tfsd.converters.device.manifest import TOKENIZER, describe, write
 from tfsd.converters.device.measure import first_line, measure_signature
 from tfsd.converters.device.parts import build_parts, save_part
-from tfsd.converters.device.recipes import RECIPES, Recipe, plan_sizes, quantize_file
+from tfsd.converters.device.recipes import RECIPES, QuantizationRecipe, plan_sizes, quantize_file
 from tfsd.converters.device.report import Check, gather, make_report, write_report
-from tfsd.converters.saved_model.verify import ExportError
+from tfsd.converters.saved_model.verify_export import ExportError
 from tfsd.device import MAX_BATCH
 from tfsd.errors import shown
 from tfsd.progress import Stages
@@ -154,7 +154,7 @@ def _convert(saved: dict[str, Saved], work: Path, stages: Stages) -> dict[str, P
     return files
 
 
-def _quantize(files: dict[str, Path], new: Path, quantize: str, recipe: Recipe, calls: Records):
+def _quantize(files: dict[str, Path], new: Path, quantize: str, recipe: QuantizationRecipe, calls: Records):
     """Writes the files of the bundle. Plans and noise are exact, whatever the weights are."""
     for name, file in files.items():
         if recipe.rules is None or name == "sampling":

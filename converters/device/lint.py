@@ -11,7 +11,7 @@ MAX_DIMENSIONS = 4
 MAX_BYTES = 2**31 - 1  # of a file; LiteRT reads larger ones on some systems only
 # Builtin operations that LiteRT's GPU accelerator takes: `IrModelBuilder` of its ml_drift delegate. Left out are those whose
 # sums overflow in half precision (SUM, CUMSUM) and what the networks here cannot need.
-TAKEN = frozenset(
+GPU_DELEGATE_OPS = frozenset(
     "ABS ADD AVERAGE_POOL_2D BATCH_MATMUL CAST CEIL CONCATENATION CONV_2D COS DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE DIV "
     "ELU EQUAL EXP FLOOR FULLY_CONNECTED GATHER GELU GREATER GREATER_EQUAL HARD_SWISH LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND "
     "LOGICAL_NOT LOGICAL_OR LOGISTIC MAXIMUM MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG NOT_EQUAL PACK PAD PADV2 POW PRELU "
@@ -134,7 +134,7 @@ def lint(path: Path, *, gpu: bool) -> list[str]:
 def _refused(one: Operation) -> str:
     """Returns why GPU accelerators refuse an operation or compute it wrongly, "" if they do neither."""
     tensors = [*one.inputs, *one.outputs]
-    if one.name not in TAKEN:
+    if one.name not in GPU_DELEGATE_OPS:
         return f"{one.name}, which no GPU takes"
     if any(len(tensor.shape) > MAX_DIMENSIONS for tensor in tensors):
         return f"{one.name} of more than {MAX_DIMENSIONS} dimensions"

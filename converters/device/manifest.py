@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfsd import __version__
 from tfsd.api import StableDiffusion
 from tfsd.arguments import MAX_INDEX
-from tfsd.converters.device.parts import Part
+from tfsd.converters.device.parts import DevicePart
 from tfsd.converters.device.recipes import CHECKED, RECIPES
 from tfsd.device import FORMAT, MANIFEST
 from tfsd.hub import PUBLISHED
@@ -20,7 +20,7 @@ from tfsd.storage.files import sha256
 TOKENIZER = "tokenizer.json"
 
 
-def describe(model: StableDiffusion, parts: dict[str, Part], quantize: str, size: tuple[int, int], max_steps: int) -> dict:
+def describe(model: StableDiffusion, parts: dict[str, DevicePart], quantize: str, size: tuple[int, int], max_steps: int) -> dict:
     """Returns the manifest of a bundle, but for the hashes of its files and the memory that its parts need."""
     spec, text, samplers = model.spec, model.spec.text, fitting_samplers(model.spec.schedule)
     latents = model.pipeline.latent_shape(*size)
@@ -67,7 +67,7 @@ def describe(model: StableDiffusion, parts: dict[str, Part], quantize: str, size
     }
 
 
-def _signatures(part: Part) -> Iterator[tuple[str, dict]]:
+def _signatures(part: DevicePart) -> Iterator[tuple[str, dict]]:
     for name, signature in part.signatures.items():
         function = tf.function(signature.call, input_signature=signature.inputs, autograph=False).get_concrete_function()
         outputs = function.structured_outputs

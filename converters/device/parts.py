@@ -26,14 +26,14 @@ class Signature(NamedTuple):
     inputs: list[tf.TensorSpec]
 
 
-class Part(NamedTuple):
+class DevicePart(NamedTuple):
     """What one file holds: functions, and the variables that they use."""
 
     weights: list
     signatures: dict[str, Signature]
 
 
-def build_parts(pipeline: Pipeline, size: tuple[int, int], max_steps: int) -> dict[str, Part]:
+def build_parts(pipeline: Pipeline, size: tuple[int, int], max_steps: int) -> dict[str, DevicePart]:
     """Returns the parts, by the names of their files, for pictures of `size` (height, width)."""
     shape = pipeline.latent_shape(*size)
     return {
@@ -44,7 +44,7 @@ def build_parts(pipeline: Pipeline, size: tuple[int, int], max_steps: int) -> di
     }
 
 
-def save_part(part: Part, folder: Path):
+def save_part(part: DevicePart, folder: Path):
     """Writes a part as a SavedModel, which is what TFLite converts with names of inputs, outputs and signatures."""
     module = tf.Module()
     module.weights = part.weights  # without this a conversion succeeds, to a file of garbage
@@ -63,7 +63,7 @@ def _floats(**shapes: tuple[int, ...]) -> list[tf.TensorSpec]:
     return [tf.TensorSpec(shape, tf.float32, name=name) for name, shape in shapes.items()]
 
 
-def _sampling(pipeline: Pipeline, shape: tuple[int, int, int], max_steps: int) -> Part:
+def _sampling(pipeline: Pipeline, shape: tuple[int, int, int], max_steps: int) -> DevicePart:
     bank, denoiser = PlanBank(pipeline.spec.schedule, max_steps), pipeline.functions.parts.unet
 
     def plan(sampler, num_steps, step):
@@ -78,10 +78,10 @@ def _sampling(pipeline: Pipeline, shape: tuple[int, int, int], max_steps: int) -
 
     numbers = _numbers("sampler", "num_steps", "step"), _numbers("seed", "index", "stream")
     signatures = {"plan": Signature(plan, numbers[0]), "noise": Signature(noise, numbers[1] + _floats(scale=(1,)))}
-    return Part([bank.rows, bank.starts, bank.counts, bank.scales], signatures)
+    return DevicePart([bank.rows, bank.starts, bank.counts, bank.scales], signatures)
 
 
-def _text_encoder(pipeline: Pipeline) -> Part:
+def _text_encoder(pipeline: Pipeline) -> DevicePart:
     encoder, length = pipeline.functions.parts.text_encoder, pipeline.spec.text.length
 
     def encode(tokens):
@@ -89,10 +89,10 @@ def _text_encoder(pipeline: Pipeline) -> Part:
         return pipeline.functions.encode(tokens)
 
     inputs = [tf.TensorSpec([2, length], tf.int32, name="tokens")]
-    return Part([v.value for v in encoder.variables], {"encode": Signature(encode, inputs)})
+    return DevicePart([v.value for v in encoder.variables], {"encode": Signature(encode, inputs)})
 
 
-def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> Part:
+def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> DevicePart:
     functions, unet, spec = pipeline.functions, pipeline.functions.parts.unet, pipeline.spec
     history = [f"history{i}" for i in range(HISTORY - 1)]
 
@@ -108,10 +108,10 @@ def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> Part:
     picture, text = (1, *shape), (2, spec.text.length, spec.denoiser.context_width)
     inputs = _floats(latents=picture, context=text, waves=(1, spec.denoiser.channels[0]), row=(ROW_SIZE,), noise=picture)
     inputs += _floats(guidance_scale=(1,), **{name: picture for name in history})
-    return Part([v.value for v in unet.variables], {"step": Signature(denoise_and_step, inputs)})
+    return DevicePart([v.value for v in unet.variables], {"step": Signature(denoise_and_step, inputs)})
 
 
-def _decoder(pipeline: Pipeline, shape: tuple[int, int, int], size: tuple[int, int]) -> Part:
+def _decoder(pipeline: Pipeline, shape: tuple[int, int, int], size: tuple[int, int]) -> DevicePart:
     def decode(latents):
         """The picture as int32 ARGB colours, [H, W]: Kotlin's tensors hold no uint8."""
         # Split before the cast: LiteRT's GPU accelerator does not split whole numbers.
@@ -120,4 +120,4 @@ def _decoder(pipeline: Pipeline, shape: tuple[int, int, int], size: tuple[int, i
         return {"colours": tf.reshape((red * 256 + green) * 256 + blue + OPAQUE, size)}
 
     variables = [v.value for v in pipeline.functions.parts.decoder.variables]
-    return Part(variables, {"decode": Signature(decode, _floats(latents=(1, *shape)))})
+    return DevicePart(variables, {"decode": Signature(decode, _floats(latents=(1, *shape)))})

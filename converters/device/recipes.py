@@ -44,7 +44,7 @@ class PartSize(NamedTuple):
     conversion_bytes: int
 
 
-class Recipe(NamedTuple):
+class QuantizationRecipe(NamedTuple):
     """A way to quantize.
 
     `dense_bytes` and `conv_bytes`: of a weight in the file; `packed_bytes`: of it in LiteRT's own copy; `gate`: the least PSNR
@@ -132,24 +132,27 @@ def _all_parts(rule: Callable, **others: Callable) -> dict[str, Callable]:
 
 
 RECIPES = {
-    "none": Recipe("float32 throughout: the same picture as in Python", 4, 4, 4, 45.0, 0, None),
-    "float16": Recipe("weights in half precision, products in what the delegate has", 2, 2, 4, 30.0, 2, _all_parts(_float16)),
-    "dynamic": Recipe(
+    "none": QuantizationRecipe("float32 throughout: the same picture as in Python", 4, 4, 4, 45.0, 0, None),
+    "float16": QuantizationRecipe(
+        "weights in half precision, products in what the delegate has",
+        2, 2, 4, 30.0, 2, _all_parts(_float16),
+    ),
+    "dynamic": QuantizationRecipe(
         "weights int8; activations int8 at every product on CPUs, where it is the fastest, floats on GPUs",
         1, 1, 1, 15.0, 5, _all_parts(_dynamic),
     ),
-    "int8-weights": Recipe(
+    "int8-weights": QuantizationRecipe(
         "weights int8, products in float32: least loss in 8 bits on CPUs, but slow there and large in their memory",
         1, 1, 8, 20.0, 2, _all_parts(_int8_weights),
         no_gpu="LiteRT's GPU accelerator cannot compile dense layers that convert weights to floats; use dynamic there",
     ),
     # The text encoder runs once and is small beside the denoiser, and of its activations single ones are hundreds of times
     # the others: neither one range for all nor four bits are worth it there.
-    "int8": Recipe(
+    "int8": QuantizationRecipe(
         "weights int8, activations int8 in ranges measured before, for accelerators without float",
         1, 1, 1, 15.0, 5, _all_parts(_int8, text_encoder=_dynamic), True,
     ),
-    "int4": Recipe(
+    "int4": QuantizationRecipe(
         "the denoiser's dense layers in 4 bits, all else as dynamic: smallest",
         0.5625, 1, 0.5625, 12.0, 10, _all_parts(_dynamic, denoiser=_int4),
         no_gpu="LiteRT's GPU accelerator crashes on 4-bit weights with one scale per block",
@@ -157,7 +160,7 @@ RECIPES = {
 }  # fmt: skip
 
 
-def known_recipe(name: str, path: Path) -> Recipe:
+def known_recipe(name: str, path: Path) -> QuantizationRecipe:
     """Returns the recipe of a name that the manifest at `path` has. Raises: `CheckpointError` for one that this tfsd lacks."""
     if name not in RECIPES:
         raise CheckpointError(
@@ -184,7 +187,7 @@ def plan_sizes(spec: ModelSpec) -> dict[str, dict[str, PartSize]]:
     return plans
 
 
-def quantize_file(source: Path, target: Path, part: str, recipe: Recipe, calls: list[dict]):
+def quantize_file(source: Path, target: Path, part: str, recipe: QuantizationRecipe, calls: list[dict]):
     """Writes `source`, a part's float32 TFLite file, as the recipe has it; `calls`: inputs of the part, to measure ranges with.
 
     Raises: `ValueError`, `RuntimeError` of the quantizer.

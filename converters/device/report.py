@@ -10,11 +10,11 @@ import numpy as np
 from tfsd.api import StableDiffusion
 from tfsd.converters.device.adherence import can_be_judged, measure_adherence
 from tfsd.converters.device.capture import Records, capture_inputs, spread
-from tfsd.converters.device.parts import Part
+from tfsd.converters.device.parts import DevicePart
 from tfsd.converters.device.quality import compare_parts, compare_pictures
-from tfsd.converters.device.recipes import CALIBRATION_CALLS, RECIPES, Recipe
-from tfsd.converters.device.sheet import write_sheet
-from tfsd.converters.device.verify import REFERENCE
+from tfsd.converters.device.recipes import CALIBRATION_CALLS, RECIPES, QuantizationRecipe
+from tfsd.converters.device.report_page import write_sheet
+from tfsd.converters.device.verify_bundle import REFERENCE
 from tfsd.device import DeviceBundle
 from tfsd.images.files import encode
 from tfsd.text import own_prompts
@@ -48,7 +48,7 @@ class Check(NamedTuple):
     adherence: int = 48
 
 
-class Evidence(NamedTuple):
+class ReferenceData(NamedTuple):
     """What a report compares a bundle with, and what its quantization is calibrated with, all from float32.
 
     `pictures` uint8 [N, H, W, 3] of `prompts`; `calls` and `calibration`: inputs of the parts; `model` where its adherence is
@@ -63,7 +63,7 @@ class Evidence(NamedTuple):
 
 
 @own_prompts()
-def gather(model: StableDiffusion, manifest: dict, parts: dict[str, Part], check: Check) -> Evidence:
+def gather(model: StableDiffusion, manifest: dict, parts: dict[str, DevicePart], check: Check) -> ReferenceData:
     """Returns the evidence that a model's report needs."""
     recipe, (height, width) = RECIPES[manifest["quantize"]], manifest["size"]
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(check.pictures)]
@@ -76,11 +76,11 @@ def gather(model: StableDiffusion, manifest: dict, parts: dict[str, Part], check
         calibration = capture_inputs(manifest, parts, CALIBRATION_PROMPTS[: check.pictures], seed=SEED + 1, num_steps=steps)
     judged = check.adherence and can_be_judged(model.spec, manifest["size"])
     calls, calibration = spread(calls, _PART_CALLS), spread(calibration, CALIBRATION_CALLS)
-    return Evidence(prompts, np.asarray(pictures), calls, calibration, model if judged else None)
+    return ReferenceData(prompts, np.asarray(pictures), calls, calibration, model if judged else None)
 
 
 @own_prompts()
-def make_report(folder: Path, float32: dict[str, Path], evidence: Evidence, check: Check) -> tuple[dict, np.ndarray]:
+def make_report(folder: Path, float32: dict[str, Path], evidence: ReferenceData, check: Check) -> tuple[dict, np.ndarray]:
     """Returns the report of a bundle, and the pictures that it drew, uint8 [N, H, W, 3].
 
     The first picture becomes a file of the bundle, its reference. `float32`: the parts' files before quantization.
@@ -118,7 +118,7 @@ def make_report(folder: Path, float32: dict[str, Path], evidence: Evidence, chec
     return report, ours
 
 
-def _gates(report: dict, recipe: Recipe) -> Iterator[dict]:
+def _gates(report: dict, recipe: QuantizationRecipe) -> Iterator[dict]:
     """Yields what an export must reach: the worst picture's PSNR and, of the embedded model, how many prompts it follows."""
     lowest, least = report["lowest_psnr"], recipe.gate
     found, limit = f"{lowest:.1f} dB", f"at least {least:.0f} dB"

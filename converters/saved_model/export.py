@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 from tfsd import __version__
 from tfsd.api import MAX_BATCH, StableDiffusion, load
 from tfsd.arguments import side_of, whole
-from tfsd.converters.saved_model.requests import Limits
+from tfsd.converters.saved_model.graph_requests import ExportLimits
 from tfsd.converters.saved_model.signatures import Signatures
-from tfsd.converters.saved_model.verify import FORMAT, MANIFEST, REFERENCE_PICTURE, TOLERANCE, ExportError, draw
+from tfsd.converters.saved_model.verify_export import FORMAT, MANIFEST, REFERENCE_PICTURE, TOLERANCE, ExportError, draw
 from tfsd.converters.saved_model.versions import free_version, served_name
 from tfsd.converters.saved_model.warmup import write_warmup
 from tfsd.errors import CheckpointError, shown
@@ -71,7 +71,7 @@ def export_saved_model(
     with Stages.within(progress) as stages:
         stages("loading")
         loaded = _loaded(model, dtype, xla)
-    limits = Limits(
+    limits = ExportLimits(
         sizes=_sizes(sizes, loaded.spec),
         batch_sizes=_batch_sizes(batch_sizes),
         max_steps=whole("max_steps", max_steps, 1, min(MAX_STEPS, loaded.spec.schedule.train_steps)),
@@ -156,7 +156,7 @@ def _reserved(folder: Path, version: int | None) -> Iterator[Path]:
             lock.release()
 
 
-def _manifest(model: StableDiffusion, limits: Limits, name: str, version: int) -> dict:
+def _manifest(model: StableDiffusion, limits: ExportLimits, name: str, version: int) -> dict:
     spec, identity = model.spec, model.identity
     published = next((one for one in PUBLISHED.values() if one.spec.licence == spec.licence), None)
     return {
@@ -192,7 +192,7 @@ def _manifest(model: StableDiffusion, limits: Limits, name: str, version: int) -
 
 
 @own_prompts()
-def _reference(folder: Path, model: StableDiffusion, limits: Limits) -> dict:
+def _reference(folder: Path, model: StableDiffusion, limits: ExportLimits) -> dict:
     """Draws one picture with the export and with Python, compares them, and returns what `verify` needs to draw it again."""
     (height, width), steps = limits.sizes[0], min(REFERENCE_STEPS, limits.max_steps)
     inputs = {"prompt": REFERENCE_PROMPT, "negative_prompt": "", "seed": 1, "index": 0, "num_steps": steps}

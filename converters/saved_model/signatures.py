@@ -9,8 +9,8 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfsd.arguments import TRUNCATED
+from tfsd.converters.saved_model.graph_requests import ExportLimits, Requests, Sampling, broadcast_rows
 from tfsd.converters.saved_model.job_functions import JobFunctions, job_functions
-from tfsd.converters.saved_model.requests import Limits, Requests, Sampling, rows_of
 from tfsd.finite import not_finite
 from tfsd.images.encoding import encode_png
 from tfsd.pipeline import Pipeline, all_finite
@@ -30,7 +30,7 @@ class Signatures(tf.Module):
     until the module is saved.
     """
 
-    def __init__(self, pipeline: Pipeline, limits: Limits, *, assets: Path | None = None, progress: bool = False):
+    def __init__(self, pipeline: Pipeline, limits: ExportLimits, *, assets: Path | None = None, progress: bool = False):
         super().__init__(name="tfsd")
         self.weights = pipeline.tracked
         self.requests = Requests(pipeline.spec, limits, assets=assets, progress=progress)
@@ -137,7 +137,7 @@ class Signatures(tf.Module):
         given = {"context": context, "negative_context": negative_context}
         batch, sampling = self._sampling(given, (seed, index, guidance_scale, num_steps, sampler, height, width))
         with tf.control_dependencies([self.requests.finite(value, name) for name, value in given.items()]):
-            negative, positive = ({"context": rows_of(value, batch)} for value in (negative_context, context))
+            negative, positive = ({"context": broadcast_rows(value, batch)} for value in (negative_context, context))
         sizes = range(len(self._own.limits.sizes))
         branches = [lambda size=size: self._latents(negative, positive, sampling, size) for size in sizes]
         latents = tf.switch_case(self.requests.one_size(sampling), branches)

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfsd.converters.saved_model.requests import Limits
+from tfsd.converters.saved_model.graph_requests import ExportLimits
 from tfsd.converters.saved_model.signatures import DEFAULT, Signatures
 
 WARMUP = "assets.extra/tf_serving_warmup_requests"
 
 
-def write_warmup(folder: Path, name: str, signatures: Signatures, limits: Limits) -> Path:
+def write_warmup(folder: Path, name: str, signatures: Signatures, limits: ExportLimits) -> Path:
     """Writes one request of one step for every signature, size and batch size, and returns the file.
 
     Raises: `ImportError` where tensorflow-serving-api, whose messages these are, is not installed.
@@ -31,7 +31,7 @@ def write_warmup(folder: Path, name: str, signatures: Signatures, limits: Limits
     return path
 
 
-def warmup_requests(signatures: Signatures, limits: Limits):
+def warmup_requests(signatures: Signatures, limits: ExportLimits):
     """Yields (signature, inputs), the inputs as numpy arrays."""
     spec, defaults = signatures.model_spec, {name: value.numpy() for name, value in signatures.defaults().items()}
     for height, width in limits.sizes:

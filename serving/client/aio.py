@@ -15,12 +15,12 @@ from tfsd.serving.client.base import METADATA, POLL_SECONDS, PREDICT, WATCH, Att
 from tfsd.serving.client.requests import (
     Answer,
     Columns,
-    Options,
+    ImageOptions,
     answer_of,
     checked,
     filled,
     images_of,
-    rows_of,
+    row_count,
     warn_of_truncation,
 )
 
@@ -63,7 +63,7 @@ class AsyncClient(Caller):
 
         Raises: as `Client.text_to_image`.
         """
-        options = Options(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
+        options = ImageOptions(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
         request = checked(prompt, batch_size, seed, options)
         columns, answers = await self._draw(request, Progress(progress, callback), timeout)
         warn_of_truncation(columns, answers, stacklevel=2)
@@ -90,7 +90,7 @@ class AsyncClient(Caller):
 
         Raises: as `text_to_image`.
         """
-        options = Options(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
+        options = ImageOptions(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
         request = checked(prompt, batch_size, seed, options)
         columns, answers = await self._draw(request, Progress(progress, callback), timeout)
         warn_of_truncation(columns, answers, stacklevel=2)
@@ -114,7 +114,7 @@ class AsyncClient(Caller):
 
     async def _predict_all(self, columns: Columns, show: Progress, attempts: Attempts) -> list[Answer]:
         requests, free = self._predict_requests(columns), asyncio.Semaphore(self.max_calls)
-        with Tracker(show, [columns["num_steps"][0] * rows_of(one) for one in requests]) as tracker:
+        with Tracker(show, [columns["num_steps"][0] * row_count(one) for one in requests]) as tracker:
             calls = [asyncio.create_task(self._predict(i, one, attempts, tracker, free)) for i, one in enumerate(requests)]
             left = set(calls)
             try:
@@ -139,7 +139,7 @@ class AsyncClient(Caller):
             finally:
                 await _ended(watches)
         tracker.finished(i)
-        return answer_of(response, rows_of(request), headers)
+        return answer_of(response, row_count(request), headers)
 
     async def _tried(self, method: str, request, attempts: Attempts, request_id: str | None = None):
         """Returns the answer of a method, tried as often as `attempts` allows, and the headers at its end."""

@@ -42,7 +42,7 @@ _KINDS = {
 Columns = dict[str, list | None]  # an input's name -> one value per picture; None until the model's own are known
 
 
-class Options(NamedTuple):
+class ImageOptions(NamedTuple):
     """The arguments of `text_to_image` that say what is drawn, beside prompts and seeds; None is the model's own."""
 
     negative_prompt: str | Sequence[str] | None = None
@@ -63,7 +63,7 @@ class Answer(NamedTuple):
     warning: str = ""
 
 
-def checked(prompt: str | Sequence[str], batch_size: int, seed: int | Sequence[int] | None, options: Options) -> Columns:
+def checked(prompt: str | Sequence[str], batch_size: int, seed: int | Sequence[int] | None, options: ImageOptions) -> Columns:
     """Returns the inputs of a request, by the rules of `tfsd.text_to_image`; what depends on the model, its server checks.
 
     Raises: `TypeError`, `ValueError` naming the argument.
@@ -142,7 +142,7 @@ def predict_requests(columns: Columns, spec, max_batch: int) -> list:
     return requests
 
 
-def rows_of(request) -> int:
+def row_count(request) -> int:
     """Returns how many pictures a PredictRequest asks for."""
     return request.inputs["prompt"].tensor_shape.dim[0].size
 

@@ -17,12 +17,12 @@ from tfsd.serving.client.base import METADATA, POLL_SECONDS, PREDICT, WATCH, Att
 from tfsd.serving.client.requests import (
     Answer,
     Columns,
-    Options,
+    ImageOptions,
     answer_of,
     checked,
     filled,
     images_of,
-    rows_of,
+    row_count,
     warn_of_truncation,
 )
 
@@ -79,7 +79,7 @@ class Client(Caller):
         Raises: `TypeError` and `ValueError`, which name the argument; `TimeoutError`; `Cancelled`; `ServerError` with the
         `code` of other failures.
         """
-        options = Options(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
+        options = ImageOptions(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
         columns, answers = self._draw(checked(prompt, batch_size, seed, options), Progress(progress, callback), timeout)
         warn_of_truncation(columns, answers, stacklevel=2)
         return images_of(columns, answers, self.model)
@@ -105,7 +105,7 @@ class Client(Caller):
 
         Raises: as `text_to_image`.
         """
-        options = Options(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
+        options = ImageOptions(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
         columns, answers = self._draw(checked(prompt, batch_size, seed, options), Progress(progress, callback), timeout)
         warn_of_truncation(columns, answers, stacklevel=2)
         return [png for answer in answers for png in answer.pngs]
@@ -131,7 +131,7 @@ class Client(Caller):
     def _predict_all(self, columns: Columns, show: Progress, attempts: Attempts, running: "_Running") -> list[Answer]:
         requests = self._predict_requests(columns)
         with (
-            Tracker(show, [columns["num_steps"][0] * rows_of(one) for one in requests]) as tracker,
+            Tracker(show, [columns["num_steps"][0] * row_count(one) for one in requests]) as tracker,
             ThreadPoolExecutor(min(self.max_calls, len(requests)), "tfsd-call") as pool,
         ):
             calls = [pool.submit(self._predict, i, one, attempts, running, tracker) for i, one in enumerate(requests)]
@@ -154,7 +154,7 @@ class Client(Caller):
         with self._watching(request_id, attempts, hear):
             response, headers = self._tried(PREDICT, request, attempts, running, request_id)
         tracker.finished(i)
-        return answer_of(response, rows_of(request), headers)
+        return answer_of(response, row_count(request), headers)
 
     def _tried(self, method: str, request, attempts: Attempts, running: "_Running", request_id: str | None = None):
         """Returns the answer of a method, tried as often as `attempts` allows, and the headers at its end."""

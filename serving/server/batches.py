@@ -8,11 +8,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tfsd.serving.server.progress import Entry, Progress
+from tfsd.serving.server.progress import ProgressSnapshot, RequestProgress
 
 
 @dataclass
-class Trace:
+class RequestTiming:
     """What became of a request, for its line in the log; filled in while it runs, also when it fails.
 
     `read_seconds`: checks of the inputs, and tokens; `run_seconds`: from the start of the first row to the last one's PNG.
@@ -31,8 +31,8 @@ class Request:
     engine: Any
     future: asyncio.Future
     deadline: float | None
-    trace: Trace
-    entry: Entry | None = None
+    trace: RequestTiming
+    entry: RequestProgress | None = None
     finish: Callable[[Any], Any] | None = None  # makes of a row's result what the request is answered
     rows: list = field(default_factory=list)
     unstarted: list[int] = field(default_factory=list)
@@ -53,9 +53,9 @@ class Request:
         row = self.rows[index]
         return (id(self), row.kind) if row.alone else row.kind
 
-    def progress(self, state: str) -> Progress:
+    def progress(self, state: str) -> ProgressSnapshot:
         """Returns the progress over all rows."""
-        return Progress(state, sum(self.done), sum(row.steps for row in self.rows))
+        return ProgressSnapshot(state, sum(self.done), sum(row.steps for row in self.rows))
 
     def start(self, now: float):
         """Notes when the first row leaves the queue."""
@@ -153,7 +153,7 @@ class Waiting:
         return Batch(engine, kind, members)
 
 
-class Pace:
+class StepTimer:
     """How long a step takes, by engine, size and rows, as last measured; forgets engines that are gone."""
 
     def __init__(self, chunk_seconds: float):

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfsd.arguments import TRUNCATED
 from tfsd.converters.saved_model.job_functions import JobFunctions
-from tfsd.converters.saved_model.verify import FORMAT, load_manifest
+from tfsd.converters.saved_model.verify_export import FORMAT, load_manifest
 from tfsd.errors import CheckpointError
 from tfsd.finite import is_not_finite, not_finite
 from tfsd.images.encoding import encode_png
@@ -27,7 +27,7 @@ _CONTEXTS = ("context", "negative_context")  # inputs of denoise, in the order o
 _FAILED_CHECK = re.compile(r"assertion failed: \[(.*?)\]\s*(?:\[\[\{\{node|$)", re.DOTALL)
 
 
-class Row(NamedTuple):
+class ImageRow(NamedTuple):
     """One picture to make, checked and tokenized; or one of a denoising."""
 
     inputs: tuple[tf.Tensor, ...]  # tokens and negative tokens, or contexts, then the fields of SamplingInputs: one row each
@@ -114,7 +114,7 @@ class Engine:
         """Returns the values of inputs that a request may leave out."""
         return {name: tf.make_ndarray(value) for name, value in self.signatures[signature].defaults.items()}
 
-    def prepare(self, inputs: dict[str, np.ndarray]) -> list[Row]:
+    def prepare(self, inputs: dict[str, np.ndarray]) -> list[ImageRow]:
         """Returns one row per picture that the inputs of `text_to_png` ask for.
 
         Raises: `ServerError` with INVALID_ARGUMENT for what is out of range; the message says what fits.
@@ -125,9 +125,11 @@ class Engine:
         cut = [truncated[name].numpy() for name in TRUNCATED]
         rows = [values] if len(tokens) == 1 else zip(*(tf.split(value, len(tokens)) for value in values))
         counts, sizes = sampling.steps.numpy(), sampling.size.numpy()
-        return [Row(row, int(counts[i]), self.sizes[sizes[i]], (int(cut[0][i]), int(cut[1][i]))) for i, row in enumerate(rows)]
+        return [
+            ImageRow(row, int(counts[i]), self.sizes[sizes[i]], (int(cut[0][i]), int(cut[1][i]))) for i, row in enumerate(rows)
+        ]
 
-    def split(self, signature: str, inputs: dict[str, np.ndarray]) -> list[Row | CallRow]:
+    def split(self, signature: str, inputs: dict[str, np.ndarray]) -> list[ImageRow | CallRow]:
         """Returns one row per row of the inputs of encode, denoise or decode, so that each can be computed by itself.
 
         Raises: `ServerError` with INVALID_ARGUMENT.
@@ -148,7 +150,7 @@ class Engine:
         drawings = self.prepare(texts | numbers)
         return [row._replace(inputs=own + row.inputs[_HALVES:], contexts=True) for row, own in zip(drawings, contexts)]
 
-    def start(self, rows: Sequence[Row | CallRow]) -> "Job | CallJob":
+    def start(self, rows: Sequence[ImageRow | CallRow]) -> "Job | CallJob":
         """Returns a job for rows of one kind, at most `batch_rows`."""
         if isinstance(rows[0], CallRow):
             return CallJob(self.run, rows)
@@ -179,7 +181,7 @@ class Engine:
 class Job:
     """Pictures that are computed together. `advance` takes it further; nothing is computed between two calls."""
 
-    def __init__(self, functions: JobFunctions, rows: Sequence[Row], batch: int, dtype: str):
+    def __init__(self, functions: JobFunctions, rows: Sequence[ImageRow], batch: int, dtype: str):
         self.steps = max(row.steps for row in rows)
         self.done = 0
         self._count, self._contexts = len(rows), rows[0].contexts

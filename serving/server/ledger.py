@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from functools import partial
 
-from tfsd.serving.server.batches import Batch, Request, Trace, Waiting
+from tfsd.serving.server.batches import Batch, Request, RequestTiming, Waiting
 from tfsd.serving.server.metrics import Metrics
 from tfsd.serving.server.progress import ProgressBoard
 from tfsd.serving.wire.errors import ServerError
@@ -33,7 +33,7 @@ class Ledger:
         metrics.queue_limit.set(max_queue_rows)
 
     def open(
-        self, engine, future: asyncio.Future, deadline: float | None, trace: Trace | None, request_id: str | None
+        self, engine, future: asyncio.Future, deadline: float | None, trace: RequestTiming | None, request_id: str | None
     ) -> Request:
         """Begins a request. Raises: `ServerError` where it is clear that it cannot be served."""
         with self.wake:
@@ -42,7 +42,7 @@ class Ledger:
             if deadline is not None and deadline <= time.monotonic():
                 raise self._refused("deadline", "DEADLINE_EXCEEDED", "The deadline had passed when the request arrived.")
             self._check_room(1)
-            request = Request(engine, future, deadline, trace or Trace())
+            request = Request(engine, future, deadline, trace or RequestTiming())
             if request_id is not None:
                 request.entry = self.progress.add(request_id, partial(self._ahead, request))
             self.live.add(request)

@@ -14,7 +14,7 @@ MAX_ENDED = 1000
 RENEW_SECONDS = 0.5  # the place in the queue changes without a word from the request itself
 
 
-class Progress(NamedTuple):
+class ProgressSnapshot(NamedTuple):
     """Where a request is.
 
     `state` is "queued", "running", "done" or "failed"; `done` of `steps` model steps are made, over all of its rows (0 of 0
@@ -32,17 +32,17 @@ class Progress(NamedTuple):
         return self.state in ("done", "failed")
 
 
-class Entry:
+class RequestProgress:
     """One request's line on the board; `ahead` tells how many rows wait before it."""
 
     def __init__(self, ahead: Callable[[], int]):
-        self.progress = Progress("queued")
+        self.progress = ProgressSnapshot("queued")
         self.ahead: Callable[[], int] | None = ahead
         self.ended_at: float | None = None
         self._lock = threading.Lock()
         self._listeners: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
-    def update(self, progress: Progress):
+    def update(self, progress: ProgressSnapshot):
         """Writes the line, from any thread, and wakes those who watch; an ended one stays as it is."""
         with self._lock:
             if self.progress.ended:
@@ -58,12 +58,12 @@ class Entry:
                 with self._lock:
                     self._listeners.discard((loop, event))
 
-    def snapshot(self) -> Progress:
+    def snapshot(self) -> ProgressSnapshot:
         """Returns the progress with the place in the queue."""
         progress, ahead = self.progress, self.ahead
         return progress._replace(position=ahead()) if ahead is not None and progress.state == "queued" else progress
 
-    async def watch(self) -> AsyncIterator[Progress]:
+    async def watch(self) -> AsyncIterator[ProgressSnapshot]:
         """Yields the progress, then each change of it, and returns after the last one."""
         listener = (asyncio.get_running_loop(), asyncio.Event())
         with self._lock:
@@ -86,26 +86,26 @@ class Entry:
 
 
 class ProgressBoard(Mapping):
-    """Request id -> `Progress`, of requests that live or ended within the last minute (at most 1000 ended ones).
+    """Request id -> `ProgressSnapshot`, of requests that live or ended within the last minute (at most 1000 ended ones).
 
     When an id comes again, the later request takes the line.
     """
 
     def __init__(self):
-        self._entries: dict[str, Entry] = {}
-        self._ended: dict[str, Entry] = {}  # oldest first
+        self._entries: dict[str, RequestProgress] = {}
+        self._ended: dict[str, RequestProgress] = {}  # oldest first
         self._lock = threading.Lock()
 
-    def add(self, request_id: str, ahead: Callable[[], int]) -> Entry:
+    def add(self, request_id: str, ahead: Callable[[], int]) -> RequestProgress:
         """Begins the line of a request."""
-        entry = Entry(ahead)
+        entry = RequestProgress(ahead)
         with self._lock:
             self._sweep()
             self._ended.pop(request_id, None)
             self._entries[request_id] = entry
         return entry
 
-    def end(self, request_id: str, entry: Entry):
+    def end(self, request_id: str, entry: RequestProgress):
         """Moves a line to those that are forgotten after a while."""
         with self._lock:
             if self._entries.get(request_id) is entry:
@@ -113,11 +113,11 @@ class ProgressBoard(Mapping):
                 self._ended[request_id] = entry
             self._sweep()
 
-    def watch(self, request_id: str) -> AsyncIterator[Progress]:
+    def watch(self, request_id: str) -> AsyncIterator[ProgressSnapshot]:
         """Returns an iterator over a request's progress until its end. Raises: `ServerError` NOT_FOUND."""
         return self._find(request_id).watch()
 
-    def __getitem__(self, request_id: str) -> Progress:
+    def __getitem__(self, request_id: str) -> ProgressSnapshot:
         try:
             return self._find(request_id).snapshot()
         except ServerError as error:
@@ -133,7 +133,7 @@ class ProgressBoard(Mapping):
             self._sweep()
             return len(self._entries) + len(self._ended)
 
-    def _find(self, request_id: str) -> Entry:
+    def _find(self, request_id: str) -> RequestProgress:
         with self._lock:
             self._sweep()
             entry = self._entries.get(request_id) or self._ended.get(request_id)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tfsd.serving.server.batches import Request, Trace
+from tfsd.serving.server.batches import Request, RequestTiming
 from tfsd.serving.server.ledger import Ledger
 from tfsd.serving.server.metrics import Metrics
 from tfsd.serving.server.progress import ProgressBoard
@@ -25,7 +25,7 @@ STOP_SECONDS = 5.0  # how long `drain` waits for threads to leave their last chu
 
 
 @dataclass(frozen=True)
-class Limits:
+class QueueLimits:
     """How much may wait, and how work is cut.
 
     `max_queue_rows`: rows (pictures) that may wait. `batch_wait_ms`: how long a job of an engine that computes rows
@@ -55,8 +55,8 @@ class Scheduler:
     Rows of different requests that one engine can compute together go into one job; the oldest row always goes first.
     """
 
-    def __init__(self, limits: Limits | None = None, metrics: Metrics | None = None):
-        self.limits = limits or Limits()
+    def __init__(self, limits: QueueLimits | None = None, metrics: Metrics | None = None):
+        self.limits = limits or QueueLimits()
         self.metrics = metrics or Metrics()
         self._ledger = Ledger(self.limits.max_queue_rows, self.metrics)
         self._workers = Workers(
@@ -69,7 +69,7 @@ class Scheduler:
 
     @property
     def progress(self) -> ProgressBoard:
-        """Request id -> `tfsd.serving.server.progress.Progress`; `progress.watch(id)` follows one."""
+        """Request id -> `tfsd.serving.server.progress.ProgressSnapshot`; `progress.watch(id)` follows one."""
         return self._ledger.progress
 
     @property
@@ -91,7 +91,7 @@ class Scheduler:
         finish: Callable[[np.ndarray], Any] | None = None,
         deadline: float | None = None,
         request_id: str | None = None,
-        trace: Trace | None = None,
+        trace: RequestTiming | None = None,
     ) -> tuple[list, np.ndarray]:
         """Makes the pictures of a whole-request signature.
 
@@ -119,20 +119,20 @@ class Scheduler:
         *,
         deadline: float | None = None,
         request_id: str | None = None,
-        trace: Trace | None = None,
+        trace: RequestTiming | None = None,
     ) -> dict[str, np.ndarray]:
         """Returns the outputs of another signature (encode, denoise, decode), computed row by row; raises as `generate` does."""
         request = self._open(engine, deadline, trace, request_id)
         _, results = await self._run(request, partial(engine.split, signature, inputs), request_id)
         return {name: np.concatenate([row[name] for row in results]) for name in results[0]}
 
-    def _open(self, engine, deadline: float | None, trace: Trace | None, request_id: str | None) -> Request:
+    def _open(self, engine, deadline: float | None, trace: RequestTiming | None, request_id: str | None) -> Request:
         return self._ledger.open(engine, asyncio.get_running_loop().create_future(), deadline, trace, request_id)
 
     async def _run(self, request: Request, read: Callable[[], list], request_id: str | None) -> tuple[list, list]:
         """Returns the rows that `read` finds in a request's inputs, and what came of them."""
         with self._lifetime(request, request_id):
-            self._workers.hire(request.engine)
+            self._workers.ensure_threads(request.engine)
             loop = asyncio.get_running_loop()
             rows = await loop.run_in_executor(self._preparers, self._prepare, request, read)
             return rows, await request.future

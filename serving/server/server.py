@@ -21,7 +21,7 @@ from tfsd.serving.server.logs import LOGGER
 from tfsd.serving.server.metrics import Metrics
 from tfsd.serving.server.models import Models
 from tfsd.serving.server.rest import Rest
-from tfsd.serving.server.scheduler import Limits, Scheduler
+from tfsd.serving.server.scheduler import QueueLimits, Scheduler
 from tfsd.serving.server.service import Service
 from tfsd.serving.wire.message_size import request_limits
 
@@ -31,7 +31,7 @@ ANSWER_SECONDS = 5.0  # for answers that are made to reach their clients, once n
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class ServerOptions:
     """How a server listens and what it accepts.
 
     Args:
@@ -73,10 +73,12 @@ class Server:
     ports once it listens.
     """
 
-    def __init__(self, models: Models, options: Options, *, limits: Limits | None = None, metrics: Metrics | None = None):
+    def __init__(
+        self, models: Models, options: ServerOptions, *, limits: QueueLimits | None = None, metrics: Metrics | None = None
+    ):
         self.models, self.options = models, options
         self.metrics = metrics or Metrics()
-        self.limits = limits or Limits()
+        self.limits = limits or QueueLimits()
         self._access = Access(host=options.host, allowed_hosts=options.allowed_hosts, cors_origins=options.cors_origins)
         self.grpc_port, self.rest_port = options.grpc_port, options.rest_port
         self._http: asyncio.Server | None = None
@@ -217,7 +219,7 @@ def _taken(address: str, option: str) -> str:
     return f"{address} cannot be listened on: another program does, or it is not of this machine. Choose another {option}."
 
 
-def _certificate(options: Options) -> ssl.SSLContext | None:
+def _certificate(options: ServerOptions) -> ssl.SSLContext | None:
     if options.tls_cert is None and options.tls_key is None:
         return None
     if options.tls_cert is None or options.tls_key is None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tfsd.arguments import TRUNCATED
 from tfsd.serving.server.logs import LOGGER
-from tfsd.serving.server.scheduler import Trace
+from tfsd.serving.server.scheduler import RequestTiming
 from tfsd.serving.wire.errors import ServerError
 from tfsd.serving.wire.tensors import invalid
 
@@ -36,7 +36,7 @@ class Call(NamedTuple):
     outputs: list[str]  # to answer with, in this order
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     """What a request came to, with the version that made it."""
 
     version: int
@@ -73,14 +73,14 @@ class Service:
         method: str,
         request_id: str,
         deadline: float | None = None,
-    ) -> Answer:
+    ) -> Prediction:
         """Returns the outputs that a request asks for; `await read(engine)` tells what it asks.
 
         `method` is "grpc" or "rest", `deadline` a time of the monotonic clock.
         Raises: `ServerError`; when cancelled, the request's rows stop between two chunks of steps.
         """
         self.last_arrival = start = time.monotonic()
-        code, trace = "UNKNOWN", Trace()
+        code, trace = "UNKNOWN", RequestTiming()
         seen: dict = {"id": request_id, "method": method, "model": target.name[:100], "version": target.version}
         try:
             with self.models.get(*target) as engine:
@@ -91,7 +91,7 @@ class Service:
                 outputs = await self._run(engine, call, rows, deadline=deadline, request_id=request_id, trace=trace)
                 warning = await _warning(engine.words, call, seen)
                 code = "OK"
-                return Answer(engine.version, call.signature, outputs, warning)
+                return Prediction(engine.version, call.signature, outputs, warning)
         except ServerError as error:
             code = error.code
             raise
@@ -110,7 +110,7 @@ class Service:
             LOGGER.info("request", extra={"fields": seen | {k: round(1000 * v, 1) for k, v in spent.items()} | {"code": code}})
 
     async def _run(
-        self, engine, call: Call, rows: int, *, deadline: float | None, request_id: str, trace: Trace
+        self, engine, call: Call, rows: int, *, deadline: float | None, request_id: str, trace: RequestTiming
     ) -> dict[str, np.ndarray]:
         outputs = engine.signatures[call.signature].outputs
         picture = next((name for name in ("png_bytes", "images") if name in outputs), None)

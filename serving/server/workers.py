@@ -3,7 +3,7 @@
 import threading
 import time
 
-from tfsd.serving.server.batches import Batch, Pace
+from tfsd.serving.server.batches import Batch, StepTimer
 from tfsd.serving.server.ledger import Ledger
 from tfsd.serving.wire.errors import ServerError
 
@@ -15,10 +15,10 @@ class Workers:
         self._ledger = ledger
         self._count = count
         self._batch_wait = batch_wait
-        self._pace = Pace(chunk_seconds)
+        self._pace = StepTimer(chunk_seconds)
         self._threads: list[threading.Thread] = []
 
-    def hire(self, engine):
+    def ensure_threads(self, engine):
         """Starts the threads that an engine can use and that do not run yet."""
         for _ in range(len(self._threads), self._jobs(engine)):
             thread = threading.Thread(target=self._work, name="tfsd-worker", daemon=True)

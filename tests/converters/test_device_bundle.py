@@ -18,9 +18,9 @@ from tfsd.converters.device.lint import lint, look
 from tfsd.converters.device.manifest import write
 from tfsd.converters.device.recipes import RECIPES, plan_sizes
 from tfsd.converters.device.report import REPORT, Check
-from tfsd.converters.device.sheet import SHEET
-from tfsd.converters.device.verify import REFERENCE, verify_bundle
-from tfsd.converters.saved_model.verify import ExportError
+from tfsd.converters.device.report_page import SHEET
+from tfsd.converters.device.verify_bundle import REFERENCE, verify_bundle
+from tfsd.converters.saved_model.verify_export import ExportError
 from tfsd.device import MANIFEST, DeviceBundle, load_bundle_manifest
 from tfsd.errors import CheckpointError
 from tfsd.images.files import encode, read_recipe

@@ -11,7 +11,7 @@ import pytest
 from tfsd.converters.device import quality
 from tfsd.converters.device.adherence import can_be_judged
 from tfsd.converters.device.quality import compare_parts, compare_pictures, relative_error
-from tfsd.converters.device.sheet import write_sheet
+from tfsd.converters.device.report_page import write_sheet
 from tfsd.specs import PRESETS
 from tfsd.training.recipe import tiny_spec
 

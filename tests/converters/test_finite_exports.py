@@ -7,7 +7,7 @@ from exports import ServingSession, pixels, request
 
 from tfsd.api import load
 from tfsd.converters.saved_model.export import export_saved_model
-from tfsd.converters.saved_model.requests import Limits
+from tfsd.converters.saved_model.graph_requests import ExportLimits
 from tfsd.converters.saved_model.signatures import Signatures
 from tfsd.serving.server.engine import Engine
 from tfsd.serving.wire.errors import ServerError
@@ -20,7 +20,7 @@ WORDS = "are NaN or infinite in float16: float16 ends at 65504. Use dtype bfloat
 def test_the_signatures_that_an_export_is_made_of_fail_for_what_is_not_finite(overflowing_folder, tmp_path):
     """The slow tests below ask the same of whole exports."""
     model = load(overflowing_folder, dtype="float16", jit_compile=False)
-    limits = Limits(sizes=((32, 32),), batch_sizes=(1,), max_steps=1, exact=False)
+    limits = ExportLimits(sizes=((32, 32),), batch_sizes=(1,), max_steps=1, exact=False)
     functions = Signatures(model.pipeline, limits, assets=tmp_path).functions()
     for signature, what in (("text_to_png", "latents"), ("encode", "context")):
         options = {} if signature == "encode" else {"num_steps": 1}

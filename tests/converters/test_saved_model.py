@@ -11,7 +11,7 @@ from exports import ServingSession, pixels, request
 
 from tfsd.api import load
 from tfsd.converters.saved_model.export import export_saved_model
-from tfsd.converters.saved_model.verify import MANIFEST, ExportError, OutdatedExportWarning, verify
+from tfsd.converters.saved_model.verify_export import MANIFEST, ExportError, OutdatedExportWarning, verify
 from tfsd.images.encoding import encode_png
 from tfsd.storage.folders import own_files
 

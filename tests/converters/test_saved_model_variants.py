@@ -12,7 +12,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from tfsd.api import load
 from tfsd.converters.saved_model.export import export_saved_model
-from tfsd.converters.saved_model.verify import verify
+from tfsd.converters.saved_model.verify_export import verify
 
 pytestmark = pytest.mark.slow
 ROWS = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from patience import LONG
 
-from tfsd.serving.server.scheduler import Limits, Scheduler
+from tfsd.serving.server.scheduler import QueueLimits, Scheduler
 from tfsd.serving.wire.errors import ServerError
 
 
@@ -26,7 +26,7 @@ class Bench:
     """A scheduler that is taken down after the block."""
 
     def __init__(self, **limits):
-        self.scheduler = Scheduler(Limits(**limits))
+        self.scheduler = Scheduler(QueueLimits(**limits))
 
     async def __aenter__(self):
         return self.scheduler

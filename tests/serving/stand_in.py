@@ -15,8 +15,8 @@ from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 from tfsd.serving.server.engine import CallJob, CallRow
 from tfsd.serving.server.metrics import Metrics
 from tfsd.serving.server.models import Models
-from tfsd.serving.server.scheduler import Limits
-from tfsd.serving.server.server import Options, Server, running
+from tfsd.serving.server.scheduler import QueueLimits
+from tfsd.serving.server.server import Server, ServerOptions, running
 from tfsd.serving.server.words import Words
 from tfsd.serving.wire.errors import ServerError
 
@@ -152,8 +152,8 @@ def served(*engines, max_queue_rows=64, load=None, **options):
             add_version(folder, version)
         metrics = Metrics()
         models = Models(folder, metrics=metrics, load=load or (lambda path: engines[int(path.name)]))
-        made = Options(grpc_port=0, rest_port=0, **{"grace": LONG, **options})
-        server = Server(models, made, limits=Limits(max_queue_rows=max_queue_rows), metrics=metrics)
+        made = ServerOptions(grpc_port=0, rest_port=0, **{"grace": LONG, **options})
+        server = Server(models, made, limits=QueueLimits(max_queue_rows=max_queue_rows), metrics=metrics)
         with running(server):
             yield server
 

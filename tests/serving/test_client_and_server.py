@@ -15,7 +15,7 @@ from tfsd.progress import Progress
 from tfsd.serving.client.base import Tracker
 from tfsd.serving.client.sync import Client
 from tfsd.serving.server.models import Models
-from tfsd.serving.server.server import Options, Server, running
+from tfsd.serving.server.server import Server, ServerOptions, running
 from tfsd.serving.wire.errors import ServerError
 
 TOY = {"model": "toy"}
@@ -133,7 +133,7 @@ def test_exported_model_draws_what_its_model_folder_draws(toy_export, toy_folder
     options = {"negative_prompt": "red", "num_steps": 3, "guidance_scale": 2.5, "sampler": "dpmpp_2m"}
     local = load(toy_folder)
     here = [local.text_to_image("a red star", seed=7, index=i, **options) for i in range(3)]
-    with running(Server(Models(toy_export), Options(grpc_port=0, rest_port=0))) as server:
+    with running(Server(Models(toy_export), ServerOptions(grpc_port=0, rest_port=0))) as server:
         with Client(address(server), model="toy", max_batch=2) as client:
             there = client.text_to_image("a red star", 3, seed=7, **options)
             files = client.text_to_png("a red star", 3, seed=7, **options)

@@ -14,7 +14,7 @@ from test_rpc import CODE, error
 from test_rpc import Client as Rpc
 
 from tfsd.serving.server.models import Models
-from tfsd.serving.server.server import Options, Server, running
+from tfsd.serving.server.server import Server, ServerOptions, running
 from tfsd.serving.wire.message_size import LEAST, WARMUP, request_limits
 
 CONTEXT = (8, 77, 2048)  # eight contexts as wide as those of Stable Diffusion XL: 5 MB
@@ -56,7 +56,7 @@ def published(folder, version=1, shape=CONTEXT):
 
 def test_requests_as_large_as_the_warm_up_says_are_answered(tmp_path):
     published(tmp_path)
-    server = Server(Models(tmp_path, load=lambda path: Wide()), Options(grpc_port=0, rest_port=0))
+    server = Server(Models(tmp_path, load=lambda path: Wide()), ServerOptions(grpc_port=0, rest_port=0))
     with running(server):
         answer = Rpc(server).prediction.Predict(asked(), timeout=LONG).outputs["context"]
         np.testing.assert_array_equal(tf.make_ndarray(answer), np.full(CONTEXT, 0.2, "float32"))
@@ -75,7 +75,7 @@ def test_small_models_take_four_megabytes_and_no_more():
 
 def test_a_version_that_takes_more_than_the_server_was_started_for_is_told(tmp_path, caplog):
     published(tmp_path, 1, (1, 2, 3))
-    server = Server(Models(tmp_path, load=lambda path: Wide(int(path.name))), Options(grpc_port=0, rest_port=0))
+    server = Server(Models(tmp_path, load=lambda path: Wide(int(path.name))), ServerOptions(grpc_port=0, rest_port=0))
     with running(server):
         assert "takes requests" not in caplog.text
         published(tmp_path, 2)

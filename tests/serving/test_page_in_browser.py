@@ -22,7 +22,7 @@ from tfsd.cli import main
 from tfsd.cli.show import command
 from tfsd.samplers.plans import SAMPLERS
 from tfsd.serving.server.models import Models, load_engine
-from tfsd.serving.server.server import Options, Server, running
+from tfsd.serving.server.server import Server, ServerOptions, running
 from tfsd.serving.server.words import Words
 
 pytestmark = pytest.mark.browser
@@ -86,7 +86,7 @@ def publish(folder, version: int, name: str = "toy"):
 @contextlib.contextmanager
 def serve(folder, load, **options):
     """Runs our server; yields its address."""
-    server = Server(Models(folder, load=load, poll_seconds=0.05), Options(grpc_port=0, rest_port=0, **options))
+    server = Server(Models(folder, load=load, poll_seconds=0.05), ServerOptions(grpc_port=0, rest_port=0, **options))
     with running(server):
         yield f"http://127.0.0.1:{server.rest_port}"
 

@@ -12,7 +12,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
 
 from tfsd.serving.client.requests import (
-    Options,
+    ImageOptions,
     answer_of,
     checked,
     defaults_of,
@@ -86,7 +86,7 @@ def test_predict_request_is_the_stock_one_byte_for_byte():
 
 
 def options():
-    return Options(negative_prompt="red", guidance_scale=[0.1, 100.0], index=2)
+    return ImageOptions(negative_prompt="red", guidance_scale=[0.1, 100.0], index=2)
 
 
 def test_label_takes_the_place_of_a_version():
@@ -157,7 +157,7 @@ def test_model_of_other_signatures_says_which():
 
 def test_argument_without_a_value_of_the_model_must_be_given():
     with pytest.raises(ValueError, match="guidance_scale must be given"):
-        filled(checked("a", 1, 1, Options()), {"sampler": "ddim"})
+        filled(checked("a", 1, 1, ImageOptions()), {"sampler": "ddim"})
 
 
 @pytest.mark.parametrize("batch, size, sizes", [(1, 8, [1]), (8, 8, [8]), (9, 8, [4, 5]), (64, 8, [8] * 8), (5, 1, [1] * 5)])

@@ -6,8 +6,8 @@ from asking import Bench, ask, error_of, on_a_loop, rejected, soon
 from held_engine import HeldEngine, picture, until
 
 from tfsd.arguments import TRUNCATED
-from tfsd.serving.server.batches import Batch, Member, Pace
-from tfsd.serving.server.scheduler import Limits, Trace
+from tfsd.serving.server.batches import Batch, Member, StepTimer
+from tfsd.serving.server.scheduler import QueueLimits, RequestTiming
 from tfsd.serving.wire.errors import ServerError
 
 
@@ -43,7 +43,7 @@ async def test_full_job_starts_without_waiting_for_company():
 async def test_lone_row_waits_for_company_no_longer_than_said():
     engine = HeldEngine(batch_rows=2, parallel_jobs=1)
     async with Bench(batch_wait_ms=50) as scheduler:
-        trace = Trace()
+        trace = RequestTiming()
         await ask(scheduler, engine, "a", trace=trace)
     assert 0.049 < trace.queue_seconds < 5
 
@@ -146,7 +146,7 @@ async def test_the_first_chunk_is_one_step_and_all_steps_are_made_once():
 
 
 def test_chunks_take_about_the_time_asked_for():
-    engine, pace = HeldEngine(), Pace(chunk_seconds=0.05)
+    engine, pace = HeldEngine(), StepTimer(chunk_seconds=0.05)
     batch = Batch(engine, (8, 8), [Member(None, 0, None)])
     assert pace.steps(batch, 20) == 1  # nothing is known yet
     for step_seconds, chunk in ((0.005, 10), (0.02, 3), (0.001, 20), (1.0, 1)):
@@ -256,7 +256,7 @@ async def test_calls_of_strangers_are_computed_apart_where_rows_of_one_are_compu
 async def test_trace_tells_rows_and_times_also_of_failures():
     engine = HeldEngine(parallel_jobs=1, step_seconds=0.01)
     async with Bench() as scheduler:
-        trace, failed = Trace(), Trace()
+        trace, failed = RequestTiming(), RequestTiming()
         await ask(scheduler, engine, "a", "b", steps=3, trace=trace)
         assert trace.rows == 2 and 0.06 <= trace.run_seconds and trace.queue_seconds >= 0
         await error_of(ask(scheduler, engine, "a", steps=1000, deadline=soon(2), trace=failed))
@@ -269,7 +269,7 @@ async def test_trace_tells_rows_and_times_also_of_failures():
 )
 def test_limits_that_make_no_sense_are_refused(name, value):
     with pytest.raises(ValueError, match=name):
-        Limits(**{name: value})
+        QueueLimits(**{name: value})
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from test_rpc import Client as Rpc
 
 from tfsd.finite import not_finite
 from tfsd.serving.server.models import Models
-from tfsd.serving.server.server import Options, Server, running
+from tfsd.serving.server.server import Server, ServerOptions, running
 from tfsd.serving.wire.errors import ServerError
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -81,7 +81,7 @@ def test_a_taken_port_is_named(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         for options in ({"grpc_port": port, "rest_port": 0}, {"grpc_port": 0, "rest_port": port}):
-            server = Server(Models(tmp_path, load=lambda path: Engine()), Options(**options))
+            server = Server(Models(tmp_path, load=lambda path: Engine()), ServerOptions(**options))
             with pytest.raises(OSError, match=f"127.0.0.1:{port} cannot be listened on"), running(server):
                 pass
 
@@ -113,7 +113,7 @@ def test_ports_answer_while_models_load(tmp_path):
         assert loading.wait(LONG)
         return Engine()
 
-    server = Server(Models(tmp_path, load=load), Options(grpc_port=0, rest_port=0))
+    server = Server(Models(tmp_path, load=load), ServerOptions(grpc_port=0, rest_port=0))
     with ThreadPoolExecutor(1) as thread:
 
         def run():
@@ -151,7 +151,7 @@ def test_a_new_version_takes_over_without_losing_a_request(tmp_path):
     engines = {1: Engine(1), 2: Engine(2)}
     add_version(tmp_path, 1)
     models = Models(tmp_path, poll_seconds=0.02, load=lambda path: engines[int(path.name)])
-    server = Server(models, Options(grpc_port=0, rest_port=0))
+    server = Server(models, ServerOptions(grpc_port=0, rest_port=0))
     with running(server), ThreadPoolExecutor(4) as clients:
         rpc, stop = Rpc(server), threading.Event()
 

@@ -4,7 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from tfsd.cli.parsing import Parser, UsageError, add_command, whole
+from tfsd.cli.parsing import Parser, UsageError, add_command, integer
 from tfsd.cli.terminal import print_json, print_table, quiet_tensorflow, say, stages
 from tfsd.errors import shown
 from tfsd.progress import aside
@@ -39,9 +39,14 @@ def add_bench(commands):
     )
     add = parser.add_argument
     add("--model", default=_OWN["model"], help="a preset, or a name or folder of another model (default: sd-1.4)")
-    add("--size", type=whole(64, 2048), default=_OWN["size"], help="height and width in pixels, a multiple of 8 (default: 256)")
-    add("--batch", type=whole(1, 64), default=_OWN["batch"], help="pictures at once (default: 1)")
-    add("--steps", type=whole(1, 1000), default=_OWN["steps"], help="steps to time after the first (default: 5)")
+    add(
+        "--size",
+        type=integer(64, 2048),
+        default=_OWN["size"],
+        help="height and width in pixels, a multiple of 8 (default: 256)",
+    )
+    add("--batch", type=integer(1, 64), default=_OWN["batch"], help="pictures at once (default: 1)")
+    add("--steps", type=integer(1, 1000), default=_OWN["steps"], help="steps to time after the first (default: 5)")
     add("--dtype", nargs="+", choices=DTYPES, default=_OWN["dtype"], help="one or more")
     add(
         "--jit",
@@ -69,11 +74,11 @@ def _add_device(commands):
     add = parser.add_argument
     add("folder", nargs="?", metavar="DIR", help="a bundle that `tfsd export tflite` wrote")
     add("--full-size", action="store_true", help="no bundle: a full-size model, converted here; nothing is downloaded or kept")
-    add("--threads", type=whole(1, 256), default=2, help="of the CPU, for both runtimes (default: 2)")
-    add("--runs", type=whole(1, 10_000), help="to time after the first (default: 10, with --full-size 3)")
+    add("--threads", type=integer(1, 256), default=2, help="of the CPU, for both runtimes (default: 2)")
+    add("--runs", type=integer(1, 10_000), help="to time after the first (default: 10, with --full-size 3)")
     add("--model", dest="device_model", metavar="MODEL", help="what TensorFlow runs (default: the model of which the bundle was "
         "made, if it is here; with --full-size sd-1.4)")  # fmt: skip
-    add("--sizes", type=whole(64, 2048), nargs="+", metavar="PX", help="with --full-size: sides of the pictures "
+    add("--sizes", type=integer(64, 2048), nargs="+", metavar="PX", help="with --full-size: sides of the pictures "
         "(default: 256 512)")  # fmt: skip
     add("--quantize", nargs="+", metavar="HOW", help="with --full-size: recipes of `tfsd export tflite` (default: dynamic "
         "int8-weights float16)")  # fmt: skip

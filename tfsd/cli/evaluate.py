@@ -1,6 +1,6 @@
 """`tfsd eval`: how well a model's pictures follow their prompts."""
 
-from tfsd.cli.parsing import add_command, real, whole
+from tfsd.cli.parsing import add_command, integer, real
 from tfsd.cli.terminal import print_json, quiet_tensorflow, stages
 
 EXAMPLES = """  tfsd eval
@@ -22,9 +22,9 @@ def add_eval(commands):
     )
     add = parser.add_argument
     add("--model", default="tiny", help="a name from `tfsd models`, or a model folder (default: tiny)")
-    add("--n", type=whole(1, 100_000), default=200, help="pictures per kind of prompt (default: 200)")
-    add("--seed", type=whole(0, 2**31 - 3), default=0, help="of prompts and pictures (default: 0)")
-    add("--steps", type=whole(1), default=None, help="of the sampler (default: the model's)")
+    add("--n", type=integer(1, 100_000), default=200, help="pictures per kind of prompt (default: 200)")
+    add("--seed", type=integer(0, 2**31 - 3), default=0, help="of prompts and pictures (default: 0)")
+    add("--steps", type=integer(1), default=None, help="of the sampler (default: the model's)")
     add("--scale", type=real(0, 100), default=None, help="guidance (default: the model's)")
     add("--sampler", default=None, help="a name from `tfsd generate --help` (default: the model's)")
     add("--sheet", metavar="FILE", default=None, help="PNG file to show the first pictures in")

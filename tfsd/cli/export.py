@@ -4,7 +4,7 @@ import importlib.util
 import itertools
 from pathlib import Path
 
-from tfsd.cli.parsing import UsageError, add_command, size, whole
+from tfsd.cli.parsing import UsageError, add_command, integer, size
 from tfsd.cli.targets import require_target
 from tfsd.cli.terminal import print_path, print_table, quiet_tensorflow, say, stages
 from tfsd.errors import CheckpointError
@@ -42,12 +42,12 @@ def add_export(commands):
     add("target", choices=("saved_model", "tflite"), help="what to write")
     add("--model", default="tiny", help="a name from `tfsd models`, or a model folder (default: tiny)")
     add("--out", required=True, metavar="DIR", help="the folder of models, or of the bundle")
-    add("--version", type=whole(1), default=None, help="number of the version (default: the next one)")
+    add("--version", type=integer(1), default=None, help="number of the version (default: the next one)")
     add("--size", type=size, action="append", metavar="HxW", help="height x width that may be asked for; repeat it for "
         "several, of which the first one is the default (default: the model's)")  # fmt: skip
-    add("--batch-sizes", type=whole(1, 64), nargs="+", default=[1, 2, 4, 8], metavar="N", help="pictures of one request: filled "
-        "up to the next of these, at most the last (default: 1 2 4 8)")  # fmt: skip
-    add("--max-steps", type=whole(1, 1000), default=None, help="that may be asked for (default: 100, for tflite 50)")
+    add("--batch-sizes", type=integer(1, 64), nargs="+", default=[1, 2, 4, 8], metavar="N", help="pictures of one request: "
+        "filled up to the next of these, at most the last (default: 1 2 4 8)")  # fmt: skip
+    add("--max-steps", type=integer(1, 1000), default=None, help="that may be asked for (default: 100, for tflite 50)")
     add("--batching", choices=("exact", "fused"), default="exact", help="exact: every picture is computed alone, several side "
         "by side, and has the same bytes in any batch; fused: a batch at once, for GPUs (default: exact)")  # fmt: skip
     add("--dtype", choices=DTYPES, default="float32", help="of weights and products, but for the "
@@ -55,10 +55,10 @@ def add_export(commands):
     add("--no-xla", action="store_true", help="do not compile; TensorFlow Serving compiles only when started with "
         "--xla_cpu_compilation_enabled (or --xla_gpu_compilation_enabled), and refuses compiled exports otherwise")  # fmt: skip
     add("--quantize", choices=QUANTIZATIONS, default="none", help=_recipes)
-    add("--report-pictures", type=whole(1, 64), default=None, metavar="N", help="tflite only: pictures that the report on "
+    add("--report-pictures", type=integer(1, 64), default=None, metavar="N", help="tflite only: pictures that the report on "
         "quality compares (default: 4)")  # fmt: skip
-    add("--report-steps", type=whole(1, 1000), default=None, metavar="N", help="of each of them (default: 10)")
-    add("--report-prompts", type=whole(0, 10_000), default=None, metavar="N", help="of one object and as many of two, that the "
+    add("--report-steps", type=integer(1, 1000), default=None, metavar="N", help="of each of them (default: 10)")
+    add("--report-prompts", type=integer(0, 10_000), default=None, metavar="N", help="of one object and as many of two, that the "
         "report on tiny counts as followed or not (default: 48)")  # fmt: skip
     add("--overwrite", action="store_true", help="tflite only: replace a bundle")
     add("--quiet", action="store_true", help="no progress and no plan")
@@ -202,14 +202,14 @@ def _kind(folder: Path) -> str:
 
 
 def _verify_bundle(folder: str) -> str:
-    from tfsd.converters.device.verify import verify_bundle
+    from tfsd.converters.device.verify_bundle import verify_bundle
 
     verdict = verify_bundle(folder)
     return ", byte for byte" if verdict.equal else f", but for roundings: {verdict.psnr:.1f} dB, as on another processor"
 
 
 def _verify_saved_model(folder: str) -> str:
-    from tfsd.converters.saved_model.verify import verify as check
+    from tfsd.converters.saved_model.verify_export import verify as check
 
     verdict = check(folder)
     if verdict.same_bytes:

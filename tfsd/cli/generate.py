@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tfsd.cli import remote
 from tfsd.cli.output import Output
-from tfsd.cli.parsing import UsageError, add_command, prompt_text, real, size, whole
+from tfsd.cli.parsing import UsageError, add_command, integer, prompt_text, real, size
 from tfsd.cli.prompts import read_prompts
 from tfsd.cli.terminal import quiet_tensorflow, stages
 from tfsd.progress import Stages
@@ -32,23 +32,23 @@ OPTIONS = {  # of the command, by their usual names; `tfsd.cli.parsing.ALIASES` 
     "--prompts": {"metavar": "FILE", "help": "read prompts from FILE, one per line, # begins a comment; - is standard input"},
     "--allow-empty": {"action": "store_true", "help": "take an empty prompt"},
     "--negative": {"type": prompt_text, "metavar": "TEXT", "help": "what not to show"},
-    "--n": {"type": whole(1, MAX_PICTURES), "default": 1, "help": "pictures per prompt (default: 1)"},
-    "--seed": {"type": whole(*INT64), "help": "same prompt, seed and index: same picture (default: drawn, see `tfsd show`)"},
-    "--index": {"type": whole(0, MAX_INDEX), "default": 0, "help": "number of the first picture of the seed (default: 0)"},
-    "--steps": {"type": whole(1), "help": "steps of the sampler (default: the model's)"},
+    "--n": {"type": integer(1, MAX_PICTURES), "default": 1, "help": "pictures per prompt (default: 1)"},
+    "--seed": {"type": integer(*INT64), "help": "same prompt, seed and index: same picture (default: drawn, see `tfsd show`)"},
+    "--index": {"type": integer(0, MAX_INDEX), "default": 0, "help": "number of the first picture of the seed (default: 0)"},
+    "--steps": {"type": integer(1), "help": "steps of the sampler (default: the model's)"},
     "--scale": {"type": real(0, MAX_SCALE), "help": "how closely the prompt is followed (default: the model's)"},
     "--sampler": {"help": f"{', '.join(COMMUNITY_NAMES)} (default: the model's)"},
     "--eta": {"type": real(0, 1), "default": 0.0, "help": "fresh noise per step, for ddim (default: 0)"},
     "--size": {"type": size, "metavar": "HxW", "help": "height x width in pixels, as 512x768, or one number for both"},
-    "--height": {"type": whole(8, 2048), "help": "in pixels, a multiple of 8 (default: the model's)"},
-    "--width": {"type": whole(8, 2048), "help": "in pixels, a multiple of 8 (default: the model's)"},
+    "--height": {"type": integer(8, 2048), "help": "in pixels, a multiple of 8 (default: the model's)"},
+    "--width": {"type": integer(8, 2048), "help": "in pixels, a multiple of 8 (default: the model's)"},
     "--model": {"default": "tiny", "help": "a name from `tfsd models`, or a model folder (default: tiny)"},
     "--dtype": {"choices": DTYPES, "default": "float32", "help": "of weights and products, but for the VAE (default: float32)"},
     "--numerics": {"choices": NUMERICS, "help": "whose numbers to follow (default: the model's)"},
     "--no-jit": {"action": "store_true", "help": "without XLA: starts sooner, runs slower"},
-    "--batch": {"type": whole(1, 64), "default": 4, "help": "pictures computed at once, at most (default: 4)"},
+    "--batch": {"type": integer(1, 64), "default": 4, "help": "pictures computed at once, at most (default: 4)"},
     "--grid": {"action": "store_true", "help": "one file with all pictures"},
-    "--columns": {"type": whole(1), "help": "of the grid (default: about as many as rows)"},
+    "--columns": {"type": integer(1), "help": "of the grid (default: about as many as rows)"},
     "--out": {"metavar": "FILE", "help": "file that ends in .png, .jpg or .webp, replaced if it exists; several pictures are "
               "numbered, or named by {n}, {seed}, {index}, {prompt} in FILE; of a folder or by default, free names are made of "
               "the prompts; - is standard output"},
@@ -75,7 +75,7 @@ def add_generate(commands):
     return parser
 
 
-class Batch(NamedTuple):
+class PromptBatch(NamedTuple):
     """Pictures that are computed at once: one per prompt, the first of them number `index` of the seed.
 
     `same` tells that all are of one prompt and their indices count up; else all have `index`.
@@ -182,7 +182,7 @@ def _warn_of_texts(tokenizer, args, prompts: list[str]):
         warnings.simplefilter("ignore", category)
 
 
-def batches(prompts: list[str], n: int, index: int, size: int) -> list[Batch]:
+def batches(prompts: list[str], n: int, index: int, size: int) -> list[PromptBatch]:
     """Returns the batches for `n` pictures of each prompt: all of one size, so that only one graph is compiled.
 
     What is in a batch with it never changes a picture, so they may be filled up.
@@ -190,9 +190,9 @@ def batches(prompts: list[str], n: int, index: int, size: int) -> list[Batch]:
     if n == 1:
         length, starts = _even(len(prompts), size)
         groups = [prompts[start : start + length] for start in starts]
-        return [Batch(group + group[-1:] * (length - len(group)), index, False, len(group)) for group in groups]
+        return [PromptBatch(group + group[-1:] * (length - len(group)), index, False, len(group)) for group in groups]
     length, starts = _even(n, size)
-    return [Batch([p] * length, index + start, True, min(length, n - start)) for p in prompts for start in starts]
+    return [PromptBatch([p] * length, index + start, True, min(length, n - start)) for p in prompts for start in starts]
 
 
 def _even(count: int, size: int) -> tuple[int, range]:
@@ -201,7 +201,7 @@ def _even(count: int, size: int) -> tuple[int, range]:
     return length, range(0, count, length)
 
 
-def _run(model, args, seed: int, jobs: list[Batch], shown: Stages) -> Iterator:
+def _run(model, args, seed: int, jobs: list[PromptBatch], shown: Stages) -> Iterator:
     """Yields the pictures of each batch."""
     from tfsd.images import Images
 

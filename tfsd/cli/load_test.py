@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tfsd.cli.parsing import UsageError, add_command, real, whole
+from tfsd.cli.parsing import UsageError, add_command, integer, real
 from tfsd.cli.remote import token_in
 from tfsd.cli.serve import NEEDED
 from tfsd.cli.terminal import print_json, print_table, quiet_tensorflow
@@ -43,14 +43,14 @@ def add_load_test(commands):
     )
     add = parser.add_argument
     add("dir", metavar="DIR", nargs="?", help="folder of models to serve for the test, as for `tfsd serve`")
-    add("--requests", type=whole(1, 100_000), default=64, metavar="N", help="in all (default: 64)")
-    add("--concurrency", type=whole(1, 512), default=8, metavar="N", help="on their way at once (default: 8)")
-    add("--rows", type=whole(1, 8), default=1, metavar="N", help="pictures of one request (default: 1)")
-    add("--steps", type=whole(1, 1000), default=None, metavar="N", help="of each picture (default: the model's own)")
+    add("--requests", type=integer(1, 100_000), default=64, metavar="N", help="in all (default: 64)")
+    add("--concurrency", type=integer(1, 512), default=8, metavar="N", help="on their way at once (default: 8)")
+    add("--rows", type=integer(1, 8), default=1, metavar="N", help="pictures of one request (default: 1)")
+    add("--steps", type=integer(1, 1000), default=None, metavar="N", help="of each picture (default: the model's own)")
     add("--seconds", type=real(0.1, 86400), default=300.0, metavar="S", help="after which it gives up (default: 300)")
     add("--compare", action="store_true", help="also --concurrency requests together against one after another")
     add("--overhead", action="store_true", help="also what the server adds to the model's own time; needs DIR")
-    add("--max-queue", type=whole(1, 100_000), metavar="ROWS", help="pictures that may wait, in the server started for DIR")
+    add("--max-queue", type=integer(1, 100_000), metavar="ROWS", help="pictures that may wait, in the server started for DIR")
     add("--model", metavar="NAME", help="which of the server's models (default: the only one in DIR, else tiny)")
     add("--json", action="store_true", help="as JSON")
     add = parser.add_argument_group("a server that runs already").add_argument

@@ -172,7 +172,7 @@ def add_command(commands, name: str, run, *, help: str, examples: str = "", desc
     return parser
 
 
-def whole(low: int, high: int | None = None):
+def integer(low: int, high: int | None = None):
     """Returns a type for whole numbers from `low` to `high`."""
     wanted = f"a whole number from {low} to {high}" if high is not None else f"a whole number of at least {low}"
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tfsd.cli.parsing import UsageError, real, whole
+from tfsd.cli.parsing import UsageError, integer, real
 
 _FIXED = {"eta": 0.0, "dtype": "float32", "numerics": None, "no_jit": False}  # by the export; with what means "not given"
 _SERVER_ONLY = ("token_file", "tls_ca", "timeout")
@@ -13,7 +13,7 @@ def add_bundle_options(parser):
     """Adds the options about a device bundle to the parser of `generate`."""
     add = parser.add_argument_group("from a device bundle (of `tfsd export tflite`)").add_argument
     add("--device-bundle", default=None, metavar="DIR", help="draw with its TFLite files, as a phone does")
-    add("--threads", type=whole(1, 256), default=None, help="of the CPU (default: 2)")
+    add("--threads", type=integer(1, 256), default=None, help="of the CPU (default: 2)")
 
 
 def add_server_options(parser):

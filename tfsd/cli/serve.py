@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from tfsd.cli.parsing import UsageError, add_command, real, whole
+from tfsd.cli.parsing import UsageError, add_command, integer, real
 from tfsd.cli.remote import token_in
 from tfsd.cli.terminal import printable, quiet_tensorflow
 from tfsd.errors import CheckpointError
@@ -59,8 +59,8 @@ def add_serve(commands):
 def _add_network(group):
     add = group.add_argument
     add("--host", default="127.0.0.1", help="address of both ports (default: 127.0.0.1, which only this machine can reach)")
-    add("--grpc-port", type=whole(0, 65535), default=8500, metavar="PORT", help="0 takes a free one (default: 8500)")
-    add("--rest-port", type=whole(0, 65535), default=8501, metavar="PORT", help="of REST and the page (default: 8501)")
+    add("--grpc-port", type=integer(0, 65535), default=8500, metavar="PORT", help="0 takes a free one (default: 8500)")
+    add("--rest-port", type=integer(0, 65535), default=8501, metavar="PORT", help="of REST and the page (default: 8501)")
     add("--tls-cert", metavar="PEM", help="certificate chain, for both ports")
     add("--tls-key", metavar="PEM", help="its private key")
     add("--token-file", metavar="FILE", help="file with the token that clients must send: authorization: Bearer TOKEN")
@@ -89,7 +89,7 @@ def _words(text: str) -> list[str]:
 
 def _add_limits(group):
     add = group.add_argument
-    add("--max-queue", type=whole(1, 100_000), default=64, metavar="ROWS", help="pictures that may wait (default: 64)")
+    add("--max-queue", type=integer(1, 100_000), default=64, metavar="ROWS", help="pictures that may wait (default: 64)")
     add("--batch-wait-ms", type=real(0, 10_000), default=2.0, metavar="MS", help="to wait for company in a batch (default: 2)")
     size = real(0.001, 2047)
     add("--max-message-mb", type=size, metavar="MB", help="of a gRPC request (default: what the models take, at least 4)")
@@ -131,12 +131,12 @@ def _run(args, token: str | None) -> int:
     from tfsd.serving.server.logs import LOGGER, log_to
     from tfsd.serving.server.metrics import Metrics
     from tfsd.serving.server.models import Models
-    from tfsd.serving.server.scheduler import Limits
-    from tfsd.serving.server.server import Options, Server
+    from tfsd.serving.server.scheduler import QueueLimits
+    from tfsd.serving.server.server import Server, ServerOptions
     from tfsd.serving.wire.errors import ServerError
 
     log_to(sys.stderr, form=args.log_format)
-    options = Options(
+    options = ServerOptions(
         host=args.host,
         grpc_port=args.grpc_port,
         rest_port=args.rest_port,
@@ -157,7 +157,7 @@ def _run(args, token: str | None) -> int:
     try:
         source, root = (args.dir, None) if args.dir is not None else _config(Path(args.model_config_file))
         models = Models(source, root=root, poll_seconds=args.poll_seconds, metrics=metrics)
-        limits = Limits(max_queue_rows=args.max_queue, batch_wait_ms=args.batch_wait_ms)
+        limits = QueueLimits(max_queue_rows=args.max_queue, batch_wait_ms=args.batch_wait_ms)
         asyncio.run(Server(models, options, limits=limits, metrics=metrics).run(announce))
     except ServerError as error:
         raise CheckpointError(error.message) from error

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tfsd.cli.parsing import add_command, whole
+from tfsd.cli.parsing import add_command, integer
 from tfsd.cli.targets import require_writable
 from tfsd.cli.terminal import print_path, quiet_tensorflow, stages
 from tfsd.runtime.backend import backend
@@ -25,7 +25,7 @@ def add_train(commands):
         examples=EXAMPLES,
     )
     parser.add_argument("folder", metavar="FOLDER", help="for checkpoints, sample grids, logs and the finished model")
-    parser.add_argument("--steps", type=whole(1), default=None, help="stop each stage after so many (default: the recipe's)")
+    parser.add_argument("--steps", type=integer(1), default=None, help="stop each stage after so many (default: the recipe's)")
     parser.add_argument(
         "--stage",
         choices=("all", "autoencoder", "decoder", "denoiser"),
@@ -33,7 +33,7 @@ def add_train(commands):
         help="the VAE, then text encoder and U-Net (default: all)",
     )
     parser.add_argument("--from", dest="begin", metavar="MODEL", help="begin with the weights of a model, such as tiny")
-    parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="of weights and pictures (default: 0)")
+    parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="of weights and pictures (default: 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 

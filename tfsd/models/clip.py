@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from tfsd.models.layers import MASKED, Block, LayerNorm, Part, activation, attend, split_heads
+from tfsd.models.layers import MASKED, Block, LayerNorm, Network, activation, attend, split_heads
 from tfsd.specs import CLIPSpec
 
 
@@ -66,7 +66,7 @@ class Embeddings(layers.Layer):
         return ops.cast(embedded, self.compute_dtype)
 
 
-class TextEncoder(Part):
+class TextEncoder(Network):
     """Reads tokens and returns one vector per token, each seeing only those before it.
 
     Call: tokens [B, L] int32 -> context [B, L, W], after the final layer norm.

@@ -36,7 +36,7 @@ class Block(layers.Layer):
             yield layer
 
 
-class Part(Block, keras.Model):
+class Network(Block, keras.Model):
     """The base of the networks that have a weight file of their own."""
 
     @property

@@ -9,7 +9,7 @@ from tfsd.models.layers import (
     Downsample,
     GroupNorm,
     LayerNorm,
-    Part,
+    Network,
     ResidualBlock,
     Upsample,
     activation,
@@ -184,7 +184,7 @@ class Middle(Block):
         return self.residual1(x, embedding)
 
 
-class UNet(Part):
+class UNet(Network):
     """Predicts what the schedule's `prediction` names: the noise, or v.
 
     Call: latents [B, h, w, c], timesteps [B] or [1] float32, context [B, L, W] -> [B, h, w, out_channels].

@@ -6,7 +6,7 @@ from tfsd.models.layers import (
     Block,
     Downsample,
     GroupNorm,
-    Part,
+    Network,
     ResidualBlock,
     Sequence,
     Upsample,
@@ -52,7 +52,7 @@ def _middle(spec: VAESpec) -> Sequence:
     )
 
 
-class Encoder(Part):
+class Encoder(Network):
     """Compresses images to the mean and log-variance of their latents.
 
     Call: images [B, H, W, 3] in [-1, 1] -> moments [B, H / f, W / f, 2 * latent_channels], unscaled.
@@ -85,7 +85,7 @@ class Encoder(Part):
         return self.quant(self.conv_out(silu(self.norm_out(x))))
 
 
-class Decoder(Part):
+class Decoder(Network):
     """Turns latents back into images.
 
     Call: latents [B, h, w, latent_channels], unscaled -> images [B, f * h, f * w, 3], about [-1, 1].

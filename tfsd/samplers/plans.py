@@ -17,7 +17,7 @@ from tfsd.arguments import whole
 from tfsd.errors import shown
 from tfsd.samplers.names import ALIASES
 from tfsd.samplers.ratios import euler, euler_ancestral, lms
-from tfsd.samplers.rows import ROW_SIZE, Row
+from tfsd.samplers.rows import ROW_SIZE, PlanRow
 from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, karras_ratios, levels
 from tfsd.specs import ScheduleSpec
 
@@ -46,7 +46,7 @@ class Plan:
         return self.rows[: self.count, 0]
 
 
-def ddim(schedule: NoiseSchedule, num_steps: int, start: int, *, eta: float = 0.0, on_grid: bool = False) -> list[Row]:
+def ddim(schedule: NoiseSchedule, num_steps: int, start: int, *, eta: float = 0.0, on_grid: bool = False) -> list[PlanRow]:
     """DDIM: Song et al. 2021, equations 12 and 16; `eta` 0 draws no noise, 1 draws as much as DDPM."""
     timesteps = schedule.spaced_timesteps(num_steps)
     before = schedule.marginals(timesteps)
@@ -59,11 +59,11 @@ def ddim(schedule: NoiseSchedule, num_steps: int, start: int, *, eta: float = 0.
         # With the predicted noise (latents - alpha * image) / sigma, only latents and image are left.
         keep = direction / sigma
         mix = (alpha_next - keep * alpha,)
-        rows.append(Row(timesteps[i], alpha, sigma, *as_image(schedule.spec.prediction, alpha, sigma), keep, mix, noise))
+        rows.append(PlanRow(timesteps[i], alpha, sigma, *as_image(schedule.spec.prediction, alpha, sigma), keep, mix, noise))
     return rows
 
 
-def ddpm(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
+def ddpm(schedule: NoiseSchedule, num_steps: int, start: int) -> list[PlanRow]:
     """DDPM: Ho et al. 2020, equations 6 and 7 (the smaller variance), which is DDIM with eta 1.
 
     Its last step is always noise-free: what `final_alpha_one` says does not matter here, as in diffusers.
@@ -72,7 +72,7 @@ def ddpm(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
     return ddim(NoiseSchedule(spec), num_steps, start, eta=1.0, on_grid=True)
 
 
-def pndm(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
+def pndm(schedule: NoiseSchedule, num_steps: int, start: int) -> list[PlanRow]:
     """PLMS: the pseudo linear multistep method of Liu et al. 2022, without its Runge-Kutta steps.
 
     Makes one call more than `num_steps`: the first step is taken twice, the second time with the mean of the
@@ -97,23 +97,23 @@ def pndm(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
     return rows
 
 
-def _plms_row(schedule: NoiseSchedule, timestep: float, departure: float, arrival: float, weights) -> Row:
+def _plms_row(schedule: NoiseSchedule, timestep: float, departure: float, arrival: float, weights) -> PlanRow:
     """Returns the row that calls the model at `timestep` and moves from `departure` to `arrival`."""
     (alpha, alpha_next), (sigma, sigma_next) = schedule.marginals(np.array([departure, arrival]))
     p, q = as_noise(schedule.spec.prediction, alpha, sigma)
     keep = alpha_next / alpha
     gain = sigma_next - keep * sigma  # of the noise; the transfer of the paper, simplified
     level = schedule.marginals(timestep)
-    return Row(timestep, *map(float, level), 0.0, 1.0, keep + gain * p, tuple(gain * q * weight for weight in weights))
+    return PlanRow(timestep, *map(float, level), 0.0, 1.0, keep + gain * p, tuple(gain * q * weight for weight in weights))
 
 
-def _undo(first: Row, again: Row) -> Row:
+def _undo(first: PlanRow, again: PlanRow) -> PlanRow:
     """Returns `again`, meant for the latents before `first`, restated for those after it."""
     keep = again.keep / first.keep
     return again._replace(keep=keep, mix=(again.mix[0], again.mix[1] - keep * first.mix[0]))
 
 
-def dpmpp_2m(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
+def dpmpp_2m(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[PlanRow]:
     """DPM-Solver++(2M): Lu et al. 2022, algorithm 2.
 
     The last row returns the denoised latents, or steps to `final_ratio`: of first order where there are few steps, as
@@ -138,14 +138,14 @@ def dpmpp_2m(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: boo
             is_first_order = i == start or (i == num_steps - 1 and num_steps < FEW_STEPS)
             bend = 0.0 if is_first_order else h / (2 * (log_snr[i] - log_snr[i - 1]))
             keep, mix = sigma[i + 1] / sigma[i], (gain * (1 + bend), -gain * bend)
-        rows.append(Row(timesteps[i], alpha[i], sigma[i], *as_image(schedule.spec.prediction, alpha[i], sigma[i]), keep, mix))
+        rows.append(PlanRow(timesteps[i], alpha[i], sigma[i], *as_image(schedule.spec.prediction, alpha[i], sigma[i]), keep, mix))
     return rows
 
 
 class Sampler(NamedTuple):
     """A sampler's function, (schedule, num_steps, start, **options) -> rows, and what else to know of it."""
 
-    rows: Callable[..., list[Row]]
+    rows: Callable[..., list[PlanRow]]
     karras: bool = False  # the noise levels of Karras et al. instead of the schedule's own
     has_eta: bool = False
     starts_at_sigma: bool = False  # see `_init_scale`
@@ -225,11 +225,11 @@ def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0,
     rows = chosen.rows(schedule, num_steps, start, **options)
     packed = np.zeros((next(length for length in LENGTHS if length > len(rows)), ROW_SIZE), np.float32)
     packed[: len(rows)] = [row.pack() for row in rows]
-    packed[len(rows) :] = Row(0.0, alpha=1.0, sigma=0.0, from_latents=0.0, from_output=0.0, keep=1.0, mix=()).pack()
+    packed[len(rows) :] = PlanRow(0.0, alpha=1.0, sigma=0.0, from_latents=0.0, from_output=0.0, keep=1.0, mix=()).pack()
     return Plan(packed, len(rows), _init_scale(schedule, chosen, rows))
 
 
-def _init_scale(schedule: NoiseSchedule, sampler: Sampler, rows: list[Row]) -> float:
+def _init_scale(schedule: NoiseSchedule, sampler: Sampler, rows: list[PlanRow]) -> float:
     """Returns what the first noise is multiplied by: 1, or sigma where diffusers adds it to an image of zeros."""
     adds_to_zeros = sampler.starts_at_sigma and schedule.spec.spacing in ("linspace", "trailing")
     return float(rows[0].sigma) if adds_to_zeros else 1.0

@@ -4,17 +4,17 @@ import math
 
 import numpy as np
 
-from tfsd.samplers.rows import Row
+from tfsd.samplers.rows import PlanRow
 from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, karras_ratios, levels
 
 
-def euler(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
+def euler(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[PlanRow]:
     """Euler's method: Karras et al. 2022, algorithm 2 without added noise."""
     timesteps, ratios = _ratio_grid(schedule, num_steps, start, karras, schedule.final_ratio)
     return _euler_rows(schedule, timesteps, ratios, ratios[1:])
 
 
-def euler_ancestral(schedule: NoiseSchedule, num_steps: int, start: int) -> list[Row]:
+def euler_ancestral(schedule: NoiseSchedule, num_steps: int, start: int) -> list[PlanRow]:
     """Euler's method below the next noise level, then fresh noise up to it.
 
     Source: `sample_euler_ancestral` of k-diffusion, with its eta at 1.
@@ -26,7 +26,7 @@ def euler_ancestral(schedule: NoiseSchedule, num_steps: int, start: int) -> list
     return _euler_rows(schedule, timesteps, ratios, down, up)
 
 
-def lms(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[Row]:
+def lms(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[PlanRow]:
     """Linear multistep of order four: Adams-Bashforth for uneven steps, as `sample_lms` of k-diffusion."""
     timesteps, ratios = _ratio_grid(schedule, num_steps, start, karras)
     return _derivative_rows(schedule, timesteps, ratios, _adams_bashforth(ratios))
@@ -64,7 +64,7 @@ def _ratio_grid(
     return timesteps[start:], np.append(ratios, final)[start:]
 
 
-def _euler_rows(schedule: NoiseSchedule, timesteps, ratios, targets, noise=None) -> list[Row]:
+def _euler_rows(schedule: NoiseSchedule, timesteps, ratios, targets, noise=None) -> list[PlanRow]:
     """Returns the rows that step to the values `targets` [N] of sigma / alpha, and then add `noise` [N] times alpha."""
     if not schedule.spec.zero_snr:
         return _derivative_rows(schedule, timesteps, ratios, (targets - ratios[:-1])[:, None], noise)
@@ -76,7 +76,7 @@ def _euler_rows(schedule: NoiseSchedule, timesteps, ratios, targets, noise=None)
     return _rows_of(schedule, as_image, timesteps, alpha, sigma, keep, mix[:, None], noise)
 
 
-def _derivative_rows(schedule: NoiseSchedule, timesteps, ratios, weights, noise=None) -> list[Row]:
+def _derivative_rows(schedule: NoiseSchedule, timesteps, ratios, weights, noise=None) -> list[PlanRow]:
     """Returns the rows that add `weights` [N, k] times the predicted noises to latents / alpha, and then `noise` [N].
 
     The latents after the last one are divided by their alpha: a decoder gets `image + ratio * noise`, as in diffusers.
@@ -87,8 +87,8 @@ def _derivative_rows(schedule: NoiseSchedule, timesteps, ratios, weights, noise=
     return _rows_of(schedule, as_noise, timesteps, alpha, sigma, keep, mix, noise)
 
 
-def _rows_of(schedule: NoiseSchedule, estimate, timesteps, alpha, sigma, keep, mix, noise) -> list[Row]:
+def _rows_of(schedule: NoiseSchedule, estimate, timesteps, alpha, sigma, keep, mix, noise) -> list[PlanRow]:
     """Returns rows whose history holds what `estimate`, `as_image` or `as_noise`, makes of the outputs."""
     fresh = np.zeros_like(keep) if noise is None else alpha[1:] * noise
     estimates = (estimate(schedule.spec.prediction, *level) for level in zip(alpha[:-1], sigma))
-    return [Row(*row) for row in zip(timesteps, alpha, sigma, *zip(*estimates), keep, map(tuple, mix), fresh)]
+    return [PlanRow(*row) for row in zip(timesteps, alpha, sigma, *zip(*estimates), keep, map(tuple, mix), fresh)]

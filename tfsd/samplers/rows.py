@@ -14,7 +14,7 @@ HISTORY = 5  # PLMS mixes four values, and for a while skips the one of its disc
 ROW_SIZE = 7 + HISTORY
 
 
-class Row(NamedTuple):
+class PlanRow(NamedTuple):
     """One model call and the move of the latents that follows it. The module says what the numbers do."""
 
     timestep: float  # given to the model; may be fractional

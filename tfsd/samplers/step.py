@@ -2,16 +2,16 @@
 
 import tensorflow as tf
 
-from tfsd.samplers.rows import HISTORY, ROW_SIZE, Row
+from tfsd.samplers.rows import HISTORY, ROW_SIZE, PlanRow
 
 
-def unpack(packed: tf.Tensor) -> Row:
-    """Returns rows of plans, float32 [ROW_SIZE] or one per picture [B, ROW_SIZE], as a `Row` of [1, 1, 1, 1] or [B, 1, 1, 1].
+def unpack(packed: tf.Tensor) -> PlanRow:
+    """Returns rows of plans, float32 [ROW_SIZE] or one per picture [B, ROW_SIZE], as a `PlanRow` of [1, 1, 1, 1] or [B, 1, 1, 1].
 
     They have four dimensions in either case, since LiteRT's GPU accelerator multiplies by no scalar that is computed.
     """
     numbers = tf.split(tf.reshape(packed, [-1, 1, 1, ROW_SIZE]), ROW_SIZE, axis=-1)
-    return Row(*numbers[:6], mix=tuple(numbers[6 : 6 + HISTORY]), noise=numbers[6 + HISTORY])
+    return PlanRow(*numbers[:6], mix=tuple(numbers[6 : 6 + HISTORY]), noise=numbers[6 + HISTORY])
 
 
 def empty_history(latents: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -19,7 +19,7 @@ def empty_history(latents: tf.Tensor) -> tuple[tf.Tensor, ...]:
     return (tf.zeros_like(latents, tf.float32),) * HISTORY
 
 
-def step(row: Row, latents, history, output, noise) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+def step(row: PlanRow, latents, history, output, noise) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
     """Moves `latents` one row down the plan: the only sampling arithmetic in the package.
 
     Call: latents float32, output of any float type and noise float32, each [B, h, w, c]; history HISTORY such

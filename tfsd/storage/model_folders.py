@@ -243,7 +243,7 @@ def home() -> Path:
     return Path(os.environ.get("TFSD_HOME") or "~/.cache/tfsd").expanduser()
 
 
-class Entry(NamedTuple):
+class ModelEntry(NamedTuple):
     """A model that can be named: embedded in the package, downloaded, or a preset that is neither yet."""
 
     name: str
@@ -253,16 +253,16 @@ class Entry(NamedTuple):
     licence: str
 
 
-def list_models(cache: str | Path | None = None) -> list[Entry]:
+def list_models(cache: str | Path | None = None) -> list[ModelEntry]:
     """Returns the models that `resolve` knows by name, then the presets that could be downloaded."""
     entries = {}
     for state, root in (("embedded", ASSETS), ("downloaded", Path(cache or home()) / "models")):
         for spec in sorted(root.glob("[!.]*/spec.json")):
             folder, size = spec.parent, sum(f.stat().st_size for f in spec.parent.iterdir() if f.is_file())
             licence = str(_or_empty(spec).get("licence", ""))
-            entries.setdefault(folder.name, Entry(folder.name, state, folder, size, licence))
+            entries.setdefault(folder.name, ModelEntry(folder.name, state, folder, size, licence))
     for name in DOWNLOADABLE:
-        entries.setdefault(name, Entry(name, "not downloaded", None, 0, PRESETS[name].licence))
+        entries.setdefault(name, ModelEntry(name, "not downloaded", None, 0, PRESETS[name].licence))
     return list(entries.values())
 
 

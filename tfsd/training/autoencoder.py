@@ -11,7 +11,7 @@ from tfsd.models import build, default_settings
 from tfsd.specs import ModelSpec
 from tfsd.training import drawing, scenes
 from tfsd.training.loop import Trainer
-from tfsd.training.recipe import AUTOENCODER, Recipe
+from tfsd.training.recipe import AUTOENCODER, TrainingRecipe
 
 CROP = 64  # pixels: four crops teach more than one picture, at the same cost
 KL_WEIGHT = 3e-4
@@ -83,7 +83,7 @@ def picture_loss(images, reconstructed):
     return ops.mean(ops.abs(error)) + EDGE_WEIGHT * (across + down)
 
 
-def crops(recipe: Recipe, step: int, size: int) -> np.ndarray:
+def crops(recipe: TrainingRecipe, step: int, size: int) -> np.ndarray:
     """Returns the batch of a step: crops [B, size, size, 3] of scenes in [-1, 1], each touching an object."""
     rng = np.random.default_rng([recipe.seed, 1, step])
     batch = []
@@ -101,7 +101,7 @@ def crops(recipe: Recipe, step: int, size: int) -> np.ndarray:
 
 
 @default_settings()
-def trainer(spec: ModelSpec, folder: Path, recipe: Recipe = AUTOENCODER, *, decoder_only: bool = False) -> Trainer:
+def trainer(spec: ModelSpec, folder: Path, recipe: TrainingRecipe = AUTOENCODER, *, decoder_only: bool = False) -> Trainer:
     """Returns the trainer of the VAE, its state under `folder`; with `decoder_only` it sees whole pictures."""
     keras.utils.set_random_seed(recipe.seed)
     size = spec.default_size[0] if decoder_only else CROP

@@ -12,7 +12,7 @@ from tfsd.storage.atomic import new_file
 from tfsd.text import Tokenizer
 from tfsd.training import drawing, scenes
 from tfsd.training.loop import Trainer
-from tfsd.training.recipe import CURRICULUM, DENOISER, Recipe
+from tfsd.training.recipe import CURRICULUM, DENOISER, TrainingRecipe
 
 CHUNK = 2048  # scenes drawn and encoded at once
 POOL = 10  # chunks a batch is drawn from: the newest ones
@@ -21,7 +21,7 @@ UNCAPTIONED = 0.1  # share of empty captions, for classifier-free guidance
 OBJECT_WEIGHT = 4.0  # of the loss around objects: backgrounds are learned soon, shapes late
 
 
-class Denoiser(keras.Model):
+class TrainableDenoiser(keras.Model):
     """Text encoder and U-Net as one trainable model.
 
     Call: (latents [B, h, w, c], timesteps [B], tokens [B, L]) -> output [B, h, w, c].
@@ -48,7 +48,7 @@ class LatentPool:
     Chunk i of a seed always holds the same scenes; the curriculum decides which kinds.
     """
 
-    def __init__(self, spec: ModelSpec, encoder: keras.Model, recipe: Recipe, folder: Path):
+    def __init__(self, spec: ModelSpec, encoder: keras.Model, recipe: TrainingRecipe, folder: Path):
         self.spec = spec
         self.encoder = encoder
         self.recipe = recipe
@@ -138,8 +138,8 @@ def latent_statistics(encoder: keras.Model, seed: int = 0, count: int = 512) -> 
 
 
 @default_settings()
-def trainer(spec: ModelSpec, encoder: keras.Model, folder: Path, recipe: Recipe = DENOISER) -> Trainer:
+def trainer(spec: ModelSpec, encoder: keras.Model, folder: Path, recipe: TrainingRecipe = DENOISER) -> Trainer:
     """Returns the trainer of text encoder and U-Net, its state under `folder`."""
     keras.utils.set_random_seed(recipe.seed)
     pool = LatentPool(spec, encoder, recipe, Path(folder) / "latents")
-    return Trainer(Denoiser(spec), recipe, lambda step: batch_of(spec, pool, step), Path(folder))
+    return Trainer(TrainableDenoiser(spec), recipe, lambda step: batch_of(spec, pool, step), Path(folder))

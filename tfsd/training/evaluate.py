@@ -13,7 +13,7 @@ from tfsd.errors import shown, warn
 from tfsd.images.files import ImageFileError, check_targets, image_path
 from tfsd.text import UnknownWordsWarning, own_prompts, unknown_words
 from tfsd.training import checker, scenes
-from tfsd.training.sheet import contact_sheet
+from tfsd.training.contact_sheet import contact_sheet
 
 BATCH = 16
 _MAX_LISTED = 10  # words in a warning

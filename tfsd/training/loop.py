@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from tfsd.models import default_settings
 from tfsd.storage.atomic import new_file
-from tfsd.training.recipe import Recipe
+from tfsd.training.recipe import TrainingRecipe
 
 # What reading a damaged archive raises, from numpy and beneath it.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -24,7 +24,7 @@ class Trainer:
     """Trains `model` on `batch(step) -> (inputs, targets[, weights of the errors])`, keeping its state in `folder`."""
 
     @default_settings()
-    def __init__(self, model: keras.Model, recipe: Recipe, batch: Callable, folder: Path, loss="mse"):
+    def __init__(self, model: keras.Model, recipe: TrainingRecipe, batch: Callable, folder: Path, loss="mse"):
         self.model = model
         self.recipe = recipe
         self.batch = batch

@@ -35,7 +35,7 @@ def tiny_spec() -> ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TrainingRecipe:
     """The settings of one training stage. Step i of a seed always sees the same batch."""
 
     steps: int
@@ -54,9 +54,9 @@ class Recipe:
         return self.learning_rate * max(0.0, min(1.0, (step + 1) / self.warmup, left))
 
 
-AUTOENCODER = Recipe(steps=2800, batch=8, learning_rate=2e-3)
-DECODER = Recipe(steps=8000, batch=4, learning_rate=1e-3)
-DENOISER = Recipe(steps=60000, batch=32, learning_rate=1e-3)
+AUTOENCODER = TrainingRecipe(steps=2800, batch=8, learning_rate=2e-3)
+DECODER = TrainingRecipe(steps=8000, batch=4, learning_rate=1e-3)
+DENOISER = TrainingRecipe(steps=60000, batch=32, learning_rate=1e-3)
 CURRICULUM = (  # (share of the steps after which it begins, stage of the scenes -> probability)
     (0.0, {"single": 0.85, "pair": 0.15}),  # shapes are learned sooner from one large object
     (0.25, {"single": 0.35, "count": 0.15, "pair": 0.5}),

@@ -16,9 +16,9 @@ from tfsd.storage.atomic import new_file
 from tfsd.storage.folders import require_replaceable
 from tfsd.storage.model_folders import load_parts, resolve, save_model
 from tfsd.training import autoencoder, denoiser, drawing, scenes
+from tfsd.training.contact_sheet import contact_sheet
 from tfsd.training.loop import Trainer
 from tfsd.training.recipe import AUTOENCODER, DECODER, DENOISER, tiny_spec
-from tfsd.training.sheet import contact_sheet
 
 STAGES = ("all", "autoencoder", "decoder", "denoiser")
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tfsd.converters.device.quality import compare_pictures
 from tfsd.converters.device.recipes import known_recipe
-from tfsd.converters.saved_model.verify import ExportError
+from tfsd.converters.saved_model.verify_export import ExportError
 from tfsd.device import MANIFEST, DeviceBundle
 from tfsd.errors import CheckpointError
 from tfsd.images.files import read_recipe
@@ -18,7 +18,7 @@ REFERENCE = "reference.png"  # its recipe says how it was drawn
 _DRAWN = ("prompt", "seed", "negative_prompt", "num_steps", "guidance_scale", "sampler", "index")
 
 
-class Verdict(NamedTuple):
+class BundleVerdict(NamedTuple):
     """How the picture compares with the one drawn when the bundle was made: its PSNR in dB, and whether they are equal."""
 
     equal: bool
@@ -26,7 +26,7 @@ class Verdict(NamedTuple):
 
 
 @own_prompts()
-def verify_bundle(folder: str | Path) -> Verdict:
+def verify_bundle(folder: str | Path) -> BundleVerdict:
     """Draws the reference picture of a bundle again and compares it with the one made when it was exported.
 
     Processors add the same numbers in other orders, and where numbers are rounded to 8 bits that shows; so no more is asked than
@@ -48,4 +48,4 @@ def verify_bundle(folder: str | Path) -> Verdict:
         raise ExportError(
             f"{folder} draws another picture than when it was exported: {psnr:.1f} dB, at least {gate:.0f} expected."
         )
-    return Verdict(bool((np.asarray(made) == expected).all()), psnr)
+    return BundleVerdict(bool((np.asarray(made) == expected).all()), psnr)

@@ -29,7 +29,7 @@ class OutdatedExportWarning(TfsdWarning):
     """An export of an older format that still works, with a fault that only exporting again mends."""
 
 
-class Verdict(NamedTuple):
+class ExportVerdict(NamedTuple):
     """What a check found: whether the picture has the very bytes, and what share of its values is one level off."""
 
     same_bytes: bool
@@ -59,7 +59,7 @@ def load_manifest(folder: str | Path, *, oldest: int = 1) -> dict:
     return manifest
 
 
-def verify(folder: str | Path) -> Verdict:
+def verify(folder: str | Path) -> ExportVerdict:
     """Draws the reference picture of an export again and compares it with the one made when it was exported.
 
     Warns of an export that keeps memory. Raises: `CheckpointError` for damage; `ExportError` if the picture is another one.
@@ -74,7 +74,7 @@ def verify(folder: str | Path) -> Verdict:
     except (tf.errors.OpError, KeyError, ValueError, OSError) as error:
         raise ExportError(f"{folder} cannot draw its reference picture: {str(error).strip().splitlines()[-1]}") from error
     if hashlib.sha256(file).hexdigest() == reference["png_sha256"]:
-        return Verdict(True, 0.0)
+        return ExportVerdict(True, 0.0)
     made, expected = tf.io.decode_png(file), tf.io.decode_png((folder / REFERENCE_PICTURE).read_bytes())
     if made.shape != expected.shape:
         raise ExportError(f"{folder} draws its reference picture in another size: {made.shape} instead of {expected.shape}.")
@@ -82,7 +82,7 @@ def verify(folder: str | Path) -> Verdict:
     worst = int(tf.reduce_max(difference))
     if worst > TOLERANCE:
         raise ExportError(f"{folder} draws another picture than when it was exported: levels differ by up to {worst}.")
-    return Verdict(False, float(tf.reduce_mean(tf.cast(difference > 0, tf.float32))))
+    return ExportVerdict(False, float(tf.reduce_mean(tf.cast(difference > 0, tf.float32))))
 
 
 def draw(folder: Path, inputs: dict) -> bytes:

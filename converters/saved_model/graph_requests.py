@@ -18,7 +18,7 @@ from tfsd.text.graph import MAX_GRAPH_PROMPT_BYTES, GraphTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ExportLimits:
     """What an export answers: each size and number of pictures is compiled, so there are few."""
 
     sizes: tuple[tuple[int, int], ...]  # (height, width) in pixels; the first one is the default
@@ -43,7 +43,7 @@ class Sampling(NamedTuple):
 class Requests(tf.Module):
     """Checks and prepares requests. An argument of one row counts for all pictures."""
 
-    def __init__(self, spec: ModelSpec, limits: Limits, *, assets: Path | None = None, progress: bool = False):
+    def __init__(self, spec: ModelSpec, limits: ExportLimits, *, assets: Path | None = None, progress: bool = False):
         super().__init__(name="requests")
         self.limits, self.factor = limits, spec.vae.factor
         self.tokenizer = GraphTokenizer(spec.text, folder=assets)
@@ -74,15 +74,15 @@ class Requests(tf.Module):
         message = f"{name} must be at most {MAX_GRAPH_PROMPT_BYTES} bytes of UTF-8; got"
         with tf.control_dependencies([_check(longest <= MAX_GRAPH_PROMPT_BYTES, message, longest)]):
             tokens, truncated = self.tokenizer(prompt)
-        return rows_of(tokens, batch), rows_of(truncated, batch)
+        return broadcast_rows(tokens, batch), broadcast_rows(truncated, batch)
 
     def sampling(self, batch, *, seed, index, guidance_scale, num_steps, sampler, height, width) -> Sampling:
         """Returns the checked numbers of a request."""
         sizes = tf.constant(self.limits.sizes)
-        pairs = tf.stack([rows_of(height, batch), rows_of(width, batch)], axis=1)
+        pairs = tf.stack([broadcast_rows(height, batch), broadcast_rows(width, batch)], axis=1)
         fits = tf.reduce_all(pairs[:, None] == sizes[None], axis=2)
         size = tf.argmax(fits, axis=1, output_type=tf.int32)
-        index = rows_of(index, batch)
+        index = broadcast_rows(index, batch)
         last_index = tf.gather(tf.constant(self._last_index), size)
         shown = ", ".join(f"{height} x {width}" for height, width in self.limits.sizes)
         scale = (guidance_scale >= 0.0) & (guidance_scale <= MAX_SCALE)  # false for NaN too
@@ -99,10 +99,10 @@ class Requests(tf.Module):
             check = _check(in_range, "index must be from 0 to", last_index, "; got", index)
         with tf.control_dependencies([*checks, check]):
             plans = tf.maximum(tf.shape(sampler)[0], tf.shape(num_steps)[0])  # one for all pictures where both have one row
-            plan, count, init_scale = self.plans(rows_of(sampler, plans), rows_of(num_steps, plans))
+            plan, count, init_scale = self.plans(broadcast_rows(sampler, plans), broadcast_rows(num_steps, plans))
             seeds = tf.cast(tf.math.floormod(seed, tf.constant(SEED_PERIOD, tf.int64)), tf.int32)
             inputs = SamplingInputs(plan, init_scale, seeds, index, guidance_scale)
-            return tf.nest.map_structure(lambda value: rows_of(value, batch), Sampling(inputs, count, size))
+            return tf.nest.map_structure(lambda value: broadcast_rows(value, batch), Sampling(inputs, count, size))
 
     def one_size(self, sampling: Sampling):
         """Returns the size that all rows have, as its place among the allowed ones."""
@@ -130,6 +130,6 @@ def _check(condition, *message):
     return tf.debugging.Assert(condition, list(message), summarize=8)
 
 
-def rows_of(value, batch):
+def broadcast_rows(value, batch):
     """Returns [B, ...] of a value with B rows, or with one that stands for all."""
     return tf.gather(value, tf.minimum(tf.range(batch), tf.shape(value)[0] - 1))
