@@ -1,5 +1,6 @@
 """One version of an export, loaded: what a server computes with."""
 
+import copy
 import logging
 import os
 import re
@@ -9,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
 
 from tfsd.arguments import TRUNCATED
 from tfsd.converters.saved_model.job_functions import JobFunctions
@@ -17,11 +20,13 @@ from tfsd.errors import CheckpointError
 from tfsd.finite import is_not_finite, not_finite
 from tfsd.images.encoding import encode_png
 from tfsd.runtime.freeing import free_tables_with
+from tfsd.serving.server.loading import GRAPH, load_with, read_graph
 from tfsd.serving.server.words import Words
 from tfsd.serving.wire.errors import CODES, ServerError
 
 LOG = logging.getLogger("tfsd.serving")
 MANIFEST = "assets.extra/manifest.json"
+CALLED = ("encode", "decode")  # signatures that are called as they are; the others are made of the loop's functions
 _HALVES = 2  # inputs of a row that tell of its text, before those of its sampling: tokens or contexts, and their negatives
 _CONTEXTS = ("context", "negative_context")  # inputs of denoise, in the order of `begin_from_contexts`
 _FAILED_CHECK = re.compile(r"assertion failed: \[(.*?)\]\s*(?:\[\[\{\{node|$)", re.DOTALL)
@@ -72,9 +77,10 @@ class Engine:
         self.manifest = load_manifest(self.folder, oldest=FORMAT)  # older ones have other functions for the loop
         self.words = Words(self.manifest.get("kept_tokens", ()))
         self.name, self.version = str(self.manifest["name"]), int(self.folder.name)
-        self.signatures = _signature_defs(self.folder)
+        proto = _graph_of(self.folder)
+        self.signatures = _signature_defs(proto)
         try:
-            self._model = tf.saved_model.load(str(self.folder))
+            self._model = load_with(self.folder, proto, CALLED)
             free_tables_with(self, self._model)
             self._prepare = self._model.prepare.get_concrete_function()
             self._functions = {
@@ -161,7 +167,7 @@ class Engine:
         return Job(functions, rows, batch, str(self.manifest.get("dtype", "float32")))
 
     def run(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the outputs of a signature, computed in one call.
+        """Returns the outputs of one of the signatures `CALLED`, computed in one call.
 
         Raises: `ServerError` with the code that TensorFlow gives the error.
         """
@@ -285,13 +291,14 @@ def _last(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-def _signature_defs(folder: Path) -> dict:
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    proto = saved_model_pb2.SavedModel()
+def _graph_of(folder: Path) -> saved_model_pb2.SavedModel:
     try:
-        proto.ParseFromString((folder / "saved_model.pb").read_bytes())
-        signatures = proto.meta_graphs[0].signature_def
+        return read_graph(folder)
     except Exception as error:
-        raise CheckpointError(f"{folder / 'saved_model.pb'} is damaged: {_last_line(error)}") from error
-    return {name: signature for name, signature in signatures.items() if not name.startswith("__")}
+        raise CheckpointError(f"{folder / GRAPH} is damaged: {_last_line(error)}") from error
+
+
+def _signature_defs(proto: saved_model_pb2.SavedModel) -> dict:
+    """Returns copies, which do not keep the rest of the graph's file."""
+    found = {name: signature for name, signature in proto.meta_graphs[0].signature_def.items() if not name.startswith("__")}
+    return {name: copy.deepcopy(signature) for name, signature in found.items()}

@@ -7,6 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from signatures import called
+from tensorflow.python.eager import context
 
 from tfsd.converters.saved_model.export import export_saved_model
 from tfsd.errors import CheckpointError
@@ -43,7 +45,7 @@ def assert_chunks_give_the_bytes(engine, chunk: int):
     while job.done < job.steps:
         job.advance(chunk)
     assert job.done == 7
-    assert engine.png(job.results()[0]) == engine.run("text_to_png", asked)["png_bytes"][0]
+    assert engine.png(job.results()[0]) == called(engine.folder, "text_to_png", asked)["png_bytes"][0]
 
 
 def of_rows(engine, signature, given, chunk=1) -> dict:
@@ -66,7 +68,7 @@ def test_rows_of_encode_denoise_and_decode_give_the_bytes_of_the_signatures(engi
         "context": encoded["context"],
         "negative_context": engine.run("encode", {"prompt": np.array([b""], object)})["context"],
     }
-    denoised = engine.run("denoise", contexts | numbers)
+    denoised = called(engine.folder, "denoise", contexts | numbers)
     for signature, given, whole in (
         ("encode", prompts, encoded),
         ("denoise", contexts | numbers, denoised),
@@ -157,6 +159,23 @@ def test_manifest_cannot_point_outside(toy_export, tmp_path):
 def test_folder_must_be_named_by_a_version(toy_export, tmp_path):
     with pytest.raises(CheckpointError, match="named by its version"):
         Engine(shutil.copytree(toy_export / "toy" / "1", tmp_path / "latest"))
+
+
+def test_an_engine_holds_the_functions_that_it_calls_and_no_others(engine):
+    assert set(engine._model.signatures) == {"encode", "decode"} < set(engine.signatures)
+    before = set(context.context().list_function_names())
+    again = Engine(engine.folder)
+    added = " ".join(set(context.context().list_function_names()) - before)
+    assert "_prepare_" in added and "signature_wrapper_encode" in added and again.prepare(inputs(again))
+    assert not any(name in added for name in ("text_to_png", "text_to_image", "denoise", "traced_save"))
+
+
+def test_without_links_an_engine_loads_all(engine, monkeypatch):
+    def refused(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr("os.symlink", refused)
+    assert set(engine.signatures) <= {*Engine(engine.folder)._model.signatures}
 
 
 def test_tables_of_an_engine_go_with_it_and_with_no_other(toy_export, engine):

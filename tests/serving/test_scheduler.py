@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from asking import Bench, ask, error_of, on_a_loop, rejected, soon
 from held_engine import HeldEngine, picture, until
+from signatures import called
 
 from tfsd.arguments import TRUNCATED
 from tfsd.serving.server.batches import Batch, Member, StepTimer
@@ -296,7 +297,7 @@ async def test_pictures_of_an_export_are_those_of_its_signature_whoever_shares_t
     async with Bench(chunk_seconds=0.001) as scheduler:
         answers = await asyncio.gather(*(scheduler.generate(engine, each) for each in asked))
     for each, (images, truncated) in zip(asked, answers):
-        expected = engine.run("text_to_image", each)
+        expected = called(engine.folder, "text_to_image", each)
         np.testing.assert_array_equal(images, expected["images"])
         np.testing.assert_array_equal(truncated, np.stack([expected[name] for name in TRUNCATED], axis=1))
 
