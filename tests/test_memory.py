@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from tfsd.converters.device.report import Check
 from tfsd.converters.saved_model.export import export_saved_model
 from tfsd.models import build
 from tfsd.models.layers import activation
+from tfsd.runtime.freeing import OwnHeap
 from tfsd.serving.server.engine import Engine
 from tfsd.storage.model_folders import ASSETS, load_spec
 
@@ -69,10 +72,31 @@ def test_activations_register_no_gradient(name):
     tf.function(activation(name)).get_concrete_function(tf.zeros([2]))
 
 
+def heap_threads() -> list:
+    return [thread for thread in threading.enumerate() if thread.name == "heap-of-a-test"]
+
+
+def test_what_is_made_in_a_heap_of_its_own_is_kept_by_its_owner_alone():
+    heap = OwnHeap("heap-of-a-test")
+    made = heap.make(lambda: {threading.current_thread().name})
+    assert made == {"heap-of-a-test"} and heap_threads()  # the thread keeps the heap from others
+    alive = weakref.ref(made)
+    del made
+    assert alive() is None
+    (thread,) = heap_threads()
+    heap.close()
+    thread.join()
+
+
+def test_an_error_in_a_heap_of_its_own_is_raised_and_ends_the_thread():
+    heap = OwnHeap("heap-of-a-test")
+    with pytest.raises(ValueError, match="as it came"):
+        heap.make(lambda: int("as it came"))
+    for thread in heap_threads():
+        thread.join()
+
+
 # -- memory of a process, in which nothing else runs -------------------------------------------------------------------
-
-
-HOLES = 1.1  # of the heap, after eight reloads more; measured: 1.077
 
 
 def memory_after(what: str, folder) -> list[int]:
@@ -95,4 +119,4 @@ def test_memory_does_not_grow_over_models_that_come_and_go():
 def test_memory_does_not_grow_over_versions_that_a_server_replaces(toy_folder, tmp_path):
     export_saved_model(toy_folder, tmp_path, batch_sizes=(1,), xla=False)
     after = memory_after("reloads", tmp_path)
-    assert len(after) == 10 and after[-1] <= HOLES * after[1], after
+    assert len(after) == 10 and after[-1] <= 1.03 * after[1], after

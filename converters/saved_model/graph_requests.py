@@ -39,6 +39,16 @@ class Sampling(NamedTuple):
     steps: tf.Tensor  # [B] int32: how many rows of the plan are made
     size: tf.Tensor  # [B] int32: which of the allowed sizes
 
+    def plain(self) -> tuple:
+        """Returns the values in plain tuples. TensorFlow makes a class of each named one for a SavedModel, and keeps it."""
+        return tuple(self.inputs), self.steps, self.size
+
+    @classmethod
+    def of(cls, plain: tuple) -> "Sampling":
+        """Returns what `plain` was made of."""
+        inputs, steps, size = plain
+        return cls(SamplingInputs(*inputs), steps, size)
+
 
 class Requests(tf.Module):
     """Checks and prepares requests. An argument of one row counts for all pictures."""

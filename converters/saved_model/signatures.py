@@ -39,7 +39,7 @@ class Signatures(tf.Module):
         self.prepare = tf.function(self._prepare, input_signature=self._text_inputs() + self._sampling_inputs(), autograph=False)
         draw = [functools.partial(self._images, size=size) for size in range(len(limits.sizes))]
         self._own.draw = [tf.function(one, autograph=False, reduce_retracing=True) for one in draw]
-        inputs = self.prepare.get_concrete_function().structured_outputs[3].inputs
+        inputs = Sampling.of(self.prepare.get_concrete_function().structured_outputs[3]).inputs
         jobs = {"{}x{}x{}".format(*job): job_functions(pipeline, inputs, *job) for job in self.jobs()}
         for name in JobFunctions._fields:
             setattr(self, name, {job: getattr(functions, name) for job, functions in jobs.items()})
@@ -109,7 +109,8 @@ class Signatures(tf.Module):
     def text_to_png(self, prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width):
         """Prompts to PNG files; pictures of one request may have different sizes."""
         arguments = prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width
-        tokens, negative, cut, sampling = self.prepare(*arguments)
+        tokens, negative, cut, plain = self.prepare(*arguments)
+        sampling = Sampling.of(plain)
         places = tf.dynamic_partition(tf.range(tf.shape(tokens)[0]), sampling.size, len(self._own.draw))
         files = []
         for draw, place in zip(self._own.draw, places):
@@ -120,7 +121,8 @@ class Signatures(tf.Module):
     def text_to_image(self, prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width):
         """Prompts to pictures uint8 [B, H, W, 3], all of one size."""
         arguments = prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width
-        tokens, negative, cut, sampling = self.prepare(*arguments)
+        tokens, negative, cut, plain = self.prepare(*arguments)
+        sampling = Sampling.of(plain)
         branches = [lambda draw=draw: self._finite(*draw(tokens, negative, sampling)) for draw in self._own.draw]
         return {"images": tf.switch_case(self.requests.one_size(sampling), branches), **cut}
 
@@ -179,7 +181,7 @@ class Signatures(tf.Module):
         texts = {"prompt": prompt, "negative_prompt": negative_prompt}
         batch, sampling = self._sampling(texts, (seed, index, guidance_scale, num_steps, sampler, height, width))
         (tokens, cut), (negative, negative_cut) = (self.requests.texts(text, batch, name) for name, text in texts.items())
-        return tokens, negative, dict(zip(TRUNCATED, (cut, negative_cut))), sampling
+        return tokens, negative, dict(zip(TRUNCATED, (cut, negative_cut))), sampling.plain()
 
     def _sampling(self, others: dict, values: tuple) -> tuple[tf.Tensor, Sampling]:
         numbers = dict(zip((spec.name for spec in self._sampling_inputs()), values))

@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-
 from tfsd.arguments import TRUNCATED
 from tfsd.converters.saved_model.job_functions import JobFunctions
 from tfsd.converters.saved_model.verify_export import FORMAT, load_manifest
@@ -126,11 +125,11 @@ class Engine:
         Raises: `ServerError` with INVALID_ARGUMENT for what is out of range; the message says what fits.
         """
         outputs = _called(self._prepare, {name: tf.constant(value) for name, value in inputs.items()})
-        tokens, negative, truncated, sampling = outputs
-        values = (tokens, negative, *sampling.inputs)
+        tokens, negative, truncated, (inputs_of_sampling, counts, sizes) = outputs
+        values = (tokens, negative, *inputs_of_sampling)
         cut = [truncated[name].numpy() for name in TRUNCATED]
         rows = [values] if len(tokens) == 1 else zip(*(tf.split(value, len(tokens)) for value in values))
-        counts, sizes = sampling.steps.numpy(), sampling.size.numpy()
+        counts, sizes = counts.numpy(), sizes.numpy()
         return [
             ImageRow(row, int(counts[i]), self.sizes[sizes[i]], (int(cut[0][i]), int(cut[1][i]))) for i, row in enumerate(rows)
         ]

@@ -170,6 +170,12 @@ def test_an_engine_holds_the_functions_that_it_calls_and_no_others(engine):
     assert not any(name in added for name in ("text_to_png", "text_to_image", "denoise", "traced_save"))
 
 
+def test_loading_makes_no_class_as_tensorflow_would_keep_it(engine):
+    before = set(tuple.__subclasses__())
+    Engine(engine.folder)
+    assert set(tuple.__subclasses__()) <= before
+
+
 def test_without_links_an_engine_loads_all(engine, monkeypatch):
     def refused(*_):
         raise OSError("no links here")

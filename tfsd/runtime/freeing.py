@@ -3,7 +3,9 @@
 import ctypes
 import gc
 import sys
+import threading
 import weakref
+from collections.abc import Callable
 
 
 def free_memory():
@@ -17,6 +19,41 @@ def free_memory():
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if trim is not None:
             trim(0)
+
+
+class OwnHeap:
+    """A thread in which something large is made, and which waits until that has gone.
+
+    glibc gives a thread a heap that no other living thread uses, as long as there are few threads. What is made there lies
+    apart from what was made in others and leaves no holes between that, so that all of its memory can be given back.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self._gone = threading.Event()
+
+    def make(self, call: Callable[[], object]):
+        """Returns what `call` returns in the thread, or raises what it raises. To be called once."""
+        made, done = [], threading.Event()
+        threading.Thread(target=self._make, args=(call, made, done), name=self._name, daemon=True).start()
+        done.wait()
+        value, error = made.pop()  # the thread keeps the list
+        if error is not None:
+            raise error
+        return value
+
+    def _make(self, call: Callable[[], object], made: list, done: threading.Event):
+        try:
+            made.append((call(), None))
+        except BaseException as error:  # of the caller's, whatever it is
+            made.append((None, error))
+            self._gone.set()
+        done.set()
+        self._gone.wait()
+
+    def close(self):
+        """Ends the thread, whose heap the next one may use; safe to call again."""
+        self._gone.set()
 
 
 def free_tables_with(owner, model):
