@@ -1,8 +1,8 @@
 """Loads of an export what a server calls, which takes half of the memory of all that the export holds.
 
 `tf.saved_model.load` makes a graph of every function in the file, with a copy of every function below it: the functions of a
-model with less than 1 MB of weights take 340 MB, and 150 MB without the others. The signatures that draw whole pictures are the largest of them, and a
-server never calls those: it runs the loop itself.
+model with less than 1 MB of weights take 340 MB, and 150 MB without the signatures that draw whole pictures. A server never
+calls those: it runs the loop itself.
 """
 
 import os
