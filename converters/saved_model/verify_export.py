@@ -14,10 +14,11 @@ MANIFEST = "assets.extra/manifest.json"
 REFERENCE_PICTURE = "assets.extra/reference.png"
 FORMAT = 3  # of exports; 1 had TensorFlow's own SiLU in its graphs, 2 one program for all of text to image
 TOLERANCE = 1  # levels of 255: other processors and versions of TensorFlow add the same numbers in another order
-_KEEPS_MEMORY = (
-    "The export {name}, version {version}, was made by an older tfsd (format 1): no server gives its memory back when it is "
-    "unloaded, because TensorFlow keeps its graphs. Export the model again with `tfsd export saved_model`."
+_OUTDATED = (
+    "The export {name}, version {version}, was made by an older tfsd (format {format}): `tfsd serve` refuses it.{more} "
+    "Export the model again with `tfsd export saved_model`."
 )
+_KEEPS_MEMORY = " TensorFlow Serving runs it, but never frees its memory, because TensorFlow keeps its graphs."
 _NEEDED = ("name", "version", "sizes", "batching", "batch_sizes", "files", "reference")
 
 
@@ -26,7 +27,7 @@ class ExportError(CheckpointError):
 
 
 class OutdatedExportWarning(TfsdWarning):
-    """An export of an older format that still works, with a fault that only exporting again mends."""
+    """An export of an older format: TensorFlow Serving still runs it, `tfsd serve` does not."""
 
 
 class ExportVerdict(NamedTuple):
@@ -51,9 +52,10 @@ def load_manifest(folder: str | Path, *, oldest: int = 1) -> dict:
     written = manifest.get("format", 1)
     if not isinstance(written, int) or not oldest <= written <= FORMAT:
         read = FORMAT if oldest == FORMAT else f"{oldest} to {FORMAT}"
+        newer = isinstance(written, int) and written > FORMAT
+        advice = "Update tfsd, or export the model again with" if newer else "Export the model again with"
         raise CheckpointError(
-            f"{folder / MANIFEST} has format {shown(written)}; this needs {read}. "
-            "Export the model again with `tfsd export saved_model`, or update tfsd."
+            f"{folder / MANIFEST} has format {shown(written)}; this tfsd needs {read}. {advice} `tfsd export saved_model`."
         )
     check_files(folder, manifest["files"], folder / MANIFEST)
     return manifest
@@ -62,12 +64,13 @@ def load_manifest(folder: str | Path, *, oldest: int = 1) -> dict:
 def verify(folder: str | Path) -> ExportVerdict:
     """Draws the reference picture of an export again and compares it with the one made when it was exported.
 
-    Warns of an export that keeps memory. Raises: `CheckpointError` for damage; `ExportError` if the picture is another one.
+    Warns of an export of an older format. Raises: `CheckpointError` for damage; `ExportError` if the picture is another one.
     """
     folder = Path(folder)
     manifest = load_manifest(folder)
-    if manifest.get("format", 1) == 1:
-        warnings.warn(_KEEPS_MEMORY.format_map(manifest), OutdatedExportWarning, stacklevel=2)
+    if (written := manifest.get("format", 1)) < FORMAT:
+        more = _KEEPS_MEMORY if written == 1 else ""
+        warnings.warn(_OUTDATED.format_map(manifest | {"format": written, "more": more}), OutdatedExportWarning, stacklevel=2)
     reference = manifest["reference"]
     try:
         file = draw(folder, reference["inputs"])

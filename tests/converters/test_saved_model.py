@@ -277,11 +277,14 @@ def test_verify_draws_the_reference_picture_again(folder):
 
 
 @pytest.mark.slow
-def test_verify_warns_of_an_export_that_keeps_memory(folder, tmp_path):
+@pytest.mark.parametrize("number", [1, 2])
+def test_verify_warns_of_an_export_that_the_server_refuses(number, folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "1")
-    (copy / MANIFEST).write_text(json.dumps(json.loads((copy / MANIFEST).read_text()) | {"format": 1}))
-    with pytest.warns(OutdatedExportWarning, match="The export toy, version 1, was made by an older tfsd"):
+    (copy / MANIFEST).write_text(json.dumps(json.loads((copy / MANIFEST).read_text()) | {"format": number}))
+    text = rf"toy, version 1, was made by an older tfsd \(format {number}\): `tfsd serve` refuses it"
+    with pytest.warns(OutdatedExportWarning, match=text) as warned:
         assert verify(copy) == (True, 0.0)
+    assert ("never frees its memory" in str(warned[0].message)) == (number == 1)
 
 
 @pytest.mark.slow

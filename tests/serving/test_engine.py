@@ -126,9 +126,9 @@ def with_format(toy_export, tmp_path, number: int):
     return folder
 
 
-@pytest.mark.parametrize("number", [1, 2, 4])
-def test_export_of_another_format_is_refused(number, toy_export, tmp_path):
-    with pytest.raises(CheckpointError, match=f"manifest.json has format {number}; this needs 3. Export the model again"):
+@pytest.mark.parametrize("number, advice", [(1, "Export the model again"), (2, "Export the model again"), (4, "Update tfsd, or")])
+def test_export_of_another_format_is_refused(number, advice, toy_export, tmp_path):
+    with pytest.raises(CheckpointError, match=f"manifest.json has format {number}; this tfsd needs 3. {advice}"):
         Engine(with_format(toy_export, tmp_path, number))
 
 
