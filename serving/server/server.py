@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 from aiohttp import web
 
+from tfsd.runtime.startup import no_stderr, wants_information
 from tfsd.serving.server import rpc
 from tfsd.serving.server.access import Access
 from tfsd.serving.server.daemons import in_daemon
@@ -128,11 +129,7 @@ class Server:
         options = self.options
         address = f"[{options.host}]" if ":" in options.host else options.host
         try:
-            if certificate is None:
-                self.grpc_port = self._grpc.add_insecure_port(f"{address}:{options.grpc_port}")
-            else:
-                pair = (Path(options.tls_key).read_bytes(), Path(options.tls_cert).read_bytes())
-                self.grpc_port = self._grpc.add_secure_port(f"{address}:{options.grpc_port}", grpc.ssl_server_credentials([pair]))
+            self.grpc_port = self._add_grpc_port(f"{address}:{options.grpc_port}")
         except RuntimeError:
             raise OSError(_taken(f"{address}:{options.grpc_port}", "--grpc-port")) from None
         await self._grpc.start()
@@ -142,6 +139,16 @@ class Server:
         except OSError:
             raise OSError(_taken(f"{address}:{options.rest_port}", "--rest-port")) from None
         self.rest_port = self._http.sockets[0].getsockname()[1]
+
+    def _add_grpc_port(self, address: str) -> int:
+        """Opens the gRPC port and returns its number; gRPC's own line about a taken one is not shown beside our error."""
+        if self.options.tls_cert is None:
+            with contextlib.nullcontext() if wants_information() else no_stderr():
+                return self._grpc.add_insecure_port(address)
+        pair = (Path(self.options.tls_key).read_bytes(), Path(self.options.tls_cert).read_bytes())
+        credentials = grpc.ssl_server_credentials([pair])
+        with contextlib.nullcontext() if wants_information() else no_stderr():
+            return self._grpc.add_secure_port(address, credentials)
 
     def _connection(self) -> Protocol:
         """Returns what talks to one HTTP client."""
@@ -216,7 +223,10 @@ def running(server: Server) -> Iterator[Server]:
 
 
 def _taken(address: str, option: str) -> str:
-    return f"{address} cannot be listened on: another program does, or it is not of this machine. Choose another {option}."
+    return (
+        f"{option}: the server cannot listen on {address}, because another program does or because this machine does not have "
+        f"the address. Choose another {option}."
+    )
 
 
 def _certificate(options: ServerOptions) -> ssl.SSLContext | None:
