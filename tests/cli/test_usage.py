@@ -171,6 +171,12 @@ def test_several_words_without_quotes_name_a_command_that_is_near(run):
     assert status == 2 and "did you mean 'train'?" in err and 'tfsd "trein runs/tiny"' in err
 
 
+@pytest.mark.parametrize("prompts", [("list", "--n", "2"), ("a red star", "--n", "2"), ("--n", "2", "list")])
+def test_options_after_two_dashes_are_an_error_that_says_where_they_go(prompts, run):
+    status, _, err = run("--", *prompts)
+    assert status == 2 and "'--n'; put options before it: tfsd --n 2 -- list" in err
+
+
 @pytest.mark.parametrize("argv", [["--", "help"], ["generate", "list"], ["--seed", "3", "--", "version"], ["--seed", "1", "cat"]])
 def test_word_can_be_drawn_all_the_same(argv):
     assert _parsed(argv).prompt == [argv[-1]]

@@ -24,6 +24,9 @@ def read_prompts(args, commands) -> list[str]:
         raise UsageError('a prompt is missing, as in: tfsd "a red star". See tfsd generate --help.')
     if not args.allow_empty and not all(prompt.strip() for prompt in args.prompt):
         raise UsageError("the prompt is empty. Give a word, or --allow-empty to draw what the model makes of nothing.")
+    option = next((word for word in args.prompt if word.startswith("-") and " " not in word), None)
+    if len(args.prompt) > 1 and option is not None:  # only after -- does it get here
+        raise UsageError(f"everything after -- is a prompt, also {shown(option)}; put options before it: tfsd --n 2 -- list.")
     if len(args.prompt) > 1 and not any(" " in prompt for prompt in args.prompt):
         command = near(args.prompt[0], commands)
         hint = f" {shown(args.prompt[0])} is no command; did you mean '{command}'?" if command else ""
