@@ -113,6 +113,11 @@ def test_public_names_are_found_when_first_used():
     assert set(found) <= set(dir(tfsd))
 
 
+def test_dir_has_public_names_and_modules_alone():
+    others = {name for name in dir(tfsd) if not name.startswith("__")} - set(tfsd.__all__)
+    assert others == {name for name in others if f"tfsd.{name}" in sys.modules}
+
+
 def test_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         tfsd.nothing  # noqa: B018
