@@ -192,7 +192,7 @@ def test_own_files_have_the_text_too(tmp_path, ending):
 
 def test_files_without_a_text_are_refused(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(ImageFileError, match="has no recipe. Servers answer pictures without one"):
+    with pytest.raises(ImageFileError, match="has no recipe. Servers return images without one"):
         read_parameters(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     packed = b"parameters\0\0" + zlib.compress(b" " * 2**25)

@@ -128,7 +128,7 @@ class StableDiffusion:
         - `num_steps`, `guidance_scale`, `sampler`, `height` and `width` default to the model's own values,
           `spec.default_...`.
         - `on_long`: "truncate" cuts a prompt that is too long and warns, "error" raises `ValueError`.
-        - `progress` shows a progress bar. `callback(done, steps)` is called between steps; returning False cancels the call.
+        - `progress` shows a progress bar. `callback(done, steps)` is called about once a second; returning False cancels.
 
         KerasCV's argument names are accepted, too: see `tfsd.compat.kerascv`. If a prompt has words that a model with a small
         vocabulary, such as "tiny", never learned, an `UnknownWordsWarning` names them once.

@@ -71,7 +71,7 @@ PUBLISHED = {
             ),
         ),
         licence_url="https://raw.githubusercontent.com/CompVis/stable-diffusion/main/LICENSE",
-        terms="It forbids harmful uses it lists; who passes the weights on, converted or not, must pass on these terms.",
+        terms="It forbids the harmful uses it lists. Whoever passes the weights on, converted or not, must pass these terms on.",
     ),
 }
 

@@ -91,7 +91,7 @@ def read_parameters(path: str | os.PathLike) -> str:
     text = _first_text(path, READABLE_KEY)
     if text is None:
         raise NoRecipeError(
-            f"{path} has no recipe. Servers answer pictures without one, and so do image generators that tfsd does not know; "
+            f"{path} has no recipe. Servers return images without one, image generators that tfsd does not know write none, "
             "or another program removed it."
         )
     return text
