@@ -37,13 +37,13 @@ COMMANDS = {
     "completion": Command("completion", "add_completion"),
 }
 EPILOG = """examples:
-  tfsd "a red star above a blue house at night"     one picture, made by the embedded model
+  tfsd "a red star above a blue house at night"     one image, by the included model
   tfsd "a cat in the snow" --n 4 --grid --seed 7    four of them in one file
-  tfsd show a-cat-in-the-snow.png                   how a picture was made
-  tfsd models                                       what else there is
+  tfsd show a-cat-in-the-snow.png                   how an image was made
+  tfsd models                                       the models that have a name
   tfsd help serve                                   explains a command
 
-The first argument is a prompt if it is no command and nothing like one. After -- everything is a prompt: tfsd -- help"""
+The first argument is a prompt if it is neither a command nor similar to one. After -- everything is a prompt: tfsd -- help"""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

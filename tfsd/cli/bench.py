@@ -32,7 +32,7 @@ def add_bench(commands):
         commands,
         "bench",
         bench,
-        help="time the full-size U-Net on this machine, or a bundle for phones",
+        help="time the full-size U-Net, or a bundle for phones",
         description="Times steps of Stable Diffusion's full-size U-Net, or another model's, with random weights, and tells "
         "its peak memory. `tfsd bench device` times what phones run instead; see its own --help.",
         examples=EXAMPLES,

@@ -38,7 +38,7 @@ def add_completion(commands):
         commands,
         "completion",
         completion,
-        help="print a script that completes commands and options in a shell",
+        help="print a script that completes commands in a shell",
         examples=EXAMPLES,
     )
     parser.add_argument("shell", choices=tuple(SHELLS), help="for which it is")

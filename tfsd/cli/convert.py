@@ -20,7 +20,7 @@ def add_convert(commands):
         commands,
         "convert",
         convert,
-        help="make a model folder of another package's weights",
+        help="make a model folder from weights of diffusers or KerasCV",
         description="Writes the model folder DST from the weights in SRC, a diffusers folder or a folder of KerasCV's .h5 files.",
         examples=EXAMPLES,
     )

@@ -17,7 +17,7 @@ def add_download(commands):
         commands,
         "download",
         download,
-        help="fetch published weights",
+        help="download published weights",
         description="Fetches the published weights of a preset, checks their hashes and makes a model folder of them. "
         "Nothing else in tfsd ever downloads.",
         examples=EXAMPLES,

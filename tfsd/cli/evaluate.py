@@ -15,8 +15,8 @@ def add_eval(commands):
         commands,
         "eval",
         evaluate,
-        help="measure how well pictures follow their prompts",
-        description="Makes pictures of prompts that training never used and lets a checker, made for drawn scenes, "
+        help="measure how well images follow their prompts",
+        description="Makes images from prompts that were not used in training and lets a checker, made for drawn scenes, "
         "tell whether the objects asked for are there; also reports the checker's own accuracy.",
         examples=EXAMPLES,
     )

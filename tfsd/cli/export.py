@@ -33,9 +33,9 @@ def add_export(commands):
         "export",
         export,
         help="write a model for TensorFlow Serving or a phone",
-        description="saved_model: writes DIR/NAME/VERSION, which takes prompts and answers PNG files; `tfsd serve DIR` serves "
-        "it, and so does TensorFlow Serving. tflite: writes the bundle DIR, the same maths as TFLite files for phones. What "
-        "either draws is compared with what Python draws before it is there.",
+        description="Writes a model for deployment. saved_model: a SavedModel in DIR/NAME/VERSION, which takes prompts and "
+        "returns PNG files; `tfsd serve DIR` and TensorFlow Serving serve it. tflite: the bundle DIR, TFLite files for phones. "
+        "An export appears only after its images were compared with those of Python.",
         examples=EXPORT_EXAMPLES,
     )
     add = parser.add_argument
@@ -77,7 +77,7 @@ def add_verify(commands):
         commands,
         "verify",
         verify,
-        help="check an export: its files, and that it draws what it drew",
+        help="check the files of an export, and its reference image",
         description="Checks the files of an export and draws its reference picture again, on this machine and with this "
         "TensorFlow or LiteRT. Exit status 1 if a file is damaged or the picture is another one.",
         examples=VERIFY_EXAMPLES,

@@ -62,8 +62,8 @@ def add_generate(commands):
         commands,
         "generate",
         generate,
-        help="make pictures of prompts (the default command)",
-        description="Makes a picture of each prompt, writes it as a file that carries its recipe, and prints the file's name.",
+        help="make images from prompts (the default command)",
+        description="Makes an image from each prompt, writes it to a file that carries its recipe, and prints the file's name.",
         examples=EXAMPLES,
     )
     shown = "what to show, in quotes; - reads prompts from standard input"

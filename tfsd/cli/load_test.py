@@ -37,7 +37,7 @@ def add_load_test(commands):
         commands,
         "load-test",
         load_test,
-        help="measure how a server bears many requests",
+        help="measure how a server copes with many requests",
         description="Measures throughput, latency, batches, refusals and memory of `tfsd serve` under many requests.",
         examples=EXAMPLES,
     )

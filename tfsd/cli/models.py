@@ -14,7 +14,7 @@ def add_models(commands):
         commands,
         "models",
         models,
-        help="list the models that can be named",
+        help="list the models that have a name",
         description="Lists the models that --model takes by name. It also takes the path of a model folder from `tfsd convert`.",
         examples=EXAMPLES,
     )

@@ -43,7 +43,7 @@ def add_show(commands):
         commands,
         "show",
         show,
-        help="show how a picture was made",
+        help="show how an image was made",
         description="Prints the recipe that a picture file of tfsd carries, and the command that makes it again. Of files by "
         "other image generators it prints what their `parameters` say, and a command for a picture of the same kind.",
         examples=EXAMPLES,

@@ -21,7 +21,7 @@ def add_tokens(commands):
         commands,
         "tokens",
         tokens,
-        help="show what a prompt becomes, and what is cut off",
+        help="show the tokens of a prompt, and what is cut off",
         description="Shows the tokens of a prompt: number, text, and whether the model reads it or it is cut off. "
         "With --file, prints one JSON list of ids per line, with both marks, however many there are.",
         examples=EXAMPLES,

@@ -20,8 +20,8 @@ def add_train(commands):
         commands,
         "train",
         train,
-        help="train the embedded model",
-        description="Trains the embedded model on captioned scenes that it draws itself, and keeps checkpoints in a folder.",
+        help="train the included model",
+        description="Trains the included model on captioned scenes that it draws itself, and keeps checkpoints in a folder.",
         examples=EXAMPLES,
     )
     parser.add_argument("folder", metavar="FOLDER", help="for checkpoints, sample grids, logs and the finished model")
