@@ -1,7 +1,7 @@
-"""Loads of an export what a server calls, which takes half of the memory of all that the export holds.
+"""Loads only what a server calls of an export, which takes half of the memory of the whole export.
 
 `tf.saved_model.load` makes a graph of every function in the file, with a copy of every function below it: the functions of a
-model with less than 1 MB of weights take 340 MB, and 150 MB without the signatures that draw whole pictures. A server never
+model with less than 1 MB of weights take 340 MB, and about 160 MB without the signatures that draw whole images. A server never
 calls those: it runs the loop itself.
 """
 
