@@ -1,7 +1,9 @@
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+?)"', (ROOT / "tfsd/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
@@ -53,7 +55,17 @@ def index_page(readme: str) -> str:
     return re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", readme)
 
 
+class FreshBuild(build_py):
+    """Builds without what an earlier build left: after `git pull`, `pip install .` would install modules that are gone."""
+
+    def run(self):
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "tfsd", ignore_errors=True)
+        super().run()
+
+
 setup(
+    cmdclass={"build_py": FreshBuild},
     name="tfsd",
     version=VERSION,
     description="Stable Diffusion, deployed with TensorFlow",

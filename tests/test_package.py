@@ -131,6 +131,8 @@ def wheel(tmp_path_factory):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
+    (copy / "build/lib/tfsd").mkdir(parents=True)
+    (copy / "build/lib/tfsd/removed.py").touch()  # a module of an older version, whose build is kept
     script = f"import os; os.chdir({str(copy)!r}); import setuptools.build_meta as b; b.build_wheel('.')"
     subprocess.run([sys.executable, "-c", script], cwd=copy, capture_output=True, text=True, check=True)
     return next(copy.glob("*.whl"))
@@ -149,6 +151,7 @@ def test_wheel_has_every_module_and_asset(wheel):
     assert {"tfsd/assets/bpe_simple_vocab_16e6.txt.gz", "tfsd/assets/LICENSE-CLIP"} <= wanted
     wanted |= {installed(path) for path in (ROOT / "serving/server/page").rglob("*") if path.is_file()} | {"tfsd/py.typed"}
     assert wanted <= packed, sorted(wanted - packed)
+    assert "tfsd/removed.py" not in packed
     assert {name.split("/")[0] for name in packed} == {"tfsd", f"tfsd-{tfsd.__version__}.dist-info"}
 
 
