@@ -42,13 +42,15 @@ def _run_quietly(run, module):
         run(module)
         return
     given = os.environ.get(LEVEL)
-    os.environ.setdefault(LEVEL, "3")
+    os.environ[LEVEL] = given or "3"  # set to nothing, it is not set
     try:
         with no_stderr():
             run(module)
     finally:
         if given is None:
             os.environ.pop(LEVEL, None)
+        else:
+            os.environ[LEVEL] = given
 
 
 @contextlib.contextmanager
