@@ -1,6 +1,7 @@
 """Prints the resident memory of this process in MB, one number a line, each time a model or an export has gone.
 
 python memory_growth.py loads FOLDER: a model folder is loaded, draws without XLA and is deleted, five times.
+python memory_growth.py sizes FOLDER: a model draws with XLA, in one more size each time, four times.
 python memory_growth.py reloads FOLDER: a server's folder FOLDER/toy/1 is replaced by another version, ten times.
 """
 
@@ -30,6 +31,18 @@ def loads(folder: str):
         print(resident(), flush=True)
 
 
+def sizes(folder: str):
+    """Draws in sizes that XLA compiles one after another."""
+    import tfsd
+    from tfsd.runtime.freeing import free_memory
+
+    model = tfsd.load(folder)
+    for side in (64, 72, 80, 88):
+        model.text_to_image("a red star", num_steps=2, height=side, width=side)
+        free_memory()
+        print(resident(), flush=True)
+
+
 def reloads(folder: str):
     """Renames the only version, which for the server is a new one in place of an old one."""
     from tfsd.serving.server.models import Models
@@ -47,4 +60,4 @@ def reloads(folder: str):
 
 
 if __name__ == "__main__":
-    {"loads": loads, "reloads": reloads}[sys.argv[1]](sys.argv[2])
+    {"loads": loads, "sizes": sizes, "reloads": reloads}[sys.argv[1]](sys.argv[2])

@@ -116,6 +116,14 @@ def test_memory_does_not_grow_over_models_that_come_and_go():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_xla_keeps_of_a_size_is_bounded():
+    after = memory_after("sizes", ASSETS / "tiny")
+    grown = [later - earlier for earlier, later in zip(after, after[1:])]
+    assert len(grown) == 3 and max(grown) <= 250, after  # found: 200; the documentation says so
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_over_versions_that_a_server_replaces(toy_folder, tmp_path):
     export_saved_model(toy_folder, tmp_path, batch_sizes=(1,), xla=False)
     after = memory_after("reloads", tmp_path)

@@ -1,7 +1,7 @@
 """Programs compiled by XLA, shared by all models of one spec.
 
-TensorFlow keeps what XLA has compiled until the process ends, about 100 MB for each size and batch of pictures whatever the
-weights. Models therefore share one traced function, whose arguments are the weights: loading a model again compiles nothing.
+TensorFlow keeps what XLA has compiled until the process ends, 150 to 200 MB for each size and number of images. Models
+therefore share one traced function, whose arguments are the weights: loading a model again compiles nothing.
 """
 
 import contextvars

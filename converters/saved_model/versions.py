@@ -15,7 +15,7 @@ def served_name(model: str) -> str:
 def free_version(folder: Path, version: int | None) -> int:
     """Returns the number of a new version in the folder of a model; None is the next one.
 
-    Raises: `TypeError`, `ValueError` for a number that is none; `CheckpointError` for one that is taken.
+    Raises: `TypeError`, `ValueError` for an invalid number; `CheckpointError` if the version exists.
     """
     taken = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()] if folder.is_dir() else []
     version = max(taken, default=0) + 1 if version is None else whole("version", version, 1, 2**63 - 1)

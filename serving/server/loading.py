@@ -26,7 +26,7 @@ def read_graph(folder: Path) -> saved_model_pb2.SavedModel:
 
 
 def load_with(folder: Path, proto: saved_model_pb2.SavedModel, signatures: Collection[str]):
-    """Returns the loaded export with these signatures alone, and all that is no signature. Changes `proto`.
+    """Returns the loaded export without its other signatures. Changes `proto`.
 
     The smaller graph lies in a temporary folder, with links to the other files of the export; where links cannot be made,
     all is loaded.

@@ -3,10 +3,11 @@
 As in TF Serving, a version goes through START, LOADING, AVAILABLE, UNLOADING and END.
 
 The weights, graphs and lookup tables of an export without XLA are freed when it ends. A new version is loaded before the old
-one goes, so each is made in a heap of its own, or else it would fill the old one's holes and be left with holes itself. A
-server of a small model has 856 MB after the second reload and 857 after the tenth. With XLA, TensorFlow keeps what it has
-compiled until the process ends: about 100 MB for each size and number of pictures, whatever the weights. A server that loads
-many such versions grows by that with each of them; exports without XLA or a restart now and then keep it small.
+one is freed. If both used the same heap, their memory would be mixed, and much of what the old one leaves could not be returned
+to the system; therefore each version has a separate heap. A server of a small model has 856 MB after the second reload and 857
+after the tenth. With XLA, TensorFlow keeps what it has compiled until the process ends: 150 to 200 MB for each size and number
+of images. A server that loads many such versions grows by that with each of them; exports without XLA, or a restart now and
+then, keep it small.
 """
 
 import logging

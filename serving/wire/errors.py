@@ -32,7 +32,7 @@ MAX_KNOWN = 20  # of them
 class ServerError(Exception):
     """A request that got no answer: `code` is a key of `CODES`, `message` one sentence for the caller.
 
-    `known`: where there is no model of the name asked for, those that are served.
+    `known`: the names of the models that are served, if the requested one is not.
     """
 
     def __init__(self, code: str, message: str, *, known: Sequence[str] = ()):

@@ -12,7 +12,7 @@ from tfsd.converters.saved_model.signatures import Signatures
 from tfsd.serving.server.engine import Engine
 from tfsd.serving.wire.errors import ServerError
 
-# The exporter draws with prompts of its own: a caller cannot give the words that a small vocabulary lacks another form.
+# Exports draw prompts that the exporter chose, so a warning about their words would not help the caller.
 pytestmark = pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")
 WORDS = "are NaN or infinite in float16: float16 ends at 65504. Use dtype bfloat16 or float32."
 

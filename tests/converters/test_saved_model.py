@@ -71,7 +71,7 @@ def test_a_request_without_a_signature_draws_the_bytes_of_text_to_png(session):
 
 
 def test_a_request_without_a_signature_means_text_to_png(session):
-    """TensorFlow Serving looks for `serving_default` then; it must bring neither weights nor a program of its own."""
+    """TensorFlow Serving looks for `serving_default` then; it must add neither weights nor a program."""
     library = session.meta.graph_def.library.function
     wrappers = [one for one in library if one.signature.name.startswith("__inference_signature_wrapper_text_to_png")]
     called = {node.attr["f"].func.name for one in wrappers for node in one.node_def if node.op.endswith("PartitionedCall")}
