@@ -20,7 +20,7 @@ from tfsd.serving.server.access import Access, require_json
 from tfsd.serving.server.http_protocol import error_answer
 from tfsd.serving.server.logs import LOGGER
 from tfsd.serving.server.rpc import metadata_of
-from tfsd.serving.server.service import Call, Service, Target, request_id_of, signature_asked
+from tfsd.serving.server.service import ParsedRequest, Service, Target, find_signature, request_id_of
 from tfsd.serving.server.words import http_headers
 from tfsd.serving.wire import json as wire_json
 from tfsd.serving.wire.errors import CODES, ServerError
@@ -177,23 +177,12 @@ class Rest:
     async def predict(self, request: web.Request, target: Target) -> web.Response:
         """POST /v1/models/NAME:predict."""
         request_id = request_id_of(request.headers.get("X-Request-ID"))
-        body, rows = await self._body(request), False
-
-        async def read(engine) -> Call:
-            nonlocal rows
-            document = await _off_loop(len(body), wire_json.read_body, body)
-            name = signature_asked(engine, document.signature_name)
-            if name is None:
-                raise invalid(f'Serving signature name: "{document.signature_name[:100]}" not found in signature def')
-            signature = engine.signatures[name]
-            arrays, rows = await _off_loop(len(body), wire_json.arrays_of, document, signature)
-            return Call(name, arrays, output_names(signature, ()))
-
-        answer = await self.service.predict(
-            target, read, method="rest", request_id=request_id, deadline=time.monotonic() + self.timeout
-        )
+        body, deadline = await self._body(request), time.monotonic() + self.timeout
+        with self.service.receive(target, method="rest", request_id=request_id, deadline=deadline) as received:
+            parsed, by_row = await _parse(body, received.engine)
+            answer = await received.predict(parsed)
         size = sum(array.nbytes for array in answer.outputs.values())
-        text = await _off_loop(size, wire_json.answer, answer.outputs, rows)
+        text = await _off_loop(size, wire_json.answer, answer.outputs, by_row)
         return web.Response(
             body=text, content_type="application/json", headers={"X-Request-ID": request_id} | http_headers(answer.warning)
         )
@@ -224,6 +213,17 @@ class Rest:
         if not unpacking.eof:
             raise invalid("The body is cut off: its gzip does not end.")
         return plain
+
+
+async def _parse(body: bytes, engine) -> tuple[ParsedRequest, bool]:
+    """Returns what a body asks for, and whether the answer should be by row. Raises: `ServerError`."""
+    document = await _off_loop(len(body), wire_json.read_body, body)
+    name = find_signature(engine, document.signature_name)
+    if name is None:
+        raise invalid(f'Serving signature name: "{document.signature_name[:100]}" not found in signature def')
+    signature = engine.signatures[name]
+    arrays, by_row = await _off_loop(len(body), wire_json.arrays_of, document, signature)
+    return ParsedRequest(name, arrays, output_names(signature, ())), by_row
 
 
 async def _off_loop(size: int, function, *arguments):

@@ -24,7 +24,7 @@ from tensorflow_serving.apis import (
 )
 
 from tfsd.serving.server.daemons import in_daemon
-from tfsd.serving.server.service import Call, Service, Target, request_id_of, signature_asked
+from tfsd.serving.server.service import ParsedRequest, Service, Target, find_signature, request_id_of
 from tfsd.serving.wire.errors import KNOWN_KEY, MAX_KNOWN, WARNING_KEY, ServerError
 from tfsd.serving.wire.tensors import inputs_of, invalid, output_names, proto_of
 
@@ -114,6 +114,16 @@ class Streams(grpc.aio.ServerInterceptor):
         return make(counted, handler.request_deserializer, handler.response_serializer)
 
 
+def parse(request, engine) -> ParsedRequest:
+    """Returns the inputs of a PredictRequest, and the outputs that it asks for. Raises: `ServerError`."""
+    asked = request.model_spec.signature_name
+    name = find_signature(engine, asked)
+    if name is None:
+        raise ServerError("FAILED_PRECONDITION", f'Serving signature key "{asked[:100]}" not found.')
+    signature = engine.signatures[name]
+    return ParsedRequest(name, inputs_of(signature, request.inputs), output_names(signature, request.output_filter))
+
+
 class Calls:
     """The calls of all services."""
 
@@ -125,23 +135,14 @@ class Calls:
         """PredictionService.Predict."""
         metadata = dict(context.invocation_metadata() or ())
         remaining = context.time_remaining()
-
-        async def read(engine) -> Call:
-            name = signature_asked(engine, request.model_spec.signature_name)
-            if name is None:
-                asked = request.model_spec.signature_name[:100]
-                raise ServerError("FAILED_PRECONDITION", f'Serving signature key "{asked}" not found.')
-            signature = engine.signatures[name]
-            return Call(name, inputs_of(signature, request.inputs), output_names(signature, request.output_filter))
-
         _require_spec(request)
-        answer = await self.service.predict(
+        with self.service.receive(
             target_of(request.model_spec),
-            read,
             method="grpc",
             request_id=request_id_of(metadata.get("x-request-id")),
             deadline=None if remaining is None else time.monotonic() + remaining,
-        )
+        ) as received:
+            answer = await received.predict(parse(request, received.engine))
         if answer.warning:
             context.set_trailing_metadata(((WARNING_KEY, answer.warning.encode()),))
         response = predict_pb2.PredictResponse()

@@ -1,113 +1,80 @@
-"""Requests in, pictures out: a bounded queue, batches, deadlines, cancelling and progress, over threads that compute.
+"""Runs requests on engines: the coroutines around the request queue and the threads that compute.
 
-Every request ends in exactly one of: its result, a `ServerError`, or the cancelling of the task that awaits it.
+Every request ends in exactly one of: its result, a `ServerError`, or the cancellation of the task that awaits it.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tfsd.serving.server.batches import Request, RequestTiming
-from tfsd.serving.server.ledger import Ledger
+from tfsd.serving.server.active_request import ActiveRequest, RequestTiming
 from tfsd.serving.server.metrics import Metrics
 from tfsd.serving.server.progress import ProgressBoard
+from tfsd.serving.server.queue_limits import QueueLimits
+from tfsd.serving.server.request_queue import RequestQueue
 from tfsd.serving.server.workers import Workers
 from tfsd.serving.wire.errors import ServerError
 
-STOP_SECONDS = 5.0  # how long `drain` waits for threads to leave their last chunk
-
-
-@dataclass(frozen=True)
-class QueueLimits:
-    """How much may wait, and how work is cut.
-
-    `max_queue_rows`: rows (pictures) that may wait. `batch_wait_ms`: how long a job of an engine that computes rows
-    together waits for more of them. `chunk_seconds`: how often a job looks whether it is still wanted. `workers`: jobs at
-    once; by default what the engine asks for.
-    """
-
-    max_queue_rows: int = 64
-    batch_wait_ms: float = 2.0
-    chunk_seconds: float = 0.25
-    workers: int | None = None
-
-    def __post_init__(self):
-        if self.max_queue_rows < 1:
-            raise ValueError(f"max_queue_rows must be at least 1; got {self.max_queue_rows}.")
-        if not 0 <= self.batch_wait_ms <= 10_000:
-            raise ValueError(f"batch_wait_ms must be from 0 to 10000; got {self.batch_wait_ms}.")
-        if not 0 < self.chunk_seconds <= 60:
-            raise ValueError(f"chunk_seconds must be above 0 and at most 60; got {self.chunk_seconds}.")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers must be at least 1; got {self.workers}.")
+STOP_SECONDS = 5.0  # how long `drain` waits for threads to finish their last chunk
 
 
 class Scheduler:
-    """Runs requests on engines. Its coroutines belong to one event loop; its worker threads are daemons.
+    """Runs requests on engines. Its coroutines run in one event loop; its worker threads are daemons.
 
-    Rows of different requests that one engine can compute together go into one job; the oldest row always goes first.
+    Rows of different requests that an engine can compute together share a job. The oldest row always goes first.
     """
 
     def __init__(self, limits: QueueLimits | None = None, metrics: Metrics | None = None):
         self.limits = limits or QueueLimits()
         self.metrics = metrics or Metrics()
-        self._ledger = Ledger(self.limits.max_queue_rows, self.metrics)
-        self._workers = Workers(
-            self._ledger,
-            count=self.limits.workers,
-            batch_wait=self.limits.batch_wait_ms / 1000,
-            chunk_seconds=self.limits.chunk_seconds,
-        )
-        self._preparers = ThreadPoolExecutor(2, thread_name_prefix="tfsd-prepare")  # tokenizing must not hold up the loop
+        self._queue = RequestQueue(self.limits, self.metrics)
+        self._workers = Workers(self._queue)
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="tfsd-read")  # tokenizing must not block the event loop
 
     @property
     def progress(self) -> ProgressBoard:
         """Request id -> `tfsd.serving.server.progress.ProgressSnapshot`; `progress.watch(id)` follows one."""
-        return self._ledger.progress
+        return self._queue.progress
 
     @property
     def queue_rows(self) -> int:
         """How many rows wait."""
-        return self._ledger.waiting.rows
+        return self._queue.rows
 
     @property
     def busy(self) -> bool:
-        """Whether any request lives or any job runs."""
-        with self._ledger.wake:
-            return bool(self._ledger.live or self._ledger.running)
+        """Whether any request is active or any job runs."""
+        return self._queue.busy
 
     async def generate(
         self,
         engine,
         inputs: dict,
         *,
-        finish: Callable[[np.ndarray], Any] | None = None,
+        postprocess: Callable[[np.ndarray], Any] | None = None,
         deadline: float | None = None,
         request_id: str | None = None,
-        trace: RequestTiming | None = None,
+        timing: RequestTiming | None = None,
     ) -> tuple[list, np.ndarray]:
-        """Makes the pictures of a whole-request signature.
+        """Makes the images of a signature that makes whole images.
 
         Args:
             engine: a `tfsd.serving.server.engine.Engine`; the caller holds its lease.
             inputs: as `engine.prepare` takes them.
-            finish: makes of a picture what is returned of it, in the thread that computed the picture.
+            postprocess: applied to each image, in the thread that computed the image.
             deadline: on the clock of `time.monotonic`.
-            request_id: the name under which `progress` shows it.
-            trace: filled in with rows and times.
-        Returns: for each row what `finish` gave, by default its picture uint8 [H, W, 3]; and int32 [B, 2]: how many
+            request_id: its name in `progress`.
+            timing: filled in with rows and times.
+        Returns: for each row the result of `postprocess`, by default its image uint8 [H, W, 3]; and int32 [B, 2]: how many
             tokens were cut off its prompt and its negative prompt.
         Raises: `ServerError` INVALID_ARGUMENT, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, UNAVAILABLE or INTERNAL.
         """
-        request = self._open(engine, deadline, trace, request_id)
-        request.finish = finish
+        request = self._request(engine, deadline, timing, postprocess)
         rows, results = await self._run(request, partial(engine.prepare, inputs), request_id)
         return results, np.array([row.truncated for row in rows], np.int32)
 
@@ -119,30 +86,16 @@ class Scheduler:
         *,
         deadline: float | None = None,
         request_id: str | None = None,
-        trace: RequestTiming | None = None,
+        timing: RequestTiming | None = None,
     ) -> dict[str, np.ndarray]:
         """Returns the outputs of another signature (encode, denoise, decode), computed row by row; raises as `generate` does."""
-        request = self._open(engine, deadline, trace, request_id)
+        request = self._request(engine, deadline, timing)
         _, results = await self._run(request, partial(engine.split, signature, inputs), request_id)
         return {name: np.concatenate([row[name] for row in results]) for name in results[0]}
 
-    def _open(self, engine, deadline: float | None, trace: RequestTiming | None, request_id: str | None) -> Request:
-        return self._ledger.open(engine, asyncio.get_running_loop().create_future(), deadline, trace, request_id)
-
-    async def _run(self, request: Request, read: Callable[[], list], request_id: str | None) -> tuple[list, list]:
-        """Returns the rows that `read` finds in a request's inputs, and what came of them."""
-        with self._lifetime(request, request_id):
-            self._workers.ensure_threads(request.engine)
-            loop = asyncio.get_running_loop()
-            rows = await loop.run_in_executor(self._preparers, self._prepare, request, read)
-            return rows, await request.future
-
     async def drain(self, grace: float):
-        """Refuses new requests, gives those that live `grace` seconds, fails the rest UNAVAILABLE, and ends the threads."""
-        with self._ledger.wake:
-            self._ledger.draining = True
-            self._ledger.wake.notify_all()  # a job that waits for company need not wait any longer
-            futures = [request.future for request in self._ledger.live]
+        """Refuses new requests, gives active ones `grace` seconds, fails the rest with UNAVAILABLE, and ends the threads."""
+        futures = self._queue.drain()
         try:
             if futures:
                 await asyncio.wait(futures, timeout=max(grace, 0))
@@ -151,43 +104,69 @@ class Scheduler:
         await asyncio.get_running_loop().run_in_executor(None, self._workers.join, STOP_SECONDS)
 
     def close(self):
-        """Fails whatever lives UNAVAILABLE and lets the threads end after the chunk that they compute."""
-        self._ledger.stop()
-        self._preparers.shutdown(wait=False)
+        """Fails the active requests with UNAVAILABLE and lets the threads end after their current chunk."""
+        self._queue.close()
+        self._readers.shutdown(wait=False)
 
-    def _prepare(self, request: Request, read: Callable[[], list]) -> list:
-        """Puts the request's rows in the queue and returns them."""
-        began = time.monotonic()
+    def _request(
+        self, engine, deadline: float | None, timing: RequestTiming | None, postprocess: Callable[[Any], Any] | None = None
+    ) -> ActiveRequest:
+        future = asyncio.get_running_loop().create_future()
+        return ActiveRequest(engine, future, deadline, timing or RequestTiming(), postprocess)
+
+    async def _run(self, request: ActiveRequest, read: Callable[[], list], request_id: str | None) -> tuple[list, list]:
+        """Returns the rows that `read` finds in a request's inputs, and their results."""
+        rows: list = []
         try:
-            rows = read()
-        except ServerError:
+            self._queue.receive(request, request_id)
+            self._watch_deadline(request)
+            if not request.ended and self._has_threads(request):
+                rows = await asyncio.get_running_loop().run_in_executor(self._readers, self._read, request, read)
+            return rows, await request.future
+        except asyncio.CancelledError:
+            request.future.cancel()  # an outcome that comes in the same moment is for nobody
             raise
-        except Exception as error:
-            raise self._ledger.crash(error, "read the request's inputs") from None
         finally:
-            request.trace.read_seconds = time.monotonic() - began
-        if not rows:
-            raise ServerError("INVALID_ARGUMENT", "The inputs must have at least one row; got none.")
-        self._ledger.enqueue(request, rows)
+            self._queue.cancel(request)  # does nothing unless the task was cancelled
+            if request.future.done() and not request.future.cancelled():
+                request.future.exception()  # else asyncio logs that nobody has seen it
+
+    def _watch_deadline(self, request: ActiveRequest):
+        """Has the deadline checked when it is due. (Timers may fire too early, by the resolution of the loop's clock.)"""
+        seconds = self._queue.check_deadline(request)
+        if seconds is not None:
+            timer = asyncio.get_running_loop().call_later(seconds, self._watch_deadline, request)
+            request.future.add_done_callback(lambda _: timer.cancel())
+
+    def _has_threads(self, request: ActiveRequest) -> bool:
+        """Starts the threads that a request needs, or ends it."""
+        try:
+            self._workers.ensure_threads(request.engine)
+        except RuntimeError as error:
+            self._queue.crash([request], error, "start a thread")
+        return not request.ended
+
+    def _read(self, request: ActiveRequest, read: Callable[[], list]) -> list:
+        """Queues the rows of a request's inputs and returns them, or ends the request if the inputs are wrong."""
+        if request.ended:  # while it waited for this thread
+            return []
+        try:
+            rows = _timed(read, request.timing)
+            if not rows:
+                raise ServerError("INVALID_ARGUMENT", "The inputs must have at least one row; got none.")
+        except ServerError as error:
+            self._queue.fail(request, error)
+            return []
+        except Exception as error:
+            self._queue.crash([request], error, "read the request's inputs")
+            return []
+        self._queue.add_rows(request, rows)
         return rows
 
-    @contextlib.contextmanager
-    def _lifetime(self, request: Request, request_id: str | None):
-        """Ends the request at its deadline, and with the block at the latest: then nobody awaits it any more."""
-        timer = None
-        if request.deadline is not None:
-            delay = max(0.0, request.deadline - time.monotonic())
-            timer = asyncio.get_running_loop().call_later(delay, partial(self._ledger.expire, request))
-        try:
-            yield
-        except asyncio.CancelledError:
-            self._ledger.finish(request, asyncio.CancelledError(), "cancelled")
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-            self._ledger.finish(request, asyncio.CancelledError())
-            if request.future.done() and not request.future.cancelled():
-                request.future.exception()  # seen, even if the caller was cancelled in the same moment
-            if request_id is not None:
-                self.progress.end(request_id, request.entry)
+
+def _timed(read: Callable[[], list], timing: RequestTiming) -> list:
+    began = time.monotonic()
+    try:
+        return read()
+    finally:
+        timing.read_seconds = time.monotonic() - began

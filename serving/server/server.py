@@ -21,8 +21,9 @@ from tfsd.serving.server.http_protocol import Protocol
 from tfsd.serving.server.logs import LOGGER
 from tfsd.serving.server.metrics import Metrics
 from tfsd.serving.server.models import Models
+from tfsd.serving.server.queue_limits import QueueLimits
 from tfsd.serving.server.rest import Rest
-from tfsd.serving.server.scheduler import QueueLimits, Scheduler
+from tfsd.serving.server.scheduler import Scheduler
 from tfsd.serving.server.service import Service
 from tfsd.serving.wire.message_size import request_limits
 

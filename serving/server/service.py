@@ -1,23 +1,24 @@
-"""One request's way through the server, whichever protocol it came by."""
+"""Receives requests, whichever protocol they came by: leases a model version, then has the parsed request computed."""
 
 import asyncio
+import contextlib
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from tfsd.arguments import TRUNCATED
 from tfsd.serving.server.logs import LOGGER
-from tfsd.serving.server.scheduler import RequestTiming
+from tfsd.serving.server.request_log import RequestLog
 from tfsd.serving.wire.errors import ServerError
 from tfsd.serving.wire.tensors import invalid
 
-DEFAULT_SIGNATURE = "serving_default"  # TF Serving's name for what a request means that names none
-PICTURE_SIGNATURE = "text_to_png"
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:=/+-]{1,128}")  # also those that load balancers give
+DEFAULT_SIGNATURE = "serving_default"  # TF Serving's name for the signature of requests that name none
+IMAGE_SIGNATURE = "text_to_png"
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:=/+-]{1,128}")  # includes the ids that load balancers generate
 
 
 class Target(NamedTuple):
@@ -28,28 +29,33 @@ class Target(NamedTuple):
     label: str | None = None
 
 
-class Call(NamedTuple):
-    """A request that was held against its model's signature."""
+class ParsedRequest(NamedTuple):
+    """A request whose inputs and outputs were checked against its model's signature."""
 
     signature: str
     inputs: dict[str, np.ndarray]
     outputs: list[str]  # to answer with, in this order
 
+    @property
+    def rows(self) -> int:
+        """The number of rows of the longest input."""
+        return max(map(len, self.inputs.values()))
+
 
 class Prediction(NamedTuple):
-    """What a request came to, with the version that made it."""
+    """The outputs of a request, with the version that computed them."""
 
     version: int
     signature: str
     outputs: dict[str, np.ndarray]
-    warning: str = ""  # what a person should know of the prompts
+    warning: str = ""  # what the caller should know about the prompts
 
 
-def signature_asked(engine, name: str) -> str | None:
-    """Returns the signature that a request names, by default the one that makes pictures; None if the model lacks it."""
+def find_signature(engine, name: str) -> str | None:
+    """Returns the signature that a request names, by default the one that makes images; None if the model lacks it."""
     name = name or DEFAULT_SIGNATURE
-    if name == DEFAULT_SIGNATURE and name not in engine.signatures:  # exports of older versions have it under one name
-        name = PICTURE_SIGNATURE
+    if name == DEFAULT_SIGNATURE and name not in engine.signatures:  # exports of older versions lack the second name
+        name = IMAGE_SIGNATURE
     return name if name in engine.signatures else None
 
 
@@ -58,94 +64,98 @@ def request_id_of(sent: str | None) -> str:
     return sent if sent and REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
+class ReceivedRequest:
+    """A request that holds a lease of its model version. It is parsed by the signatures of `engine`, then predicted."""
+
+    def __init__(self, engine, scheduler, log: RequestLog, deadline: float | None):
+        self.engine, self._scheduler, self._log, self._deadline = engine, scheduler, log, deadline
+
+    async def predict(self, parsed: ParsedRequest) -> Prediction:
+        """Returns the outputs that a request asks for.
+
+        Raises: `ServerError`; when cancelled, the request's rows stop between two chunks of steps.
+        """
+        self._log.fields |= {"signature": parsed.signature, "rows": parsed.rows}
+        made = await (self._images(parsed) if self._makes_images(parsed) else self._call(parsed))
+        outputs = {name: made[name] for name in parsed.outputs}
+        return Prediction(self.engine.version, parsed.signature, outputs, await self._warning(parsed))
+
+    def _makes_images(self, parsed: ParsedRequest) -> bool:
+        outputs = self.engine.signatures[parsed.signature].outputs
+        return "prompt" in parsed.inputs and ("png_bytes" in outputs or "images" in outputs)
+
+    async def _call(self, parsed: ParsedRequest) -> dict[str, np.ndarray]:
+        _require_one_size(parsed)
+        return await self._scheduler.call(self.engine, parsed.signature, parsed.inputs, **self._options())
+
+    async def _images(self, parsed: ParsedRequest) -> dict[str, np.ndarray]:
+        if "png_bytes" not in self.engine.signatures[parsed.signature].outputs:
+            _require_one_size(parsed)  # arrays of several sizes do not fit in one array
+        postprocess = self.engine.png if "png_bytes" in parsed.outputs else None
+        images, truncated = await self._scheduler.generate(self.engine, parsed.inputs, postprocess=postprocess, **self._options())
+        outputs = dict(zip(TRUNCATED, np.ascontiguousarray(np.reshape(truncated, (parsed.rows, -1)).T, "int32")))
+        if "images" in parsed.outputs:
+            outputs["images"] = np.stack(images)
+        if "png_bytes" in parsed.outputs:
+            outputs["png_bytes"] = np.empty(parsed.rows, object)
+            outputs["png_bytes"][:] = images
+        return outputs
+
+    def _options(self) -> dict:
+        return {"deadline": self._deadline, "request_id": self._log.fields["id"], "timing": self._log.timing}
+
+    async def _warning(self, parsed: ParsedRequest) -> str:
+        """Returns a warning about words that the model was not trained on; the log gets only their number."""
+        words = self.engine.words
+        if not words.are_few or "prompt" not in parsed.inputs:
+            return ""
+        unknown = await asyncio.to_thread(words.unknown, parsed.inputs)
+        if unknown:
+            self._log.fields["unknown_words"] = sum(map(len, unknown.values()))
+        return words.message(unknown)
+
+
 class Service:
-    """Answers requests from the models that are loaded; counts and logs each of them."""
+    """Answers requests with the models that are loaded; counts and logs each request."""
 
     def __init__(self, models, scheduler, metrics):
         self.models, self.scheduler, self.metrics = models, scheduler, metrics
         self.last_arrival = 0.0  # of a request, on the monotonic clock
 
-    async def predict(
-        self,
-        target: Target,
-        read: Callable[..., Awaitable[Call]],
-        *,
-        method: str,
-        request_id: str,
-        deadline: float | None = None,
-    ) -> Prediction:
-        """Returns the outputs that a request asks for; `await read(engine)` tells what it asks.
+    @contextlib.contextmanager
+    def receive(
+        self, target: Target, *, method: str, request_id: str, deadline: float | None = None
+    ) -> Iterator[ReceivedRequest]:
+        """Leases the model version that a request names, while the request is parsed and predicted in the `with` block.
 
-        `method` is "grpc" or "rest", `deadline` a time of the monotonic clock.
-        Raises: `ServerError`; when cancelled, the request's rows stop between two chunks of steps.
+        Args:
+            method: "grpc" or "rest", for the log.
+            deadline: on the clock of `time.monotonic`.
+        Raises: `ServerError` for a model that is not served, and in place of unexpected errors of the block.
         """
-        self.last_arrival = start = time.monotonic()
-        code, trace = "UNKNOWN", RequestTiming()
-        seen: dict = {"id": request_id, "method": method, "model": target.name[:100], "version": target.version}
+        self.last_arrival = time.monotonic()
+        log = RequestLog(request_id=request_id, method=method, model=target.name, version=target.version)
         try:
             with self.models.get(*target) as engine:
-                seen["version"] = engine.version
-                call = await read(engine)
-                rows = max(map(len, call.inputs.values()))
-                seen |= {"signature": call.signature, "rows": rows}
-                outputs = await self._run(engine, call, rows, deadline=deadline, request_id=request_id, trace=trace)
-                warning = await _warning(engine.words, call, seen)
-                code = "OK"
-                return Prediction(engine.version, call.signature, outputs, warning)
+                log.fields["version"] = engine.version
+                yield ReceivedRequest(engine, self.scheduler, log, deadline)
+            log.code = "OK"
         except ServerError as error:
-            code = error.code
+            log.code = error.code
             raise
         except asyncio.CancelledError:
-            code = "DEADLINE_EXCEEDED" if deadline is not None and time.monotonic() >= deadline else "CANCELLED"
+            log.code = "DEADLINE_EXCEEDED" if log.timing.deadline_passed else "CANCELLED"
             raise
         except Exception as error:
-            code = "INTERNAL"
-            LOGGER.exception("a request failed", extra={"fields": seen})
+            log.code = "INTERNAL"
+            LOGGER.exception("a request failed", extra={"fields": log.fields})
             raise ServerError("INTERNAL", f"The server failed; its log tells why under the id {request_id}.") from error
         finally:
-            seconds = time.monotonic() - start
-            labels = {"model": target.name, "signature": seen.get("signature", ""), "method": method, "code": code}
-            self.metrics.count_request(**labels, seconds=seconds, model_seconds=trace.read_seconds + trace.run_seconds)
-            spent = {"read_ms": trace.read_seconds, "queue_ms": trace.queue_seconds, "run_ms": trace.run_seconds, "ms": seconds}
-            LOGGER.info("request", extra={"fields": seen | {k: round(1000 * v, 1) for k, v in spent.items()} | {"code": code}})
-
-    async def _run(
-        self, engine, call: Call, rows: int, *, deadline: float | None, request_id: str, trace: RequestTiming
-    ) -> dict[str, np.ndarray]:
-        outputs = engine.signatures[call.signature].outputs
-        picture = next((name for name in ("png_bytes", "images") if name in outputs), None)
-        if picture is None or "prompt" not in call.inputs:
-            _require_one_size(call)
-            made = await self.scheduler.call(
-                engine, call.signature, call.inputs, deadline=deadline, request_id=request_id, trace=trace
-            )
-            return {name: made[name] for name in call.outputs}
-        if picture == "images":
-            _require_one_size(call)
-        finish = engine.png if "png_bytes" in call.outputs else None
-        pictures, truncated = await self.scheduler.generate(
-            engine, call.inputs, finish=finish, deadline=deadline, request_id=request_id, trace=trace
-        )
-        made = dict(zip(TRUNCATED, np.ascontiguousarray(np.reshape(truncated, (rows, -1)).T, "int32")))
-        if "images" in call.outputs:
-            made["images"] = np.stack(pictures)
-        if "png_bytes" in call.outputs:
-            made["png_bytes"] = np.empty(rows, object)
-            made["png_bytes"][:] = pictures
-        return {name: made[name] for name in call.outputs}
+            log.write(self.metrics)
 
 
-async def _warning(words, call: Call, seen: dict) -> str:
-    """Returns what to say of words that the model never learned; the log sees only how many there are."""
-    if not words.are_few or "prompt" not in call.inputs:
-        return ""
-    unknown = await asyncio.to_thread(words.unknown, call.inputs)
-    if unknown:
-        seen["unknown_words"] = sum(map(len, unknown.values()))
-    return words.message(unknown)
-
-
-def _require_one_size(call: Call):
+def _require_one_size(parsed: ParsedRequest):
     for name in ("height", "width"):
-        if name in call.inputs and len(sides := set(call.inputs[name].tolist())) > 1:
-            raise invalid(f"{name} must be the same in all rows of {call.signature}; got {sorted(sides)}. Use text_to_png.")
+        if name in parsed.inputs and len(sides := set(parsed.inputs[name].tolist())) > 1:
+            message = f"{name} must be the same in all rows of {parsed.signature}; got {sorted(sides)}. Use text_to_png."
+            raise invalid(message)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from patience import LONG
 
-from tfsd.serving.server.scheduler import QueueLimits, Scheduler
+from tfsd.serving.server.queue_limits import QueueLimits
+from tfsd.serving.server.scheduler import Scheduler
 from tfsd.serving.wire.errors import ServerError
 
 
@@ -48,8 +49,13 @@ async def error_of(task) -> ServerError:
     return caught.value
 
 
+def value(metrics, name: str, **labels) -> float:
+    """Returns the value of a metric."""
+    return metrics.registry.get_sample_value(name, labels)
+
+
 def rejected(scheduler, reason) -> float:
-    return scheduler.metrics.rejected.labels(reason)._value.get()
+    return value(scheduler.metrics, "tfsd_rejected_total", reason=reason)
 
 
 def soon(seconds) -> float:

@@ -43,6 +43,7 @@ class HeldEngine:
         self.batch_rows, self.parallel_jobs, self.step_seconds = batch_rows, parallel_jobs, step_seconds
         self.gate = threading.Event()
         self.jobs: list[Job] = []
+        self.job_rows: list[int] = []  # by job
         self.most_at_once = 0
         self.computing = 0
         self.lock = threading.Lock()
@@ -62,6 +63,7 @@ class HeldEngine:
         assert len(rows) <= self.batch_rows and len({row.kind for row in rows}) == 1
         job = CallJob(self.run, rows) if isinstance(rows[0], CallRow) else Job(self, rows)
         self.jobs.append(job)
+        self.job_rows.append(len(rows))
         return job
 
     def split(self, signature, inputs):

@@ -15,7 +15,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 from tfsd.serving.server.engine import CallJob, CallRow
 from tfsd.serving.server.metrics import Metrics
 from tfsd.serving.server.models import Models
-from tfsd.serving.server.scheduler import QueueLimits
+from tfsd.serving.server.queue_limits import QueueLimits
 from tfsd.serving.server.server import Server, ServerOptions, running
 from tfsd.serving.server.words import Words
 from tfsd.serving.wire.errors import ServerError
@@ -130,7 +130,7 @@ def picture(seed: int, size=(8, 8)) -> bytes:
 
 def cancelled(server) -> float:
     """Returns how many requests a server has seen to be cancelled by their clients."""
-    return server.metrics.rejected.labels("cancelled")._value.get()
+    return server.metrics.registry.get_sample_value("tfsd_rejected_total", {"reason": "cancelled"})
 
 
 @contextlib.contextmanager

@@ -38,10 +38,11 @@ def client(server):
 def test_a_deadline_stops_the_steps(client, engine, server):
     with held(engine):
         jobs, steps = engine.jobs, engine.steps
-        call = client.prediction.Predict.future(request("x", num_steps=[500]), timeout=2.0)
+        metadata = [("x-request-id", "late")]
+        call = client.prediction.Predict.future(request("x", num_steps=[500]), timeout=2.0, metadata=metadata)
         until(lambda: engine.jobs == jobs + 1)
         assert call.exception(LONG).code() == CODE.DEADLINE_EXCEEDED
-        until(lambda: not server.scheduler._ledger.live)
+        until(lambda: server.scheduler.progress["late"].ended)
     assert client.predict("y")
     assert engine.steps - steps < 250
 

@@ -7,8 +7,10 @@ from held_engine import HeldEngine, picture, until
 from signatures import called
 
 from tfsd.arguments import TRUNCATED
-from tfsd.serving.server.batches import Batch, Member, StepTimer
-from tfsd.serving.server.scheduler import QueueLimits, RequestTiming
+from tfsd.serving.server.active_request import RequestTiming
+from tfsd.serving.server.batch import Batch, Member
+from tfsd.serving.server.queue_limits import QueueLimits
+from tfsd.serving.server.step_timer import StepTimer
 from tfsd.serving.wire.errors import ServerError
 
 
@@ -44,9 +46,9 @@ async def test_full_job_starts_without_waiting_for_company():
 async def test_lone_row_waits_for_company_no_longer_than_said():
     engine = HeldEngine(batch_rows=2, parallel_jobs=1)
     async with Bench(batch_wait_ms=50) as scheduler:
-        trace = RequestTiming()
-        await ask(scheduler, engine, "a", trace=trace)
-    assert 0.049 < trace.queue_seconds < 5
+        timing = RequestTiming()
+        await ask(scheduler, engine, "a", timing=timing)
+    assert 0.049 < timing.queue_seconds < 5
 
 
 @on_a_loop
@@ -147,13 +149,13 @@ async def test_the_first_chunk_is_one_step_and_all_steps_are_made_once():
 
 
 def test_chunks_take_about_the_time_asked_for():
-    engine, pace = HeldEngine(), StepTimer(chunk_seconds=0.05)
+    engine, timer = HeldEngine(), StepTimer(chunk_seconds=0.05)
     batch = Batch(engine, (8, 8), [Member(None, 0, None)])
-    assert pace.steps(batch, 20) == 1  # nothing is known yet
+    assert timer.steps(batch, 20) == 1  # nothing is known yet
     for step_seconds, chunk in ((0.005, 10), (0.02, 3), (0.001, 20), (1.0, 1)):
-        pace.measure(batch, step_seconds)
-        assert pace.steps(batch, 20) == chunk
-    assert pace.steps(batch._replace(kind=(16, 8)), 20) == 1
+        timer.measure(batch, step_seconds)
+        assert timer.steps(batch, 20) == chunk
+    assert timer.steps(batch._replace(kind=(16, 8)), 20) == 1
 
 
 @on_a_loop
@@ -250,17 +252,17 @@ async def test_calls_of_strangers_are_computed_apart_where_rows_of_one_are_compu
         answers = await asyncio.gather(*(scheduler.call(engine, "encode", {"inputs": one}) for one in asked))
     for one, answer in zip(asked, answers):
         np.testing.assert_array_equal(answer["outputs"], 2 * one)
-    assert sorted(len(job._rows) for job in engine.jobs) == [2, 3, 4]
+    assert sorted(engine.job_rows) == [2, 3, 4]
 
 
 @on_a_loop
-async def test_trace_tells_rows_and_times_also_of_failures():
+async def test_timing_has_rows_and_times_also_of_failures():
     engine = HeldEngine(parallel_jobs=1, step_seconds=0.01)
     async with Bench() as scheduler:
-        trace, failed = RequestTiming(), RequestTiming()
-        await ask(scheduler, engine, "a", "b", steps=3, trace=trace)
-        assert trace.rows == 2 and 0.06 <= trace.run_seconds and trace.queue_seconds >= 0
-        await error_of(ask(scheduler, engine, "a", steps=1000, deadline=soon(2), trace=failed))
+        timing, failed = RequestTiming(), RequestTiming()
+        await ask(scheduler, engine, "a", "b", steps=3, timing=timing)
+        assert timing.rows == 2 and 0.06 <= timing.run_seconds and timing.queue_seconds >= 0
+        await error_of(ask(scheduler, engine, "a", steps=1000, deadline=soon(2), timing=failed))
         assert failed.rows == 1 and failed.run_seconds > 0.01
 
 

@@ -3,17 +3,22 @@
 import asyncio
 import gc
 import random
+import threading
 import weakref
 from collections import Counter
 
 import numpy as np
 import pytest
-from asking import Bench, ask, error_of, on_a_loop, rejected, soon
+from asking import Bench, ask, error_of, on_a_loop, rejected, soon, value
 from held_engine import HeldEngine, picture, until
 from patience import LONG
 
 from tfsd.serving.server.scheduler import Scheduler
 from tfsd.serving.wire.errors import ServerError
+
+
+def workers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "tfsd-worker"}
 
 
 @on_a_loop
@@ -146,7 +151,7 @@ async def test_bad_inputs_are_the_callers_error_and_odd_ones_the_servers():
 @on_a_loop
 async def test_drain_finishes_what_is_here_and_refuses_what_comes():
     engine = HeldEngine(parallel_jobs=1, step_seconds=0.01)
-    scheduler = Scheduler()
+    scheduler, before = Scheduler(), workers()
     tasks = [ask(scheduler, engine, text) for text in "abc"]
     await until(lambda: engine.jobs)
     drain = asyncio.ensure_future(scheduler.drain(LONG))
@@ -155,7 +160,7 @@ async def test_drain_finishes_what_is_here_and_refuses_what_comes():
     assert error.code == "UNAVAILABLE" and rejected(scheduler, "draining") == 1
     await drain
     assert all(len(task.result()[0]) == 1 for task in tasks)
-    assert not any(thread.is_alive() for thread in scheduler._workers._threads)
+    assert not workers() - before
 
 
 @on_a_loop
@@ -174,7 +179,7 @@ async def test_drain_fails_the_rest_after_the_grace():
 
 
 def test_nothing_hangs_when_the_loop_stops_under_a_request():
-    engine, scheduler = HeldEngine(is_open=False), Scheduler()
+    engine, scheduler, before = HeldEngine(is_open=False), Scheduler(), workers()
 
     async def abandon():
         ask(scheduler, engine, "a")
@@ -188,14 +193,13 @@ def test_nothing_hangs_when_the_loop_stops_under_a_request():
     engine.gate.set()
     asyncio.run(until(lambda: not scheduler.busy))
     scheduler.close()
-    scheduler._workers.join(LONG)
-    assert not any(thread.is_alive() for thread in scheduler._workers._threads)
+    asyncio.run(until(lambda: not workers() - before))
 
 
 @on_a_loop
 async def test_idle_threads_keep_no_engine_in_memory(monkeypatch):
     # pytest keeps the log's records, and they lead to the engine
-    monkeypatch.setattr("tfsd.serving.server.ledger.LOG.disabled", True)
+    monkeypatch.setattr("tfsd.serving.server.logs.LOGGER.disabled", True)
     async with Bench() as scheduler:
         engine = HeldEngine()
         await ask(scheduler, engine, "a", request_id="x")
@@ -247,9 +251,8 @@ async def storm(engines, seed: int, count: int, drain_after: int | None = None) 
             await scheduler.drain(0)
         ended = await asyncio.gather(*tasks)
         await until(lambda: not scheduler.busy)
-        assert scheduler.queue_rows == 0 and scheduler.metrics.queue_rows._value.get() == 0
-        assert scheduler.metrics.running_rows._value.get() == 0
-        assert not scheduler._ledger.waiting._requests
+        assert scheduler.queue_rows == 0 and value(scheduler.metrics, "tfsd_queue_rows") == 0
+        assert value(scheduler.metrics, "tfsd_running_rows") == 0
         assert all(scheduler.progress[f"{i}"].ended for i in range(count) if f"{i}" in scheduler.progress)
     return ended
 

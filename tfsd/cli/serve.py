@@ -131,7 +131,7 @@ def _run(args, token: str | None) -> int:
     from tfsd.serving.server.logs import LOGGER, log_to
     from tfsd.serving.server.metrics import Metrics
     from tfsd.serving.server.models import Models
-    from tfsd.serving.server.scheduler import QueueLimits
+    from tfsd.serving.server.queue_limits import QueueLimits
     from tfsd.serving.server.server import Server, ServerOptions
     from tfsd.serving.wire.errors import ServerError
 
