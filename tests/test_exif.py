@@ -124,7 +124,7 @@ def tiff(entries: list[tuple[int, int, bytes]], order=">") -> bytes:
 
 
 def jpeg(*segments: bytes) -> bytes:
-    return b"\xff\xd8" + b"".join(segments) + b"\xff\xda\0\2pixels"
+    return b"\xff\xd8" + b"".join(segments) + b"\xff\xda\0\2pixels\xff\xd9"
 
 
 def app1(block: bytes) -> bytes:
@@ -184,6 +184,27 @@ def test_files_without_a_sound_recipe_are_refused(tmp_path, data, message):
     with pytest.raises(ImageFileError) as error:
         read_recipe(path)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".webp"])
+def test_file_cut_short_anywhere_is_refused(tmp_path, ending):
+    whole, path = encode(smooth().pil(0), recipe(), ending), tmp_path / "cut"
+    for length in [*range(0, len(whole), 97), len(whole) - 2, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ImageFileError, match="ends too early|no PNG, JPEG or WebP|no file"):
+            read_recipe(path)
+    path.write_bytes(whole + b"appended by another program")
+    assert read_recipe(path) == recipe()
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_rows": 1}], ids=str)
+def test_whole_files_of_other_encoders_are_not_refused(tmp_path, options):
+    """Progressive files have tables between their scans, and others have markers in them."""
+    block = encode(smooth().pil(0), recipe(), ".jpg")
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (200, 300, 3)).astype("uint8")).save(
+        tmp_path / "a.jpg", exif=Image.open(io.BytesIO(block)).info["exif"], **options
+    )
+    assert read_recipe(tmp_path / "a.jpg") == recipe()
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".webp"])

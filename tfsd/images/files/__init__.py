@@ -109,6 +109,8 @@ def _first_text(path: str | os.PathLike, key: str) -> str | None:
                 file.seek(0)
                 texts = png.read_texts(file, path, (key,))
             elif start.startswith(exif.JPEG_SIGNATURE) or (start[:4], start[8:]) == (b"RIFF", b"WEBP"):
+                exif.require_whole(file, path)
+                file.seek(0)
                 texts = exif.read_texts(file, path, (key,))
             else:
                 raise ImageFileError(f"{path} is no PNG, JPEG or WebP file.")

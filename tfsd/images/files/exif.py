@@ -14,6 +14,7 @@ from tfsd.images.files.limits import MAX_TEXT, unpacked
 from tfsd.images.files.writing import ImageFileError
 
 JPEG_SIGNATURE = b"\xff\xd8"
+_JPEG_END, _JPEG_PIXELS = b"\xff\xd9", b"\xff\xda"
 PREFIX = b"Exif\0\0"  # of an EXIF block in JPEG files
 _MAX_EXIF = 3 * MAX_TEXT  # bytes; the readable text is UTF-16
 _MAX_SEGMENTS = 10_000
@@ -67,15 +68,37 @@ def read_texts(file, path, keys: Collection[str]) -> Iterator[tuple[str, str]]:
             yield "parameters", _comment_text(comment)
 
 
+def require_whole(file, path):
+    """Raises `ImageFileError` if a JPEG or WebP file was cut short, wherever that is; the pixels are not decoded.
+
+    A WebP file begins with its length. A JPEG file ends with a marker that its pixels, as they are coded, cannot contain.
+    """
+    start = file.read(8)
+    if start.startswith(JPEG_SIGNATURE):
+        file.seek(len(JPEG_SIGNATURE))
+        for _ in _jpeg_blocks(file, path):
+            pass
+        last = b""
+        while (block := file.read(2**16)) and _JPEG_END not in last + block:
+            last = block[-1:]
+        complete = bool(block)
+    else:
+        length = int.from_bytes(start[4:], "little")
+        complete = file.seek(0, os.SEEK_END) >= len(start) + length
+    if not complete:
+        raise ImageFileError(f"{path} is damaged: it ends too early. Download or copy it again.")
+
+
 def _jpeg_blocks(file, path) -> Iterator[bytes]:
-    """Yields the EXIF blocks among a JPEG file's segments, up to the pixels."""
+    """Yields the EXIF blocks among a JPEG file's segments, up to the pixels or the end marker, which are not read."""
     for _ in range(_MAX_SEGMENTS):
         head = file.read(2)
         while head == b"\xff\xff":  # padding between segments
             head = b"\xff" + file.read(1)
         if len(head) == 2 and (head == b"\xff\x01" or 0xD0 <= head[1] <= 0xD7):  # no length, no data
             continue
-        if len(head) == 2 and head[0] == 0xFF and head[1] in (0xD9, 0xDA):  # end of the file; the pixels
+        if head in (_JPEG_END, _JPEG_PIXELS):
+            file.seek(-len(head), os.SEEK_CUR)
             return
         size = file.read(2)
         if len(size) < 2 or head[0] != 0xFF or (length := int.from_bytes(size, "big") - 2) < 0:
