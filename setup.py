@@ -10,6 +10,7 @@ VERSION = re.search(r'^__version__ = "(.+?)"', (ROOT / "tfsd/__init__.py").read_
 # Upper bounds: `tfsd/runtime/private.py` lists what is used of these packages although it may change with a release.
 REQUIRED = [
     "tensorflow>=2.20,<2.22",
+    'tensorflow-text>=2.20,<2.22; sys_platform != "win32"',  # no wheels for Windows; pip takes TensorFlow's release
     "keras>=3.12,<3.16",
     "numpy>=1.26,<3",
     "pillow>=10.1",

@@ -232,6 +232,14 @@ def test_lower_case_does_not_depend_on_the_machines_language(served):
     assert all(not node.attr["encoding"].s for node in lowering)  # ASCII alone: with an encoding it is ICU's, of the locale
 
 
+def test_the_graph_has_operations_of_tensorflow_alone(served):
+    """A server or a program loads it without any other package, such as TensorFlow Text."""
+    graph_def = definition(served)
+    called = {function.signature.name for function in graph_def.library.function}
+    nodes = [*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)]
+    assert {node.op for node in nodes} - called <= set(dir(tf.raw_ops))
+
+
 @pytest.fixture(scope="module")
 def saved(served, assets, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "1"
