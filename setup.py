@@ -22,6 +22,7 @@ REQUIRED = [
     "huggingface_hub>=0.25,<3",
     "filelock>=3.12",
     "tqdm",
+    "typing_extensions>=4.6",
     'psutil>=5.9; sys_platform != "linux"',  # Linux tells of its memory in files
 ]
 SERVING = [

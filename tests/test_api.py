@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 import tfsd
-from tfsd import api
-from tfsd.api import StableDiffusion, attention_bytes, load, text_to_image
+from tfsd import api, cached_model
+from tfsd.api import StableDiffusion, attention_bytes, load
+from tfsd.cached_model import text_to_image
 from tfsd.noise import LAST_VALUE, normal_noise
 from tfsd.progress import Cancelled, Progress
 from tfsd.specs import PRESETS
@@ -198,7 +199,7 @@ def test_the_function_keeps_its_model_until_the_folder_is_another_and_frees_it_b
     options = {"batch_size": 2, "seed": SEED, "model": folder, "jit_compile": False}
     first = text_to_image("a red star", **options)
     np.testing.assert_array_equal(first, two)
-    (kept,) = (weakref.ref(model) for model in api._KEPT.values())
+    (kept,) = (weakref.ref(model) for model in cached_model._KEPT.values())
     alive = []
     monkeypatch.setattr(api, "load", lambda *args, **kwargs: alive.append(kept()) or load(*args, **kwargs))
     np.testing.assert_array_equal(text_to_image("a red star", **options), two)
@@ -233,7 +234,7 @@ def test_a_model_says_what_it_is(model, toy_folder):
 
 
 def test_first_calls_in_several_threads_load_one_model(toy_folder, monkeypatch):
-    api._KEPT.clear()
+    cached_model._KEPT.clear()
     loads = []
     monkeypatch.setattr(api, "load", lambda *args, **kwargs: loads.append(args) or load(*args, **kwargs))
     with ThreadPoolExecutor(4) as threads:
@@ -319,6 +320,8 @@ def test_the_package_offers_what_readme_says():
         ({"height": 4096}, ValueError, "height must be from 8 to 2048"),
         ({"callback": 3}, TypeError, "callback must be a function"),
         ({"img_size": 3}, TypeError, "img_size"),
+        ({"num_step": 3}, TypeError, "unexpected keyword argument 'num_step'. Did you mean 'num_steps'"),
+        ({"num_inference_steps": 3}, TypeError, "Did you mean 'num_steps'"),
     ],
 )
 def test_a_bad_argument_is_named(model, arguments, error, message):

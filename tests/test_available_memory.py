@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tfsd.arguments import require_memory
+from tfsd.arguments.checks import require_memory
 from tfsd.runtime.memory import available_memory
 
 KB, MB, GB = 2**10, 2**20, 2**30

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfsd.arguments import one_each, per_prompt
+from tfsd.arguments.checks import one_each, per_prompt
 from tfsd.errors import TfsdWarning, shown
 
 ROOT = Path(__file__).parents[1]

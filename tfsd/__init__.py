@@ -10,7 +10,8 @@ from tfsd.runtime.backend import require_tensorflow
 from tfsd.runtime.startup import quiet_imports
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` finds these
-    from tfsd.api import StableDiffusion, load, text_to_image
+    from tfsd.api import StableDiffusion, load
+    from tfsd.cached_model import text_to_image
     from tfsd.converters import convert
     from tfsd.converters.device.export import export_tflite
     from tfsd.converters.saved_model.export import export_saved_model
@@ -32,9 +33,9 @@ _HOMES = {
     "export_saved_model": "tfsd.converters.saved_model.export",
     "export_tflite": "tfsd.converters.device.export",
     "load": "tfsd.api",
-    "text_to_image": "tfsd.api",
+    "text_to_image": "tfsd.cached_model",
 }
-_COMPUTING = ("tfsd.api", "tfsd.converters.saved_model.export", "tfsd.converters.device.export")
+_COMPUTING = ("tfsd.api", "tfsd.cached_model", "tfsd.converters.saved_model.export", "tfsd.converters.device.export")
 __all__ = [
     "AsyncClient",
     "Cancelled",

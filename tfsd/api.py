@@ -1,14 +1,25 @@
-"""Text to image in Python: arguments are checked here, once; what is inside trusts them."""
+"""Text to image in Python: a model that makes images, and the function that loads one."""
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from typing_extensions import Unpack
 
-from tfsd.arguments import batch_of, choice, float_rows, one_each, per_prompt, require_memory, scales, seeds_of, side_of, whole
+from tfsd.arguments.checks import (
+    checked,
+    choice,
+    float_rows,
+    per_prompt,
+    prompts_of,
+    require_batch,
+    require_memory,
+    side_of,
+    whole,
+)
+from tfsd.arguments.options import GenerateOptions, ModelOptions, require_known, takes_options
+from tfsd.arguments.table import PYTHON, Seeds, Texts, model_defaults
 from tfsd.compat.kerascv import kerascv_names, points_to_load
 from tfsd.errors import shown
 from tfsd.finite import require_finite, require_rows
@@ -21,27 +32,12 @@ from tfsd.programs import require_own_threads
 from tfsd.progress import Progress
 from tfsd.runtime.backend import require_tensorflow
 from tfsd.runtime.freeing import free_memory
-from tfsd.samplers.plans import build_plan, find_sampler
-from tfsd.specs import NUMERICS, ModelSpec
+from tfsd.samplers.plans import build_plan
+from tfsd.specs import ModelSpec
+from tfsd.specs.limits import MAX_BATCH
 from tfsd.storage import model_folders
 from tfsd.storage.files import sha256
 from tfsd.text import Tokenizer, warn_of_unknown_words
-
-MAX_BATCH = 64
-
-
-class _Options(NamedTuple):
-    """The arguments that `text_to_image` and `generate_image` share; None is the model's own."""
-
-    negative_prompt: str | Sequence[str] | None
-    seed: int | Sequence[int] | None
-    num_steps: int | None
-    guidance_scale: float | Sequence[float] | None
-    sampler: str | None
-    eta: float
-    size: tuple[int | None, int | None]
-    index: int
-    on_long: str = "truncate"
 
 
 class StableDiffusion:
@@ -97,38 +93,19 @@ class StableDiffusion:
         self.close()
 
     @kerascv_names
-    def text_to_image(
-        self,
-        prompt: str | Sequence[str],
-        batch_size: int = 1,
-        seed: int | Sequence[int] | None = None,
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_steps: int | None = None,
-        guidance_scale: float | Sequence[float] | None = None,
-        sampler: str | None = None,
-        eta: float = 0.0,
-        height: int | None = None,
-        width: int | None = None,
-        index: int = 0,
-        on_long: str = "truncate",
-        progress: bool = False,
-        callback: Callable[[int, int], bool | None] | None = None,
-    ) -> Images:
+    @takes_options(PYTHON)
+    def text_to_image(self, prompt: Texts, batch_size: int = 1, seed: Seeds = None, **options: Unpack[ModelOptions]) -> Images:
         """Returns images of a prompt: uint8 [B, H, W, 3], with the recipe of each.
 
-        - `prompt`: one text, or a list of texts; then there are `batch_size` images of each, in order.
+        - With a list of texts there are `batch_size` images of each, in order.
         - `negative_prompt`, `seed`, `guidance_scale`: one value for all images, or a list with one value per image.
         - `seed`: any int64. Image i of a batch is (seed, index + i); with a list, image i is (seed[i], index). None chooses a
           seed at random; the result's `seeds` tells which. The same call gives the same bytes. The same (prompt, seed, index)
           in a batch of another size gives the same image to within one level of 255 per pixel. KerasCV 0.9 starts from the
           same noise.
-        - `sampler`: a key of `tfsd.samplers.plans.SAMPLERS` or another program's name for it ("Euler a"), in any case.
-        - `height`, `width`: multiples of the VAE's factor (8).
+        - `sampler` may be another program's name for it ("Euler a"), in any case.
         - `num_steps`, `guidance_scale`, `sampler`, `height` and `width` default to the model's own values,
           `spec.default_...`.
-        - `on_long`: "truncate" cuts a prompt that is too long and warns, "error" raises `ValueError`.
-        - `progress` shows a progress bar. `callback(done, steps)` is called about once a second; returning False cancels.
 
         KerasCV's argument names are accepted, too: see `tfsd.compat.kerascv`. If a prompt has words that a model with a small
         vocabulary, such as "tiny", never learned, an `UnknownWordsWarning` names them once.
@@ -136,10 +113,10 @@ class StableDiffusion:
         Raises: `TypeError` and `ValueError`, which name the argument; `NotFiniteError` if `dtype` cannot hold the model's
         numbers; `Cancelled`.
         """
-        prompts = per_prompt(prompt, batch_of(batch_size, MAX_BATCH))
-        tokens = self._tokens(prompts, on_long)
-        options = _Options(negative_prompt, seed, num_steps, guidance_scale, sampler, eta, (height, width), index, on_long)
-        return self._run(prompts, options, Progress(progress, callback, self._pace), tokens=tokens)
+        require_known(self.text_to_image, options)
+        prompts = prompts_of(prompt, batch_size)
+        tokens = self._tokens(prompts, options.get("on_long", "truncate"))
+        return self._run(prompts, seed, options, tokens=tokens)
 
     def encode_text(self, prompt: str | Sequence[str], *, on_long: str = "error") -> np.ndarray:
         """Returns the context [P, L, W] float32 of one or more prompts, for `generate_image`.
@@ -155,6 +132,7 @@ class StableDiffusion:
         return context
 
     @kerascv_names
+    @takes_options(PYTHON)
     def generate_image(
         self,
         encoded_text: np.ndarray,
@@ -164,14 +142,7 @@ class StableDiffusion:
         guidance_scale: float | Sequence[float] | None = None,
         diffusion_noise: np.ndarray | None = None,
         seed: int | Sequence[int] | None = None,
-        *,
-        sampler: str | None = None,
-        eta: float = 0.0,
-        height: int | None = None,
-        width: int | None = None,
-        index: int = 0,
-        progress: bool = False,
-        callback: Callable[[int, int], bool | None] | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Images:
         """Returns images of an encoded text, as KerasCV's method of this name does.
 
@@ -180,56 +151,50 @@ class StableDiffusion:
 
         Raises: `ValueError` if both `seed` and `diffusion_noise` are given, as in KerasCV; otherwise as `text_to_image`.
         """
+        require_known(self.generate_image, options)
         if seed is not None and diffusion_noise is not None:
             raise ValueError("`diffusion_noise` and `seed` should not both be passed to `generate_image`. Leave one out.")
         spec, batch = self.spec, whole("batch_size", batch_size, 1, MAX_BATCH)
         shape = (spec.text.length, spec.denoiser.context_width)
         contexts = float_rows("encoded_text", encoded_text, batch, shape, grow=True)
-        size = (height, width)
+        require_batch(len(contexts))
         if diffusion_noise is not None:
-            diffusion_noise = float_rows(
-                "diffusion_noise", diffusion_noise, len(contexts), (None, None, spec.vae.latent_channels)
-            )
-            noise_size = tuple(side * spec.vae.factor for side in diffusion_noise.shape[1:3])
-            if tuple(side_of(*one, 1) for one in zip(("height", "width"), size, noise_size)) != noise_size:
-                raise ValueError(f"diffusion_noise is for height and width {noise_size}; got {shown(size)}. Leave them out.")
-            size, seed = noise_size, 0
-        options = _Options(negative_prompt, seed, num_steps, guidance_scale, sampler, eta, size, index)
-        show = Progress(progress, callback, self._pace)
-        return self._run([None] * len(contexts), options, show, contexts=contexts, noise=diffusion_noise)
+            shape = (None, None, spec.vae.latent_channels)
+            diffusion_noise = float_rows("diffusion_noise", diffusion_noise, len(contexts), shape)
+            own = {name: side * spec.vae.factor for name, side in zip(("height", "width"), diffusion_noise.shape[1:3])}
+            given = tuple(options.get(name) for name in own)
+            if any(side_of(name, side, own[name], 1) != own[name] for name, side in zip(own, given)):
+                raise ValueError(
+                    f"diffusion_noise is for height and width {tuple(own.values())}; got {shown(given)}. Leave them out."
+                )
+            options, seed = {**options, **own}, 0
+        guidance = {"negative_prompt": negative_prompt, "num_steps": num_steps, "guidance_scale": guidance_scale}
+        prompts = [None] * len(contexts)
+        return self._run(prompts, seed, guidance | options, contexts=contexts, noise=diffusion_noise)
 
-    def _run(self, prompts: list, options: "_Options", show: Progress, *, tokens=None, contexts=None, noise=None) -> Images:
-        """Makes one picture per prompt, from `tokens` or `contexts`, and from `noise` where it is given."""
+    def _run(self, prompts: list, seed, options: dict, *, tokens=None, contexts=None, noise=None) -> Images:
+        """Makes one image per prompt, from `tokens` or `contexts`, and from `noise` where it is given."""
         require_own_threads()
+        show = Progress(options.get("progress", False), options.get("callback"), self._pace)
         spec, batch = self.spec, len(prompts)
-        if batch > MAX_BATCH:
-            raise ValueError(f"A batch has at most {MAX_BATCH} pictures; got {batch}. Make several batches.")
-        sides = zip(("height", "width"), options.size, spec.default_size)
-        height, width = (side_of(name, value, own, spec.vae.factor) for name, value, own in sides)
-        sampler = find_sampler(spec.default_sampler if options.sampler is None else options.sampler)
-        num_steps = spec.default_steps if options.num_steps is None else options.num_steps
-        plan = build_plan(spec.schedule, sampler, num_steps, eta=options.eta)
-        guidance = scales(spec.default_guidance if options.guidance_scale is None else options.guidance_scale, batch)
-        seeds, indices = seeds_of(options.seed, options.index, batch)
+        values = checked(seed, options, batch, PYTHON, model_defaults(spec))
+        height, width = (side_of(name, values[name], values[name], spec.vae.factor) for name in ("height", "width"))
+        plan = build_plan(spec.schedule, values["sampler"], values["num_steps"], eta=values["eta"])
         shape = self.pipeline.latent_shape(height, width)
-        require_counters(indices, shape)
+        require_counters(values["index"], shape)
         require_memory(attention_bytes(spec, batch, *shape[:2]), f"a batch of {batch} pictures of {height} x {width}")
-        negative = "" if options.negative_prompt is None else options.negative_prompt
-        negatives = one_each("negative_prompt", negative, str, batch)
-        negative_tokens = self._tokens(negatives, options.on_long, "negative_prompt")
+        negative_tokens = self._tokens(values["negative_prompt"], values["on_long"], "negative_prompt")
         inputs = SamplingInputs(
             plan=tf.constant(np.repeat(plan.rows[None], batch, axis=0)),
             init_scale=tf.constant([plan.init_scale] * batch, tf.float32),
-            seeds=tf.constant([effective_seed(s) for s in seeds], tf.int32),
-            indices=tf.constant(indices, tf.int32),
-            guidance=tf.constant(guidance, tf.float32),
+            seeds=tf.constant([effective_seed(one) for one in values["seed"]], tf.int32),
+            indices=tf.constant(values["index"], tf.int32),
+            guidance=tf.constant(values["guidance_scale"], tf.float32),
         )
         positive = tokens if contexts is None else {"context": tf.constant(contexts, tf.float32)}
         pixels = self._sample(inputs, negative_tokens, positive, (height, width), plan.count, show, noise)
-        own = {"prompt": prompts, "negative_prompt": negatives, "seed": seeds, "index": indices, "guidance_scale": guidance}
-        shared = {"num_steps": int(num_steps), "sampler": sampler, "eta": float(options.eta), "height": height, "width": width}
-        shared |= {"custom_noise": True} if noise is not None else {}
-        return Images(pixels, recipes_of(own, shared | self.identity))
+        more = self.identity if noise is None else {"custom_noise": True} | self.identity
+        return Images(pixels, recipes_of({"prompt": prompts} | values, more))
 
     def _sample(
         self, inputs: SamplingInputs, negative, positive, size: tuple[int, int], steps: int, show: Progress, noise
@@ -288,92 +253,23 @@ def load(
     require_tensorflow()
     require_own_threads()
     choice("dtype", dtype, DTYPES)
-    folder = _folder(model)
+    folder = model_folder(model)
     spec = model_folders.load_spec(folder)
     if numerics is not None:
         spec = spec.with_numerics(numerics)
     parts = model_folders.load_parts(folder, spec, parts=("text_encoder", "unet"), dtype=dtype)
     parts |= model_folders.load_parts(folder, spec, parts=("decoder",), dtype="float32")
-    identity = {"model": str(model), "weights": _fingerprint(folder), "numerics_override": numerics}
+    identity = {"model": str(model), "weights": fingerprint(folder), "numerics_override": numerics}
     return StableDiffusion(spec, parts, dtype=dtype, jit_compile=jit_compile, identity=identity)
 
 
-def _folder(model: str | Path) -> Path:
+def model_folder(model: str | Path) -> Path:
+    """Returns the folder of a model. Raises: `TypeError`; `CheckpointError` for an unknown name."""
     if not isinstance(model, (str, Path)):
         raise TypeError(f"model must be a name or the path of a model folder; got {shown(model)}.")
     return model_folders.resolve(model)
 
 
-def _fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
+    """Returns the hash of a model folder's manifest, by which recipes know its weights."""
     return sha256(folder / "manifest.json")[:12]
-
-
-_KEPT: dict[tuple, StableDiffusion] = {}  # the model of the last call of `text_to_image`, by all that it depends on
-_LOADING = threading.Lock()
-
-
-def _loaded(model: str | Path, folder: Path, fingerprint: str, **options) -> StableDiffusion:
-    """Returns the last model again, or loads another one in its place.
-
-    `folder` and `fingerprint` tell when the same name has come to mean another model. The last model goes before the next
-    one is loaded, so that memory holds one, and threads that need the same one wait for one of them to load it.
-    """
-    key = (model, folder, fingerprint, *sorted(options.items()))
-    with _LOADING:
-        if key not in _KEPT:
-            _KEPT.clear()
-            free_memory()
-            _KEPT[key] = load(model, **options)
-        return _KEPT[key]
-
-
-@kerascv_names
-def text_to_image(
-    prompt: str | Sequence[str],
-    batch_size: int = 1,
-    seed: int | Sequence[int] | None = None,
-    *,
-    negative_prompt: str | Sequence[str] | None = None,
-    num_steps: int | None = None,
-    guidance_scale: float | Sequence[float] | None = None,
-    sampler: str | None = None,
-    eta: float = 0.0,
-    height: int | None = None,
-    width: int | None = None,
-    index: int = 0,
-    on_long: str = "truncate",
-    progress: bool = False,
-    callback: Callable[[int, int], bool | None] | None = None,
-    model: str | Path = "tiny",
-    dtype: str = "float32",
-    jit_compile: bool = True,
-    numerics: str | None = None,
-) -> Images:
-    """Returns images of a prompt: uint8 [B, H, W, 3], with the recipe of each, and keeps the model for the next call.
-
-    A call with another model frees the last one before it loads. If several threads make the first call, one of them loads
-    the model. `model`, `dtype`, `jit_compile` and `numerics` are the arguments of `load`; all others are those of
-    `StableDiffusion.text_to_image`.
-
-    Raises: the errors of these two functions.
-    """
-    choice("dtype", dtype, DTYPES)
-    folder = _folder(model).resolve()
-    numerics = None if numerics is None else choice("numerics", numerics, tuple(NUMERICS))
-    loaded = _loaded(model, folder, _fingerprint(folder), dtype=dtype, jit_compile=bool(jit_compile), numerics=numerics)
-    return loaded.text_to_image(
-        prompt,
-        batch_size,
-        seed,
-        negative_prompt=negative_prompt,
-        num_steps=num_steps,
-        guidance_scale=guidance_scale,
-        sampler=sampler,
-        eta=eta,
-        height=height,
-        width=width,
-        index=index,
-        on_long=on_long,
-        progress=progress,
-        callback=callback,
-    )

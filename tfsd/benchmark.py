@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tfsd.arguments import MAX_SIDE, whole
+from tfsd.arguments.checks import whole
 from tfsd.specs import PRESETS, from_json, to_json
+from tfsd.specs.limits import MAX_SIDE
 from tfsd.storage.model_folders import load_spec, resolve
 
 SETTINGS = [(dtype, jit) for dtype in ("float32", "bfloat16") for jit in (True, False)]

@@ -5,12 +5,16 @@ It is the reference for the apps, which have these same three things. `tfsd expo
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
-from tfsd.arguments import batch_of, choice, one_each, per_prompt, scales, seeds_of, side_of, whole
+from tfsd.arguments.checks import batch_of, checked, choice, per_prompt, side_of, whole
+from tfsd.arguments.options import ModelOptions, require_known, takes_options
+from tfsd.arguments.table import DEVICE, Seeds, Texts
 from tfsd.errors import CheckpointError, shown
 from tfsd.finite import require_finite
 from tfsd.images import Images
@@ -21,6 +25,7 @@ from tfsd.runtime.litert import ACCELERATORS, open_file
 from tfsd.runtime.memory import available_memory
 from tfsd.samplers.plans import sampler_names
 from tfsd.specs import CLIPSpec, SpecError
+from tfsd.specs.limits import MAX_BATCH
 from tfsd.storage.bundle_fields import PARTS, require_fields
 from tfsd.storage.files import check_files, read_json
 from tfsd.text import Tokenizer, warn_of_unknown_words
@@ -28,7 +33,6 @@ from tfsd.text import Tokenizer, warn_of_unknown_words
 MANIFEST = "manifest.json"
 FORMAT = 2
 HISTORY = 4  # earlier values that the signature `step` takes, newest first
-MAX_BATCH = 64
 _NEEDED = {"format", "name", "identity", "quantize", "size", "latents", "tokenizer", "samplers", "max_steps", "defaults"}
 _NEEDED |= {"max_index", "seed_period", "parts", "files"}
 
@@ -91,49 +95,40 @@ class StepLoop(ABC):
     def part(self, name: str) -> contextlib.AbstractContextManager[Callable[..., dict[str, np.ndarray]]]:
         """Opens a part for `run(signature, **inputs)`, which returns its outputs; inputs fit once they are broadcast."""
 
-    def text_to_image(
-        self,
-        prompt: str | Sequence[str],
-        batch_size: int = 1,
-        seed: int | Sequence[int] | None = None,
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_steps: int | None = None,
-        guidance_scale: float | Sequence[float] | None = None,
-        sampler: str | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        index: int = 0,
-        on_long: str = "truncate",
-        progress: bool = False,
-        callback: Callable[[int, int], bool | None] | None = None,
-    ) -> Images:
-        """Returns pictures of a prompt, one after the other; arguments and result as `tfsd.text_to_image`.
+    @takes_options(DEVICE)
+    def text_to_image(self, prompt: Texts, batch_size: int = 1, seed: Seeds = None, **options: Unpack[ModelOptions]) -> Images:
+        """Returns images of a prompt, one after the other; arguments and result as `tfsd.text_to_image`.
 
         Raises: `TypeError`, `ValueError` naming the argument, also for a size that the bundle was not exported for;
         `CheckpointError` for a model file that LiteRT cannot run; `TooLittleMemory`; `NotFiniteError`; `Cancelled`.
         """
-        known, show = self.manifest["defaults"], Progress(progress, callback, self._pace)
+        require_known(self.text_to_image, options)
+        show = Progress(options.get("progress", False), options.get("callback"), self._pace)
         prompts = per_prompt(prompt, batch_of(batch_size, MAX_BATCH))
-        batch = len(prompts)
-        for name, value, own in zip(("height", "width"), (height, width), self.manifest["size"]):
-            if side_of(name, value, own, 1) != own:
-                raise ValueError(f"{name} must be {own}, for which this bundle was exported; got {value}. Export another one.")
-        steps = whole("num_steps", known["num_steps"] if num_steps is None else num_steps, 1, self.manifest["max_steps"])
-        name = self._sampler(known["sampler"] if sampler is None else sampler)
-        guidance = scales(known["guidance_scale"] if guidance_scale is None else guidance_scale, batch)
-        last = self.manifest["max_index"]
-        seeds, indices = seeds_of(seed, whole("index", index, 0, last), batch)
-        whole("index", max(indices), 0, last)
-        negatives = one_each("negative_prompt", "" if negative_prompt is None else negative_prompt, str, batch)
-        tokens = [self._tokens(texts, on_long, of) for of, texts in (("negative_prompt", negatives), ("prompt", prompts))]
+        values = self._checked(seed, options, len(prompts))
+        texts = {"negative_prompt": values["negative_prompt"], "prompt": prompts}
+        tokens = [self._tokens(each, values["on_long"], name) for name, each in texts.items()]
         contexts = self._contexts(np.stack(tokens, axis=1))
-        plan = {"sampler": self.manifest["samplers"].index(name), "num_steps": steps}
-        latents = self._sample(contexts, [effective_seed(one) for one in seeds], indices, guidance, plan, show)
-        own = {"prompt": prompts, "negative_prompt": negatives, "seed": seeds, "index": indices, "guidance_scale": guidance}
-        shared = {"num_steps": steps, "sampler": name, "eta": 0.0, "height": self.manifest["size"][0]}
-        shared |= {"width": self.manifest["size"][1], **self.manifest["identity"], "quantize": self.manifest["quantize"]}
-        return Images(self._pictures(latents), recipes_of(own, shared))
+        plan = {"sampler": self.manifest["samplers"].index(values["sampler"]), "num_steps": values["num_steps"]}
+        seeds = [effective_seed(one) for one in values["seed"]]
+        latents = self._sample(contexts, seeds, values["index"], values["guidance_scale"], plan, show)
+        more = {"eta": 0.0, **self.manifest["identity"], "quantize": self.manifest["quantize"]}
+        return Images(self._pictures(latents), recipes_of({"prompt": prompts} | values, more))
+
+    def _checked(self, seed, options: Mapping[str, Any], batch: int) -> dict[str, Any]:
+        """Returns the values of the arguments; raises `ValueError` also for those that the bundle was not exported for."""
+        sizes, defaults = dict(zip(("height", "width"), self.manifest["size"])), self.manifest["defaults"]
+        for name, own in sizes.items():
+            if side_of(name, options.get(name), own, 1) != own:
+                given = options[name]
+                raise ValueError(f"{name} must be {own}, for which this bundle was exported; got {given}. Export another one.")
+        sampler = options.get("sampler")
+        values = checked(seed, {**options, "sampler": None}, batch, DEVICE, {**defaults, **sizes, "sampler": None})
+        values["sampler"] = self._sampler(defaults["sampler"] if sampler is None else sampler)
+        whole("num_steps", values["num_steps"], 1, self.manifest["max_steps"])
+        for index in (values["index"][0], max(values["index"])):
+            whole("index", index, 0, self.manifest["max_index"])
+        return values
 
     def _tokens(self, prompts: list[str], on_long: str, name: str) -> np.ndarray:
         tokens = self.tokenizer(prompts, on_long=on_long, name=name)

@@ -10,7 +10,8 @@ import math
 
 import tensorflow as tf
 
-from tfsd.arguments import INT64, whole
+from tfsd.arguments.checks import whole
+from tfsd.specs.limits import INT64
 
 INITIAL_STREAM = 0  # of the initial noise; step i of a sampler draws from stream i + 1
 SEED_PERIOD = 2**31 - 2

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tfsd.arguments import whole
+from tfsd.arguments.checks import whole
 from tfsd.specs import ModelSpec
 from tfsd.training.evaluate import judge
 from tfsd.training.recipe import tiny_spec

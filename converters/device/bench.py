@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tfsd.arguments import choice, side_of, whole
+from tfsd.arguments.checks import choice, side_of, whole
 from tfsd.converters.device.jobs import Made, measure_conversion, measure_graphs, measure_quantization
 from tfsd.converters.device.lint import lint
 from tfsd.converters.device.measure import measure_signature

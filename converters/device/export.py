@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tfsd.api import load
-from tfsd.arguments import choice, side_of, whole
+from tfsd.arguments.checks import choice, side_of, whole
 from tfsd.converters.device.capture import Records
 from tfsd.converters.device.convert import convert
 from tfsd.converters.device.jobs import CONVERSION_BYTES

@@ -8,13 +8,13 @@ import tensorflow as tf
 
 from tfsd import __version__
 from tfsd.api import StableDiffusion
-from tfsd.arguments import MAX_INDEX
 from tfsd.converters.device.parts import DevicePart
 from tfsd.converters.device.recipes import CHECKED, RECIPES
 from tfsd.device import FORMAT, MANIFEST
 from tfsd.hub import PUBLISHED
 from tfsd.noise import SEED_PERIOD, highest_index
 from tfsd.samplers.plans import fitting_samplers, sampler_names
+from tfsd.specs.limits import MAX_INDEX
 from tfsd.storage.files import sha256
 
 TOKENIZER = "tokenizer.json"

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfsd.arguments import whole
+from tfsd.arguments.checks import whole
 from tfsd.errors import CheckpointError
 
 ROOT = Path(__file__).parents[3]  # where `tfsd` lies, installed or not

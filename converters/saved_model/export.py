@@ -15,8 +15,9 @@ from filelock import FileLock, Timeout
 
 from tfsd import __version__
 from tfsd.api import MAX_BATCH, StableDiffusion, load
-from tfsd.arguments import side_of, whole
-from tfsd.converters.saved_model.graph_requests import ExportLimits
+from tfsd.arguments.checks import side_of, whole
+from tfsd.arguments.table import model_defaults
+from tfsd.converters.saved_model.graph_requests import ExportLimits, request_defaults
 from tfsd.converters.saved_model.signatures import Signatures
 from tfsd.converters.saved_model.verify_export import FORMAT, MANIFEST, REFERENCE_PICTURE, TOLERANCE, ExportError, draw
 from tfsd.converters.saved_model.versions import free_version, served_name
@@ -188,13 +189,7 @@ def _manifest(model: StableDiffusion, limits: ExportLimits, name: str, version: 
         "max_steps": limits.max_steps,
         "samplers": fitting_samplers(spec.schedule),
         "kept_tokens": list(spec.text.kept_tokens),  # so that a server can tell which words a model never learned
-        "defaults": {
-            "num_steps": min(spec.default_steps, limits.max_steps),
-            "guidance_scale": spec.default_guidance,
-            "sampler": spec.default_sampler,
-            "height": limits.sizes[0][0],
-            "width": limits.sizes[0][1],
-        },
+        "defaults": {name: value for name, value in request_defaults(spec, limits).items() if name in model_defaults(spec)},
         "licence": spec.licence,
         "licence_url": published.licence_url if published else "",
         "use_restrictions": published.terms if published else "",
@@ -204,10 +199,8 @@ def _manifest(model: StableDiffusion, limits: ExportLimits, name: str, version: 
 @own_prompts()
 def _reference(folder: Path, model: StableDiffusion, limits: ExportLimits) -> dict:
     """Draws one picture with the export and with Python, compares them, and returns what `verify` needs to draw it again."""
-    (height, width), steps = limits.sizes[0], min(REFERENCE_STEPS, limits.max_steps)
-    inputs = {"prompt": REFERENCE_PROMPT, "negative_prompt": "", "seed": 1, "index": 0, "num_steps": steps}
-    inputs |= {"sampler": model.spec.default_sampler, "guidance_scale": model.spec.default_guidance}
-    inputs |= {"height": height, "width": width}
+    inputs = request_defaults(model.spec, limits)
+    inputs |= {"prompt": REFERENCE_PROMPT, "seed": 1, "num_steps": min(REFERENCE_STEPS, limits.max_steps)}
     expected = np.asarray(model.text_to_image(inputs["prompt"], **{k: v for k, v in inputs.items() if k != "prompt"}))
     file = draw(folder, inputs)
     drawn = tf.io.decode_png(file).numpy()

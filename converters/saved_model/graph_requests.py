@@ -3,18 +3,22 @@
 Strings and checks stay outside XLA, which knows no strings and drops assertions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfsd.arguments import MAX_INDEX, MAX_SCALE
+from tfsd.arguments.table import ARGUMENTS, columns, model_defaults
 from tfsd.converters.saved_model.plan_bank import PlanBank
 from tfsd.noise import LAST_VALUE, SEED_PERIOD
 from tfsd.pipeline import SamplingInputs
 from tfsd.specs import ModelSpec
+from tfsd.specs.limits import MAX_INDEX
 from tfsd.text.graph import MAX_GRAPH_PROMPT_BYTES, GraphTokenizer
+
+_LIMITED_HERE = ("seed", "index", "height", "width")  # by the size of the image and by the export; a seed is any int64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,15 @@ class ExportLimits:
     def max_batch(self) -> int:
         """The most pictures of one request, or of several that a server puts together."""
         return self.batch_sizes[-1]
+
+
+def request_defaults(spec: ModelSpec, limits: ExportLimits) -> dict[str, Any]:
+    """Returns the values of inputs that a request leaves out."""
+    own = model_defaults(spec)
+    own |= {"num_steps": min(own["num_steps"], limits.max_steps)} | dict(zip(("height", "width"), limits.sizes[0]))
+    rows = {name: ARGUMENTS[name] for name in columns()}
+    fixed = {name: row.graph_default if row.default is None else row.default for name, row in rows.items()}
+    return {name: value for name, value in (fixed | own).items() if value is not None}
 
 
 class Sampling(NamedTuple):
@@ -86,33 +99,38 @@ class Requests(tf.Module):
             tokens, truncated = self.tokenizer(prompt)
         return broadcast_rows(tokens, batch), broadcast_rows(truncated, batch)
 
-    def sampling(self, batch, *, seed, index, guidance_scale, num_steps, sampler, height, width) -> Sampling:
-        """Returns the checked numbers of a request."""
+    def sampling(self, batch, given: Mapping[str, tf.Tensor]) -> Sampling:
+        """Returns the checked numbers of a request, by the names of the table of arguments."""
         sizes = tf.constant(self.limits.sizes)
-        pairs = tf.stack([broadcast_rows(height, batch), broadcast_rows(width, batch)], axis=1)
+        pairs = tf.stack([broadcast_rows(given[side], batch) for side in ("height", "width")], axis=1)
         fits = tf.reduce_all(pairs[:, None] == sizes[None], axis=2)
         size = tf.argmax(fits, axis=1, output_type=tf.int32)
-        index = broadcast_rows(index, batch)
+        index = broadcast_rows(given["index"], batch)
         last_index = tf.gather(tf.constant(self._last_index), size)
         shown = ", ".join(f"{height} x {width}" for height, width in self.limits.sizes)
-        scale = (guidance_scale >= 0.0) & (guidance_scale <= MAX_SCALE)  # false for NaN too
-        steps = (num_steps >= 1) & (num_steps <= self.limits.max_steps)
-        names = ", ".join(self.plans.samplers)
-        checks = [
-            _check(tf.reduce_all(tf.reduce_any(fits, axis=1)), f"height and width must be one of {shown}; got", pairs),
-            _check(tf.reduce_all(steps), f"num_steps must be from 1 to {self.limits.max_steps}; got", num_steps),
-            _check(tf.reduce_all(scale), f"guidance_scale must be from 0 to {MAX_SCALE}; got", guidance_scale),
-            _check(tf.reduce_all(self.plans.known(sampler)), f"sampler must be one of {names}; got", sampler),
-        ]
+        checks = [_check(tf.reduce_all(tf.reduce_any(fits, axis=1)), f"height and width must be one of {shown}; got", pairs)]
+        checks += [self._in_range(name, value) for name, value in given.items() if name not in _LIMITED_HERE]
         with tf.control_dependencies(checks):
             in_range = tf.reduce_all((index >= 0) & (index <= last_index))
             check = _check(in_range, "index must be from 0 to", last_index, "; got", index)
         with tf.control_dependencies([*checks, check]):
+            sampler, num_steps = given["sampler"], given["num_steps"]
             plans = tf.maximum(tf.shape(sampler)[0], tf.shape(num_steps)[0])  # one for all pictures where both have one row
             plan, count, init_scale = self.plans(broadcast_rows(sampler, plans), broadcast_rows(num_steps, plans))
-            seeds = tf.cast(tf.math.floormod(seed, tf.constant(SEED_PERIOD, tf.int64)), tf.int32)
-            inputs = SamplingInputs(plan, init_scale, seeds, index, guidance_scale)
+            seeds = tf.cast(tf.math.floormod(given["seed"], tf.constant(SEED_PERIOD, tf.int64)), tf.int32)
+            inputs = SamplingInputs(plan, init_scale, seeds, index, given["guidance_scale"])
             return tf.nest.map_structure(lambda value: broadcast_rows(value, batch), Sampling(inputs, count, size))
+
+    def _in_range(self, name: str, value):
+        """Returns the check that an argument is what its row of the table allows, and this export."""
+        row = ARGUMENTS[name]
+        if row.kind == "choice":
+            known = self.plans.known(value) if name == "sampler" else tf.reduce_any(value[:, None] == row.choices, axis=1)
+            choices = self.plans.samplers if name == "sampler" else row.choices
+            return _check(tf.reduce_all(known), f"{name} must be one of {', '.join(choices)}; got", value)
+        high = self.limits.max_steps if name == "num_steps" else row.high
+        fits = (value >= tf.cast(row.low, value.dtype)) & (value <= tf.cast(high, value.dtype))  # false for NaN too
+        return _check(tf.reduce_all(fits), f"{name} must be from {row.low} to {high}; got", value)
 
     def one_size(self, sampling: Sampling):
         """Returns the size that all rows have, as its place among the allowed ones."""

@@ -3,13 +3,13 @@
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import tensorflow as tf
 
-from tfsd.arguments import TRUNCATED
-from tfsd.converters.saved_model.graph_requests import ExportLimits, Requests, Sampling, broadcast_rows
+from tfsd.arguments.table import ARGUMENTS, TRUNCATED, columns
+from tfsd.converters.saved_model.graph_requests import ExportLimits, Requests, Sampling, broadcast_rows, request_defaults
 from tfsd.converters.saved_model.job_functions import JobFunctions, job_functions
 from tfsd.finite import not_finite
 from tfsd.images.encoding import encode_png
@@ -18,6 +18,7 @@ from tfsd.specs import ModelSpec
 
 CHUNK = 5  # steps between two places where a request can be stopped; 0.1 ms each
 DEFAULT = "serving_default"  # TensorFlow Serving's key of what a request means that names no signature
+_TEXTS = ("prompt", "negative_prompt")
 PARALLEL = 64  # pictures of an exact batch that may be computed side by side; the machine's cores are the real limit
 
 
@@ -36,7 +37,7 @@ class Signatures(tf.Module):
         self.requests = Requests(pipeline.spec, limits, assets=assets, progress=progress)
         # In a namespace, since a tracked pipeline would bring all graphs that Python has traced so far.
         self._own = types.SimpleNamespace(pipeline=pipeline, spec=pipeline.spec, limits=limits)
-        self.prepare = tf.function(self._prepare, input_signature=self._text_inputs() + self._sampling_inputs(), autograph=False)
+        self.prepare = _function(self._prepare, self._inputs())
         draw = [functools.partial(self._images, size=size) for size in range(len(limits.sizes))]
         self._own.draw = [tf.function(one, autograph=False, reduce_retracing=True) for one in draw]
         inputs = Sampling.of(self.prepare.get_concrete_function().structured_outputs[3]).inputs
@@ -57,59 +58,34 @@ class Signatures(tf.Module):
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 
-    def _text_inputs(self) -> list[tf.TensorSpec]:
-        return [tf.TensorSpec([None], tf.string, name=name) for name in ("prompt", "negative_prompt")]
-
-    def _sampling_inputs(self) -> list[tf.TensorSpec]:
-        kinds = {"seed": tf.int64, "index": tf.int32, "guidance_scale": tf.float32, "num_steps": tf.int32}
-        kinds |= {"sampler": tf.string, "height": tf.int32, "width": tf.int32}
-        return [tf.TensorSpec([None], kind, name=name) for name, kind in kinds.items()]
+    def _inputs(self) -> list[tf.TensorSpec]:
+        return [tf.TensorSpec([None], kind, name=name) for name, kind in columns().items()]
 
     def defaults(self) -> dict:
         """Returns the values of inputs that a request leaves out, one row each."""
-        spec, limits = self._own.spec, self._own.limits
-        return {
-            "negative_prompt": tf.constant([""]),
-            "seed": tf.constant([0], tf.int64),
-            "index": tf.constant([0]),
-            "guidance_scale": tf.constant([spec.default_guidance], tf.float32),
-            "num_steps": tf.constant([min(spec.default_steps, limits.max_steps)]),
-            "sampler": tf.constant([spec.default_sampler]),
-            "height": tf.constant([limits.sizes[0][0]]),
-            "width": tf.constant([limits.sizes[0][1]]),
-        }
+        values = request_defaults(self._own.spec, self._own.limits)
+        return {name: tf.constant([value], columns()[name]) for name, value in values.items()}
 
     def functions(self) -> dict:
         """Returns the signatures {name: tf.function}."""
-        spec, whole = self._own.spec, self._text_inputs() + self._sampling_inputs()
+        spec, whole = self._own.spec, self._inputs()
         contexts = [one for prefix in ("", "negative_") for one in self._own.pipeline.conditioning_specs(None, prefix).values()]
         latents = tf.TensorSpec([None, None, None, spec.vae.latent_channels], tf.float32, name="latents")
         inputs = {
             self.text_to_png: whole,
             self.text_to_image: whole,
-            self.encode: whole[:1],
-            self.denoise: contexts + self._sampling_inputs(),
+            self.encode: [one for one in whole if one.name == "prompt"],
+            self.denoise: contexts + [one for one in whole if ARGUMENTS[one.name].kind != "text"],
             self.decode: [latents],
         }
-        functions = {
-            call.__name__: tf.function(self._with_defaults(call), input_signature=specs, autograph=False)
-            for call, specs in inputs.items()
-        }
+        functions = {call.__name__: _function(call, specs, self.defaults()) for call, specs in inputs.items()}
         return functions | {DEFAULT: functions["text_to_png"]}  # the same function: nothing is compiled for it
-
-    def _with_defaults(self, method: Callable) -> Callable:
-        """Returns the method with default arguments, which is where TensorFlow looks for the defaults of a signature."""
-        known, function = self.defaults(), method.__func__
-        values = tuple(known[name] for name in inspect.signature(method).parameters if name in known)
-        copy = types.FunctionType(function.__code__, function.__globals__, function.__name__, values, function.__closure__)
-        return types.MethodType(copy, self)
 
     # -- signatures ------------------------------------------------------------------------------------------------
 
-    def text_to_png(self, prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width):
-        """Prompts to PNG files; pictures of one request may have different sizes."""
-        arguments = prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width
-        tokens, negative, cut, plain = self.prepare(*arguments)
+    def text_to_png(self, **inputs):
+        """Prompts to PNG files; images of one request may have different sizes."""
+        tokens, negative, cut, plain = self.prepare(**inputs)
         sampling = Sampling.of(plain)
         places = tf.dynamic_partition(tf.range(tf.shape(tokens)[0]), sampling.size, len(self._own.draw))
         files = []
@@ -118,10 +94,9 @@ class Signatures(tf.Module):
             files.append(encode_png(self._finite(*draw(*rows))))
         return {"png_bytes": tf.dynamic_stitch(places, files), **cut}
 
-    def text_to_image(self, prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width):
-        """Prompts to pictures uint8 [B, H, W, 3], all of one size."""
-        arguments = prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width
-        tokens, negative, cut, plain = self.prepare(*arguments)
+    def text_to_image(self, **inputs):
+        """Prompts to images uint8 [B, H, W, 3], all of one size."""
+        tokens, negative, cut, plain = self.prepare(**inputs)
         sampling = Sampling.of(plain)
         branches = [lambda draw=draw: self._finite(*draw(tokens, negative, sampling)) for draw in self._own.draw]
         return {"images": tf.switch_case(self.requests.one_size(sampling), branches), **cut}
@@ -134,10 +109,11 @@ class Signatures(tf.Module):
         checked = {name: self._finite(value, all_finite(value), name) for name, value in made.items()}
         return checked | {"truncated_tokens": truncated}
 
-    def denoise(self, context, negative_context, seed, index, guidance_scale, num_steps, sampler, height, width):
+    def denoise(self, context, negative_context, **inputs):
         """Contexts to latents float32 [B, h, w, c], all of one size."""
         given = {"context": context, "negative_context": negative_context}
-        batch, sampling = self._sampling(given, (seed, index, guidance_scale, num_steps, sampler, height, width))
+        batch = self.requests.batch(**given, **inputs)
+        sampling = self.requests.sampling(batch, inputs)
         with tf.control_dependencies([self.requests.finite(value, name) for name, value in given.items()]):
             negative, positive = ({"context": broadcast_rows(value, batch)} for value in (negative_context, context))
         sizes = range(len(self._own.limits.sizes))
@@ -176,17 +152,14 @@ class Signatures(tf.Module):
 
     # -- what they share -------------------------------------------------------------------------------------------
 
-    def _prepare(self, prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width):
+    def _prepare(self, **inputs):
         """Returns tokens and negative tokens [B, L], how many tokens were cut off {output's name: [B]}, and the sampling."""
-        texts = {"prompt": prompt, "negative_prompt": negative_prompt}
-        batch, sampling = self._sampling(texts, (seed, index, guidance_scale, num_steps, sampler, height, width))
-        (tokens, cut), (negative, negative_cut) = (self.requests.texts(text, batch, name) for name, text in texts.items())
+        batch = self.requests.batch(**inputs)
+        sampling = self.requests.sampling(
+            batch, {name: value for name, value in inputs.items() if ARGUMENTS[name].kind != "text"}
+        )
+        (tokens, cut), (negative, negative_cut) = (self.requests.texts(inputs[name], batch, name) for name in _TEXTS)
         return tokens, negative, dict(zip(TRUNCATED, (cut, negative_cut))), sampling.plain()
-
-    def _sampling(self, others: dict, values: tuple) -> tuple[tf.Tensor, Sampling]:
-        numbers = dict(zip((spec.name for spec in self._sampling_inputs()), values))
-        batch = self.requests.batch(**others, **numbers)
-        return batch, self.requests.sampling(batch, **numbers)
 
     def _in_batches(self, call: Callable, rows, one_row):
         """Returns `call(rows)` for a nest of rows [B, ...], in batches of the allowed sizes, or each row alone.
@@ -241,3 +214,20 @@ class Signatures(tf.Module):
             return last, state.latents, state.history
 
         return tf.while_loop(lambda first, *_: first < steps, body, (0, begun.latents, begun.history))[1]
+
+
+def _function(call: Callable, inputs: list[tf.TensorSpec], defaults: Mapping[str, tf.Tensor] = types.MappingProxyType({})):
+    """Returns `call`, which takes its inputs by name, as a `tf.function` whose signature has these inputs and defaults.
+
+    TensorFlow looks for names and defaults of a signature in the Python function's own, which is made here from the specs.
+    """
+    names = [one.name for one in inputs]
+
+    def with_names(*values):
+        return call(**dict(zip(names, values)))
+
+    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    parameters = [inspect.Parameter(name, kind, default=defaults.get(name, empty)) for name in names]
+    with_names.__signature__ = inspect.Signature(parameters)
+    with_names.__name__ = call.__name__
+    return tf.function(with_names, input_signature=inputs, autograph=False)

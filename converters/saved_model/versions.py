@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tfsd.arguments import whole
+from tfsd.arguments.checks import whole
 from tfsd.errors import CheckpointError
 
 

@@ -150,8 +150,8 @@ def _no_merges() -> dict:
 
 
 def _manifest(files: dict[str, str]) -> dict:
-    from tfsd.arguments import MAX_INDEX
     from tfsd.samplers.plans import SAMPLERS
+    from tfsd.specs.limits import MAX_INDEX
 
     described = {
         name: {"sha256": hashlib.sha256(text.encode()).hexdigest(), "bytes": len(text.encode())} for name, text in files.items()
@@ -219,8 +219,8 @@ def _damages(sound: dict) -> list[tuple]:
 
 def _refusals() -> list[tuple]:
     """Returns the same of every error in what is asked of a bundle."""
-    from tfsd.arguments import MAX_INDEX
     from tfsd.samplers.plans import SAMPLERS
+    from tfsd.specs.limits import MAX_INDEX
     from tfsd.text.bpe import MAX_PROMPT_BYTES
 
     long = {"repeat": "a", "times": 10_000_000}

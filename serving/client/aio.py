@@ -3,23 +3,25 @@
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import grpc
 import grpc.aio
 from google.protobuf.wrappers_pb2 import StringValue
+from typing_extensions import Unpack
 
+from tfsd.arguments.options import ServerOptions, takes_options
+from tfsd.arguments.table import GRAPH, Seeds, Texts
 from tfsd.images import Images
 from tfsd.progress import Progress
 from tfsd.serving.client.base import METADATA, POLL_SECONDS, PREDICT, WATCH, Attempts, Caller, Tracker, new_request_id
 from tfsd.serving.client.requests import (
     Answer,
     Columns,
-    ImageOptions,
     answer_of,
-    checked,
     filled,
     images_of,
+    request_columns,
     row_count,
     warn_of_truncation,
 )
@@ -40,22 +42,9 @@ class AsyncClient(Caller):
             await self._channel.close()
         self._channel = None
 
+    @takes_options(GRAPH)
     async def text_to_image(
-        self,
-        prompt: str | Sequence[str],
-        batch_size: int = 1,
-        seed: int | Sequence[int] | None = None,
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_steps: int | None = None,
-        guidance_scale: float | Sequence[float] | None = None,
-        sampler: str | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        index: int = 0,
-        progress: bool = False,
-        callback: Callable[[int, int], bool | None] | None = None,
-        timeout: float | None = None,
+        self, prompt: Texts, batch_size: int = 1, seed: Seeds = None, **options: Unpack[ServerOptions]
     ) -> Images:
         """Returns images of a prompt: uint8 [B, H, W, 3], with the recipe of each, as `Client.text_to_image` does.
 
@@ -63,53 +52,39 @@ class AsyncClient(Caller):
 
         Raises: as `Client.text_to_image`.
         """
-        options = ImageOptions(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
-        request = checked(prompt, batch_size, seed, options)
-        columns, answers = await self._draw(request, Progress(progress, callback), timeout)
+        request = request_columns(self.text_to_image, prompt, batch_size, seed, options)
+        columns, answers = await self._draw(request, options)
         warn_of_truncation(columns, answers, stacklevel=2)
         return images_of(columns, answers, self.model)
 
+    @takes_options(GRAPH)
     async def text_to_png(
-        self,
-        prompt: str | Sequence[str],
-        batch_size: int = 1,
-        seed: int | Sequence[int] | None = None,
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_steps: int | None = None,
-        guidance_scale: float | Sequence[float] | None = None,
-        sampler: str | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        index: int = 0,
-        progress: bool = False,
-        callback: Callable[[int, int], bool | None] | None = None,
-        timeout: float | None = None,
+        self, prompt: Texts, batch_size: int = 1, seed: Seeds = None, **options: Unpack[ServerOptions]
     ) -> list[bytes]:
         """Returns the PNG files that the server made, unchanged. The arguments are those of `text_to_image`.
 
         Raises: as `text_to_image`.
         """
-        options = ImageOptions(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
-        request = checked(prompt, batch_size, seed, options)
-        columns, answers = await self._draw(request, Progress(progress, callback), timeout)
+        request = request_columns(self.text_to_png, prompt, batch_size, seed, options)
+        columns, answers = await self._draw(request, options)
         warn_of_truncation(columns, answers, stacklevel=2)
         return [png for answer in answers for png in answer.pngs]
 
-    async def _draw(self, columns: Columns, show: Progress, timeout: float | None) -> tuple[Columns, list[Answer]]:
-        attempts = self._attempts(timeout)
+    async def _draw(self, columns: Columns, options: ServerOptions) -> tuple[Columns, list[Answer]]:
+        show = Progress(options.get("progress", False), options.get("callback"))
+        attempts = self._attempts(options.get("timeout"))
         if self._channel is None:
             self._open(grpc.aio)
         try:
-            defaults = self._defaults
-            if defaults is None:
-                defaults = self._learn((await self._tried(METADATA, self._metadata_request(), attempts))[0])
-            columns = filled(columns, defaults)
+            model = self._inputs
+            if model is None:
+                model = self._learn((await self._tried(METADATA, self._metadata_request(), attempts))[0])
+            columns = filled(columns, model)
             answers = await self._predict_all(columns, show, attempts)
         except BaseException:
-            self._forget_defaults()
+            self._forget_inputs()
             raise
-        self._forget_defaults(answers)
+        self._forget_inputs(answers)
         return columns, answers
 
     async def _predict_all(self, columns: Columns, show: Progress, attempts: Attempts) -> list[Answer]:

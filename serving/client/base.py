@@ -13,10 +13,10 @@ import grpc
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import StringValue
 
-from tfsd.arguments import whole
+from tfsd.arguments.checks import whole
 from tfsd.errors import shown
 from tfsd.progress import Cancelled, Progress, Stages
-from tfsd.serving.client.requests import Answer, Columns, defaults_of, model_spec, parsed, predict_requests
+from tfsd.serving.client.requests import Answer, Columns, ModelInputs, inputs_of, model_spec, parsed, predict_requests
 from tfsd.serving.wire import protos
 from tfsd.serving.wire.errors import KNOWN_KEY, MAX_KNOWN, ServerError
 
@@ -77,8 +77,8 @@ class Caller:
         self.max_calls = whole("max_calls", max_calls, 1, 256)
         self._token = None if token is None else _checked_token(token)
         self._credentials = _credentials(tls)
-        self._defaults: dict | None = None  # the model's, once they are known, and of which version they are
-        self._defaults_version = 0
+        self._inputs: ModelInputs | None = None  # the model's, once they are known, and of which version they are
+        self._inputs_version = 0
         self._channel = None
         self._call: dict = {}  # method -> what calls it, while there is a channel
         self._watchable = True  # until the server says that it tells nothing of its progress
@@ -121,17 +121,17 @@ class Caller:
     def _predict_requests(self, columns: Columns) -> list:
         return predict_requests(columns, model_spec(self.model, self.version, self.signature), self.max_batch)
 
-    def _learn(self, data: bytes) -> dict:
-        """Returns the model's own values, of the answer to GetModelMetadata, and keeps them."""
+    def _learn(self, data: bytes) -> ModelInputs:
+        """Returns the model's inputs and their defaults, of the answer to GetModelMetadata, and keeps them."""
         response = parsed(protos.GetModelMetadataResponse, data)
-        self._defaults = defaults_of(response, self.model, self.signature)
-        self._defaults_version = response.model_spec.version.value
-        return self._defaults
+        self._inputs = inputs_of(response, self.model, self.signature)
+        self._inputs_version = response.model_spec.version.value
+        return self._inputs
 
-    def _forget_defaults(self, answers: list[Answer] | None = None):
+    def _forget_inputs(self, answers: list[Answer] | None = None):
         """Drops what is known of the model if its answers, or an error, may be those of another version."""
-        if answers is None or any(answer.version != self._defaults_version for answer in answers):
-            self._defaults = None
+        if answers is None or any(answer.version != self._inputs_version for answer in answers):
+            self._inputs = None
 
     def _watch_again(self, error: grpc.RpcError) -> bool:
         """Tells whether to ask again of a request's progress: yes, if the server does not know it yet."""

@@ -4,7 +4,7 @@ import io
 import math
 import struct
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,27 +12,18 @@ from google.protobuf.message import DecodeError
 from PIL import Image
 
 from tfsd import __version__
-from tfsd.arguments import MAX_SIDE, batch_of, one_each, per_prompt, scales, seeds_of, whole
+from tfsd.arguments.checks import checked, prompts_of
+from tfsd.arguments.options import require_known
+from tfsd.arguments.table import ARGUMENTS, GRAPH, Seeds, Texts, columns
 from tfsd.errors import printable, shown
 from tfsd.images import Images
-from tfsd.samplers.plans import MAX_STEPS, find_sampler
+from tfsd.images.recipes import per_image
 from tfsd.serving.wire import protos
 from tfsd.serving.wire.errors import WARNING_KEY, ServerError
 
 _MAX_WARNING = 4096  # bytes
-MAX_PICTURES = 64  # of one call, as of `tfsd.text_to_image`
-# Input -> its kind of tensor; output likewise. Of each kind: its number, the field of its values, and numpy's name.
-INPUTS = {
-    "prompt": "string",
-    "negative_prompt": "string",
-    "seed": "int64",
-    "index": "int32",
-    "guidance_scale": "float32",
-    "num_steps": "int32",
-    "sampler": "string",
-    "height": "int32",
-    "width": "int32",
-}
+INPUTS = columns()  # input -> its kind of tensor; output likewise
+# Of each kind: its number, the field of its values, and numpy's name.
 _KINDS = {
     "float32": (1, "float_val", "<f4"),
     "int32": (3, "int_val", "<i4"),
@@ -42,16 +33,11 @@ _KINDS = {
 Columns = dict[str, list | None]  # an input's name -> one value per picture; None until the model's own are known
 
 
-class ImageOptions(NamedTuple):
-    """The arguments of `text_to_image` that say what is drawn, beside prompts and seeds; None is the model's own."""
+class ModelInputs(NamedTuple):
+    """What a model's signature takes: the names of its inputs, empty if the server does not tell, and their defaults."""
 
-    negative_prompt: str | Sequence[str] | None = None
-    num_steps: int | None = None
-    guidance_scale: float | Sequence[float] | None = None
-    sampler: str | None = None
-    height: int | None = None
-    width: int | None = None
-    index: int = 0
+    names: frozenset[str]
+    defaults: dict
 
 
 class Answer(NamedTuple):
@@ -63,56 +49,49 @@ class Answer(NamedTuple):
     warning: str = ""
 
 
-def checked(prompt: str | Sequence[str], batch_size: int, seed: int | Sequence[int] | None, options: ImageOptions) -> Columns:
-    """Returns the inputs of a request, by the rules of `tfsd.text_to_image`; what depends on the model, its server checks.
+def request_columns(method: Callable, prompt: Texts, batch_size: int, seed: Seeds, options: Mapping) -> Columns:
+    """Returns the inputs of a request to a client's method; what depends on the model, its server checks.
 
     Raises: `TypeError`, `ValueError` naming the argument.
     """
-    prompts = per_prompt(prompt, batch_of(batch_size, MAX_PICTURES))
-    batch = len(prompts)
-    if batch > MAX_PICTURES:
-        raise ValueError(f"A batch has at most {MAX_PICTURES} pictures; got {batch}. Make several batches.")
-    negative = "" if options.negative_prompt is None else options.negative_prompt
-    seeds, indices = seeds_of(seed, options.index, batch)
-    shared = {
-        "num_steps": options.num_steps if options.num_steps is None else whole("num_steps", options.num_steps, 1, MAX_STEPS),
-        "sampler": options.sampler if options.sampler is None else find_sampler(options.sampler),
-        "height": options.height if options.height is None else whole("height", options.height, 1, MAX_SIDE),
-        "width": options.width if options.width is None else whole("width", options.width, 1, MAX_SIDE),
-    }
-    columns = {
-        "prompt": _texts("prompt", prompts),
-        "negative_prompt": _texts("negative_prompt", one_each("negative_prompt", negative, str, batch)),
-        "seed": seeds,
-        "index": indices,
-        "guidance_scale": None if options.guidance_scale is None else scales(options.guidance_scale, batch),
-    }
-    return columns | {name: None if value is None else [value] * batch for name, value in shared.items()}
+    require_known(method, options)
+    prompts = prompts_of(prompt, batch_size)
+    values = {"prompt": prompts} | checked(seed, options, len(prompts), GRAPH, {})
+    for name, value in values.items():
+        if ARGUMENTS[name].kind == "text":
+            _require_unicode(name, value)
+    rows = {name: values[name] for name in INPUTS}
+    return {name: value if value is None or isinstance(value, list) else [value] * len(prompts) for name, value in rows.items()}
 
 
-def _texts(name: str, texts: list[str]) -> list[str]:
+def _require_unicode(name: str, texts: list[str]):
     for text in texts:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             half = f"U+{ord(text[error.start]):04X}"
             raise ValueError(f"{name} must be Unicode text; got half a surrogate pair, {half}. Remove it.") from None
-    return texts
 
 
-def filled(columns: Columns, defaults: Mapping) -> Columns:
+def filled(given: Columns, model: ModelInputs) -> Columns:
     """Returns the inputs with the model's own values where none were given.
 
     They are sent, although a server would fill them in: so the recipe says what was drawn even where another version of
-    the model took its place in the meantime, and servers that know no defaults get all they need.
+    the model took its place in the meantime, and servers that know no defaults get all they need. Arguments that an export of
+    an earlier version does not have are left out while they have their default value.
 
-    Raises: `ValueError` naming an argument for which the model has no value of its own.
+    Raises: `ValueError` naming an argument for which the model has no value of its own, or that it does not have.
     """
-    missing = [name for name, values in columns.items() if values is None and name not in defaults]
-    if missing:
-        raise ValueError(f"{missing[0]} must be given: the server's model says no value of its own.")
-    batch = len(columns["prompt"])
-    return {name: [defaults[name]] * batch if values is None else values for name, values in columns.items()}
+    full, batch = {}, len(given["prompt"])
+    for name, values in given.items():
+        if model.names and name not in model.names:
+            if values is not None and any(value != ARGUMENTS[name].default for value in values):
+                raise ValueError(f"{name} must be left out: the server's model has no such input. Export it again.")
+        elif values is None and name not in model.defaults:
+            raise ValueError(f"{name} must be given: the server's model says no value of its own.")
+        else:
+            full[name] = [model.defaults[name]] * batch if values is None else values
+    return full
 
 
 def model_spec(name: str, version: int | str | None, signature: str = ""):
@@ -125,18 +104,18 @@ def model_spec(name: str, version: int | str | None, signature: str = ""):
     return spec
 
 
-def predict_requests(columns: Columns, spec, max_batch: int) -> list:
+def predict_requests(given: Columns, spec, max_batch: int) -> list:
     """Returns the PredictRequests for all pictures, each with at most `max_batch` rows.
 
     They have no output filter: exports of other versions may lack an output that this one reads.
     """
-    batch = len(columns["prompt"])
+    batch = len(given["prompt"])
     parts = -(-batch // max_batch)
     bounds = [batch * i // parts for i in range(parts + 1)]  # calls of about one size take about one time
     requests = []
     for first, last in zip(bounds, bounds[1:]):
         request = protos.PredictRequest(model_spec=spec)
-        for name, values in columns.items():
+        for name, values in given.items():
             request.inputs[name].CopyFrom(tensor_of(values[first:last], INPUTS[name]))
         requests.append(request)
     return requests
@@ -175,8 +154,8 @@ def values_of(tensor, count: int, kind: str) -> list:
     return [float(str(np.float32(value))) for value in values] if kind == "float32" else values
 
 
-def defaults_of(response, name: str, signature: str) -> dict:
-    """Returns the values that a model takes for inputs left out, of the answer to GetModelMetadata for `signature_def`.
+def inputs_of(response, name: str, signature: str) -> ModelInputs:
+    """Returns the inputs of a model, and their values if they are left out, of the answer to GetModelMetadata.
 
     Raises: `ServerError` FAILED_PRECONDITION if the model has no such signature, INTERNAL for what cannot be read.
     """
@@ -187,7 +166,8 @@ def defaults_of(response, name: str, signature: str) -> dict:
         raise ServerError("FAILED_PRECONDITION", f"{message} Was it made by `tfsd export saved_model`?")
     tensors = found[signature].defaults
     values = {one: values_of(tensor, 1, INPUTS[one])[0] for one, tensor in tensors.items() if one in INPUTS}
-    return {one: value.decode("utf-8", "replace") if isinstance(value, bytes) else value for one, value in values.items()}
+    texts = {one: value.decode("utf-8", "replace") for one, value in values.items() if isinstance(value, bytes)}
+    return ModelInputs(frozenset(found[signature].inputs), values | texts)
 
 
 def parsed(kind: type, data: bytes):
@@ -214,20 +194,17 @@ def answer_of(data: bytes, rows: int, headers: Iterable[tuple[str, str | bytes]]
     return Answer(pngs, list(zip(truncated, negative)), response.model_spec.version.value, warning)
 
 
-def images_of(columns: Columns, answers: Iterable[Answer], model: str) -> Images:
+def images_of(given: Columns, answers: Iterable[Answer], model: str) -> Images:
     """Returns the pictures of all answers, with recipes that make them again.
 
     Raises: `ServerError` INTERNAL for a file that is no picture of the size that was asked for.
     """
     answers = list(answers)
     pngs = [png for answer in answers for png in answer.pngs]
-    pixels = np.stack([_pixels(*row) for row in zip(pngs, columns["height"], columns["width"])])
+    pixels = np.stack([_pixels(*row) for row in zip(pngs, given["height"], given["width"])])
     versions = [answer.version for answer in answers for _ in answer.pngs]
-    recipes = []
-    for i, version in enumerate(versions):
-        own = {name: values[i] for name, values in columns.items()}
-        recipes.append(own | {"model": model, "model_version": version, "tfsd": __version__})
-    return Images(pixels, recipes)
+    more = [{"model": model, "model_version": version, "tfsd": __version__} for version in versions]
+    return Images(pixels, [own | own_model for own, own_model in zip(per_image(given), more)])
 
 
 def _pixels(png: bytes, height: int, width: int) -> np.ndarray:
@@ -241,11 +218,11 @@ def _pixels(png: bytes, height: int, width: int) -> np.ndarray:
     raise ServerError("INTERNAL", f"The server sent a picture that is {found}, not RGB {height} x {width}.")
 
 
-def warn_of_truncation(columns: Columns, answers: Iterable[Answer], stacklevel: int):
+def warn_of_truncation(given: Columns, answers: Iterable[Answer], stacklevel: int):
     """Warns, once per prompt, of text that the model did not read, and of words in it that the model never learned."""
     _warn_of_words(answers, stacklevel + 1)
     counts = list(zip(*(pair for answer in answers for pair in answer.truncated)))
-    cut = {(name, text): n for name, many in zip(("prompt", "negative_prompt"), counts) for text, n in zip(columns[name], many)}
+    cut = {(name, text): n for name, many in zip(("prompt", "negative_prompt"), counts) for text, n in zip(given[name], many)}
     if not any(cut.values()):
         return
     from tfsd.text import PromptTruncationWarning  # not above: it costs a client as much time as all the rest

@@ -5,23 +5,25 @@ import contextlib
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
+from typing_extensions import Unpack
 
+from tfsd.arguments.options import ServerOptions, takes_options
+from tfsd.arguments.table import GRAPH, Seeds, Texts
 from tfsd.images import Images
 from tfsd.progress import Cancelled, Progress
 from tfsd.serving.client.base import METADATA, POLL_SECONDS, PREDICT, WATCH, Attempts, Caller, Tracker, new_request_id
 from tfsd.serving.client.requests import (
     Answer,
     Columns,
-    ImageOptions,
     answer_of,
-    checked,
     filled,
     images_of,
+    request_columns,
     row_count,
     warn_of_truncation,
 )
@@ -48,23 +50,8 @@ class Client(Caller):
                 self._channel.close()
             self._channel = None
 
-    def text_to_image(
-        self,
-        prompt: str | Sequence[str],
-        batch_size: int = 1,
-        seed: int | Sequence[int] | None = None,
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_steps: int | None = None,
-        guidance_scale: float | Sequence[float] | None = None,
-        sampler: str | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        index: int = 0,
-        progress: bool = False,
-        callback: Callable[[int, int], bool | None] | None = None,
-        timeout: float | None = None,
-    ) -> Images:
+    @takes_options(GRAPH)
+    def text_to_image(self, prompt: Texts, batch_size: int = 1, seed: Seeds = None, **options: Unpack[ServerOptions]) -> Images:
         """Returns images of a prompt: uint8 [B, H, W, 3], with the recipe of each, as `tfsd.text_to_image` does.
 
         The arguments are those of `StableDiffusion.text_to_image`, except for those that the server's model fixes. None means
@@ -72,60 +59,47 @@ class Client(Caller):
 
         - `callback(done, steps)` counts the steps of all RPCs; returning False cancels them. If the server does not report
           progress, as TensorFlow Serving does not, the callback is called when an RPC ends and once a second.
-        - `timeout`: seconds, instead of the client's own.
 
         Ctrl-C cancels the requests on the server, too.
 
         Raises: `TypeError` and `ValueError`, which name the argument; `TimeoutError`; `Cancelled`; `ServerError` with the
         `code` of other failures.
         """
-        options = ImageOptions(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
-        columns, answers = self._draw(checked(prompt, batch_size, seed, options), Progress(progress, callback), timeout)
+        request = request_columns(self.text_to_image, prompt, batch_size, seed, options)
+        columns, answers = self._draw(request, options)
         warn_of_truncation(columns, answers, stacklevel=2)
         return images_of(columns, answers, self.model)
 
+    @takes_options(GRAPH)
     def text_to_png(
-        self,
-        prompt: str | Sequence[str],
-        batch_size: int = 1,
-        seed: int | Sequence[int] | None = None,
-        *,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_steps: int | None = None,
-        guidance_scale: float | Sequence[float] | None = None,
-        sampler: str | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        index: int = 0,
-        progress: bool = False,
-        callback: Callable[[int, int], bool | None] | None = None,
-        timeout: float | None = None,
+        self, prompt: Texts, batch_size: int = 1, seed: Seeds = None, **options: Unpack[ServerOptions]
     ) -> list[bytes]:
         """Returns the PNG files that the server made, unchanged. The arguments are those of `text_to_image`.
 
         Raises: as `text_to_image`.
         """
-        options = ImageOptions(negative_prompt, num_steps, guidance_scale, sampler, height, width, index)
-        columns, answers = self._draw(checked(prompt, batch_size, seed, options), Progress(progress, callback), timeout)
+        request = request_columns(self.text_to_png, prompt, batch_size, seed, options)
+        columns, answers = self._draw(request, options)
         warn_of_truncation(columns, answers, stacklevel=2)
         return [png for answer in answers for png in answer.pngs]
 
-    def _draw(self, columns: Columns, show: Progress, timeout: float | None) -> tuple[Columns, list[Answer]]:
-        attempts, running = self._attempts(timeout), _Running()
+    def _draw(self, columns: Columns, options: ServerOptions) -> tuple[Columns, list[Answer]]:
+        show = Progress(options.get("progress", False), options.get("callback"))
+        attempts, running = self._attempts(options.get("timeout")), _Running()
         with self._lock:
             if self._channel is None:
                 self._open(grpc)
         try:
-            defaults = self._defaults
-            if defaults is None:
-                defaults = self._learn(self._tried(METADATA, self._metadata_request(), attempts, running)[0])
-            columns = filled(columns, defaults)
+            model = self._inputs
+            if model is None:
+                model = self._learn(self._tried(METADATA, self._metadata_request(), attempts, running)[0])
+            columns = filled(columns, model)
             answers = self._predict_all(columns, show, attempts, running)
         except BaseException:  # Ctrl-C, too: nothing of this call shall go on
             running.cancel()
-            self._forget_defaults()
+            self._forget_inputs()
             raise
-        self._forget_defaults(answers)
+        self._forget_inputs(answers)
         return columns, answers
 
     def _predict_all(self, columns: Columns, show: Progress, attempts: Attempts, running: "_Running") -> list[Answer]:

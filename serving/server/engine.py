@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tfsd.arguments import TRUNCATED
+from tfsd.arguments.table import TRUNCATED
 from tfsd.converters.saved_model.job_functions import JobFunctions
 from tfsd.converters.saved_model.verify_export import FORMAT, load_manifest
 from tfsd.errors import CheckpointError

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfsd.arguments import TRUNCATED
+from tfsd.arguments.table import TRUNCATED
 from tfsd.serving.server.logs import LOGGER
 from tfsd.serving.server.request_log import RequestLog
 from tfsd.serving.wire.errors import ServerError

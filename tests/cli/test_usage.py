@@ -249,7 +249,7 @@ def test_usual_names_of_options_are_known(theirs, ours):
         (["x", "--out"], "tfsd: --out needs a value. See tfsd generate --help."),
         (["x", "--dtype", "float23"], "must be one of float32, bfloat16, float16; got 'float23'. Did you mean float32?"),
         (["x", "--size", "60", "--model", "tiny"], "height of --size must be a multiple of 8"),
-        (["x", "--num-steps", "100000", "--model", "tiny"], "tfsd: --num-steps must be from 1 to 1000"),
+        (["x", "--num-steps", "100000", "--model", "tiny"], "tfsd: --num-steps must be a whole number from 1 to 1000"),
         (["x", "--dtype", "z" * 10**5], "got 'zzz"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",

@@ -132,13 +132,6 @@ def test_wrong_argument_is_named_before_anything_is_sent(arguments, error, messa
         draw("127.0.0.1:1", **({"prompt": "a"} | arguments))  # where no server is
 
 
-def test_largest_batch_is_that_of_the_local_api():
-    from tfsd.api import MAX_BATCH
-    from tfsd.serving.client.requests import MAX_PICTURES
-
-    assert MAX_PICTURES == MAX_BATCH
-
-
 @pytest.mark.parametrize(
     "code, error",
     [

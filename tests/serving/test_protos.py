@@ -12,16 +12,17 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
 
 from tfsd.serving.client.requests import (
-    ImageOptions,
+    ModelInputs,
     answer_of,
-    checked,
-    defaults_of,
     filled,
+    inputs_of,
     model_spec,
     predict_requests,
+    request_columns,
     tensor_of,
     values_of,
 )
+from tfsd.serving.client.sync import Client
 from tfsd.serving.wire import protos
 from tfsd.serving.wire.errors import ServerError
 
@@ -65,8 +66,8 @@ def stock_tensor(values, dtype):
 
 
 def test_predict_request_is_the_stock_one_byte_for_byte():
-    columns = checked(["a star", "ein Stern \u2603"], 1, [-5, 2**63 - 1], options())
-    own = predict_requests(filled(columns, DEFAULTS), model_spec("tiny", 3, "text_to_png"), 8)[0]
+    given = columns(["a star", "ein Stern \u2603"], 1, [-5, 2**63 - 1], options())
+    own = predict_requests(filled(given, ModelInputs(frozenset(), DEFAULTS)), model_spec("tiny", 3, "text_to_png"), 8)[0]
     stock = predict_pb2.PredictRequest()
     stock.model_spec.CopyFrom(model_pb2.ModelSpec(name="tiny", version=Int64Value(value=3), signature_name="text_to_png"))
     inputs = {
@@ -85,8 +86,12 @@ def test_predict_request_is_the_stock_one_byte_for_byte():
     assert own.SerializeToString(deterministic=True) == stock.SerializeToString(deterministic=True)
 
 
+def columns(*arguments):
+    return request_columns(Client.text_to_image, *arguments)
+
+
 def options():
-    return ImageOptions(negative_prompt="red", guidance_scale=[0.1, 100.0], index=2)
+    return {"negative_prompt": "red", "guidance_scale": [0.1, 100.0], "index": 2}
 
 
 def test_label_takes_the_place_of_a_version():
@@ -144,26 +149,32 @@ def stock_metadata(defaults=()):
 
 
 def test_defaults_are_those_of_the_signature():
-    assert defaults_of(stock_metadata(DEFAULTS | {"guidance_scale": 0.1}), "tiny", "text_to_png") == DEFAULTS | {
-        "guidance_scale": 0.1
-    }
+    defaults = DEFAULTS | {"guidance_scale": 0.1}
+    assert inputs_of(stock_metadata(defaults), "tiny", "text_to_png") == ModelInputs(frozenset(), defaults)
 
 
 def test_model_of_other_signatures_says_which():
     with pytest.raises(ServerError, match="no signature 'other' but text_to_png") as caught:
-        defaults_of(stock_metadata(), "tiny", "other")
+        inputs_of(stock_metadata(), "tiny", "other")
     assert caught.value.code == "FAILED_PRECONDITION"
 
 
 def test_argument_without_a_value_of_the_model_must_be_given():
     with pytest.raises(ValueError, match="guidance_scale must be given"):
-        filled(checked("a", 1, 1, ImageOptions()), {"sampler": "ddim"})
+        filled(columns("a", 1, 1, {}), ModelInputs(frozenset(), {"sampler": "ddim"}))
+
+
+def test_input_that_an_older_export_lacks_is_left_out_until_it_is_given():
+    older = ModelInputs(frozenset({"prompt", "seed", *DEFAULTS}), DEFAULTS)
+    assert set(filled(columns("a", 1, 1, {}), ModelInputs(older.names | {"index"}, DEFAULTS))) == {*older.names, "index"}
+    with pytest.raises(ValueError, match="negative_prompt must be left out: the server's model has no such input. Export it"):
+        filled(columns("a", 1, 1, {"negative_prompt": "red"}), older)
 
 
 @pytest.mark.parametrize("batch, size, sizes", [(1, 8, [1]), (8, 8, [8]), (9, 8, [4, 5]), (64, 8, [8] * 8), (5, 1, [1] * 5)])
 def test_large_batches_are_split_evenly_and_in_order(batch, size, sizes):
-    columns = filled(checked("a", batch, 1, options()._replace(guidance_scale=1.0)), DEFAULTS)
-    requests = predict_requests(columns, model_spec("tiny", None), size)
+    given = filled(columns("a", batch, 1, options() | {"guidance_scale": 1.0}), ModelInputs(frozenset(), DEFAULTS))
+    requests = predict_requests(given, model_spec("tiny", None), size)
     indices = [list(one.inputs["index"].int_val) for one in requests]
     assert [len(one) for one in indices] == sizes
     assert sum(indices, []) == list(range(2, 2 + batch))

@@ -6,7 +6,7 @@ from asking import Bench, ask, error_of, on_a_loop, rejected, soon
 from held_engine import HeldEngine, picture, until
 from signatures import called
 
-from tfsd.arguments import TRUNCATED
+from tfsd.arguments.table import TRUNCATED
 from tfsd.serving.server.active_request import RequestTiming
 from tfsd.serving.server.batch import Batch, Member
 from tfsd.serving.server.queue_limits import QueueLimits

@@ -99,7 +99,7 @@ def export(args) -> int:
 
 def _check_early(args):
     """Finds sizes and folders that do not fit before TensorFlow and the model take their seconds to load."""
-    from tfsd.arguments import side_of
+    from tfsd.arguments.checks import side_of
     from tfsd.converters.saved_model.versions import free_version, served_name
     from tfsd.storage.model_folders import load_spec, resolve
 

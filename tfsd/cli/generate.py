@@ -5,14 +5,15 @@ import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tfsd.arguments.table import DEVICE, GRAPH, PYTHON
 from tfsd.cli import remote
 from tfsd.cli.output import Output
-from tfsd.cli.parsing import UsageError, add_command, integer, prompt_text, real, size
+from tfsd.cli.parsing import UsageError, add_command, integer, prompt_text, size
 from tfsd.cli.prompts import read_prompts
+from tfsd.cli.request_options import given_arguments, request_options
 from tfsd.cli.terminal import quiet_tensorflow, stages
 from tfsd.progress import Stages
-from tfsd.samplers.names import COMMUNITY_NAMES
-from tfsd.specs.limits import DTYPES, INT64, MAX_INDEX, MAX_SCALE, NUMERICS
+from tfsd.specs.limits import DTYPES, NUMERICS
 
 MAX_PICTURES = 10_000
 EXAMPLES = """  tfsd "a red star above a blue house at night"
@@ -31,17 +32,9 @@ which are comments.
 OPTIONS = {  # of the command, by their usual names; `tfsd.cli.parsing.ALIASES` has more for some
     "--prompts": {"metavar": "FILE", "help": "read prompts from FILE, one per line, # begins a comment; - is standard input"},
     "--allow-empty": {"action": "store_true", "help": "take an empty prompt"},
-    "--negative": {"type": prompt_text, "metavar": "TEXT", "help": "what not to show"},
     "--n": {"type": integer(1, MAX_PICTURES), "default": 1, "help": "pictures per prompt (default: 1)"},
-    "--seed": {"type": integer(*INT64), "help": "same prompt, seed and index: same picture (default: drawn, see `tfsd show`)"},
-    "--index": {"type": integer(0, MAX_INDEX), "default": 0, "help": "number of the first picture of the seed (default: 0)"},
-    "--steps": {"type": integer(1), "help": "steps of the sampler (default: the model's)"},
-    "--scale": {"type": real(0, MAX_SCALE), "help": "how closely the prompt is followed (default: the model's)"},
-    "--sampler": {"help": f"{', '.join(COMMUNITY_NAMES)} (default: the model's)"},
-    "--eta": {"type": real(0, 1), "default": 0.0, "help": "fresh noise per step, for ddim (default: 0)"},
+    **request_options(),
     "--size": {"type": size, "metavar": "HxW", "help": "height x width in pixels, as 512x768, or one number for both"},
-    "--height": {"type": integer(8, 2048), "help": "in pixels, a multiple of 8 (default: the model's)"},
-    "--width": {"type": integer(8, 2048), "help": "in pixels, a multiple of 8 (default: the model's)"},
     "--model": {"default": "tiny", "help": "a name from `tfsd models`, or a model folder (default: tiny)"},
     "--dtype": {"choices": DTYPES, "default": "float32", "help": "of weights and products, but for the VAE (default: float32)"},
     "--numerics": {"choices": NUMERICS, "help": "whose numbers to follow (default: the model's)"},
@@ -102,7 +95,7 @@ def generate(args) -> int:
         from tfsd.images import Images
 
         model = _loaded(args, prompts, shown)
-        if _is_export(args):  # nothing is compiled here for which batches should have one size
+        if _target(args) != PYTHON:  # nothing is compiled here for which batches should have one size
             jobs = [job._replace(prompts=job.prompts[: job.keep]) for job in jobs]
         parts = _run(model, args, seed, jobs, shown)
         if args.grid:
@@ -146,13 +139,14 @@ def _loaded(args, prompts: list[str], shown: Stages):
     return load(args.model, dtype=args.dtype, jit_compile=not args.no_jit, numerics=args.numerics)
 
 
-def _is_export(args) -> bool:
-    return args.server is not None or args.device_bundle is not None
+def _target(args) -> str:
+    """Returns what makes the images."""
+    return GRAPH if args.server is not None else DEVICE if args.device_bundle is not None else PYTHON
 
 
 def _check_early(args, prompts: list[str]):
     """Finds mistakes in the arguments, and what is not read of prompts, before TensorFlow takes its seconds to start."""
-    from tfsd.arguments import side_of
+    from tfsd.arguments.checks import side_of
     from tfsd.samplers.plans import build_plan
     from tfsd.storage.model_folders import load_spec, resolve
     from tfsd.text import Tokenizer
@@ -205,26 +199,19 @@ def _run(model, args, seed: int, jobs: list[PromptBatch], shown: Stages) -> Iter
     """Yields the pictures of each batch."""
     from tfsd.images import Images
 
-    own = {} if _is_export(args) else {"eta": args.eta}
+    given = given_arguments(args, _target(args))
     first, count = 1, sum(job.keep for job in jobs)
     for job in jobs:
         last = first + job.keep - 1
         shown.label = f"picture {first} of {count}" if first == last else f"pictures {first} to {last} of {count}"
         first = last + 1
+        own = {"seed": seed if job.same else [seed] * len(job.prompts), "index": job.index}
         images = model.text_to_image(
             job.prompts[0] if job.same else job.prompts,
             len(job.prompts) if job.same else 1,
-            seed=seed if job.same else [seed] * len(job.prompts),
-            negative_prompt=args.negative,
-            num_steps=args.steps,
-            guidance_scale=args.scale,
-            sampler=args.sampler,
-            height=args.height,
-            width=args.width,
-            index=job.index,
             progress=not args.quiet,
             callback=lambda done, steps: None,  # between chunks of steps Ctrl-C is heard
-            **own,
+            **given | own,
         )
         yield Images(images[: job.keep], images.recipes[: job.keep])
 

@@ -7,39 +7,29 @@ import os
 import re
 import textwrap
 
+from tfsd.arguments.table import with_option
 from tfsd.errors import shown
 
 ALIASES = {  # other names that every command with the option has
     "--n": ("-n", "--n"),
-    "--seed": ("-s", "--seed"),
     "--out": ("-o", "--out", "--output"),
     "--quiet": ("-q", "--quiet"),
-    "--steps": ("--steps", "--num-steps"),
-    "--scale": ("--scale", "--guidance", "--guidance-scale"),
-    "--negative": ("--negative", "--negative-prompt"),
+    **{row.flag: row.flags for row in with_option().values()},
 }
 _FOREIGN = {  # what other programs call them; only named in messages, since some mean something else there
-    **dict.fromkeys(("--cfg", "--cfg-scale", "--guidance_scale"), "--scale"),
-    **dict.fromkeys(("--num-inference-steps", "--num_inference_steps", "--iterations"), "--steps"),
+    **{theirs: row.flag for row in with_option().values() for theirs in row.other_flags},
     **dict.fromkeys(("--num-images", "--num-images-per-prompt", "--count", "--batch-count", "--samples"), "--n"),
     **dict.fromkeys(("--batch-size", "--batch_size"), "--batch"),
-    **dict.fromkeys(("--scheduler", "--sampling-method", "--solver"), "--sampler"),
     **dict.fromkeys(("--file", "--prompt-file", "--prompts-file", "--from-file"), "--prompts"),
     **dict.fromkeys(("--outdir", "--output-dir", "--output_dir", "--filename"), "--out"),
     **dict.fromkeys(("--verbose", "--traceback"), "--debug"),
     **dict.fromkeys(("--precision", "--torch-dtype"), "--dtype"),
-    **dict.fromkeys(("-W", "-w"), "--width"),
-    **dict.fromkeys(("-H",), "--height"),
     **dict.fromkeys(("-f", "--force"), "--overwrite"),
     **dict.fromkeys(("-m", "--ckpt", "--checkpoint"), "--model"),
-    **dict.fromkeys(("--neg", "--negative_prompt"), "--negative"),
-    "--random-seed": "--seed",
     "--port": "--grpc-port or --rest-port",
 }
 _PYTHON = {  # arguments of functions that errors name -> the options that set them
-    "negative_prompt": "negative",
-    "num_steps": "steps",
-    "guidance_scale": "scale",
+    **{name: row.destination for name, row in with_option().items()},
     "sizes": "size",
     "path": "out",
     "address": "server",

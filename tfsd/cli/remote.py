@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from tfsd.arguments.table import DEVICE, GRAPH
 from tfsd.cli.parsing import UsageError, integer, real
+from tfsd.cli.request_options import fixed_options
 
-_FIXED = {"eta": 0.0, "dtype": "float32", "numerics": None, "no_jit": False}  # by the export; with what means "not given"
+_FIXED = {"dtype": "float32", "numerics": None, "no_jit": False}  # by the export; with what means "not given"
 _SERVER_ONLY = ("token_file", "tls_ca", "timeout")
 _MAX_TOKEN_FILE = 8192  # bytes
 
@@ -35,7 +37,8 @@ def check_options(args):
     given = [flags[name] for name in ("server", "device_bundle") if getattr(args, name) is not None]
     if len(given) > 1:
         raise UsageError(f"give {' or '.join(given)}, not both")
-    fixed = _FIXED | ({"model": "tiny"} if args.device_bundle is not None else {})
+    bundle = args.device_bundle is not None
+    fixed = fixed_options(DEVICE if bundle else GRAPH) | _FIXED | ({"model": "tiny"} if bundle else {})
     for name, default in fixed.items() if given else ():
         if getattr(args, name) != default:
             raise UsageError(f"{flags[name]} cannot be given with {given[0]}: its model was exported with what it has")

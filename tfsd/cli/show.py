@@ -5,6 +5,7 @@ import math
 import shlex
 import sys
 
+from tfsd.arguments.table import with_option
 from tfsd.cli.parsing import add_command
 from tfsd.cli.terminal import describe, print_json, print_values, printable, say
 from tfsd.errors import shown
@@ -14,25 +15,17 @@ EXAMPLES = """  tfsd show star.png
   tfsd show star.png --json
 """
 _FLAGS = {  # of `tfsd generate`, for what a recipe holds
-    "negative_prompt": "--negative",
-    "seed": "--seed",
-    "index": "--index",
-    "num_steps": "--steps",
-    "guidance_scale": "--scale",
-    "sampler": "--sampler",
-    "eta": "--eta",
-    "height": "--height",
-    "width": "--width",
+    **{name: row.flag for name, row in with_option().items()},
     "model": "--model",
     "dtype": "--dtype",
     "numerics_override": "--numerics",
 }
-_DEFAULTS = {"negative_prompt": "", "index": 0, "eta": 0.0, "dtype": "float32", "numerics_override": None}
+_DEFAULTS = {name: row.default for name, row in with_option().items()} | {"dtype": "float32", "numerics_override": None}
+_KINDS = {"text": (str,), "choice": (str,), "whole": (int,), "real": (int, float)}
 _TYPES = {  # of what a command line is made of; None is fitting where there is none to give
+    **{name: _KINDS[row.kind] for name, row in with_option().items()},
     **dict.fromkeys(("prompt", "numerics_override"), (str, type(None))),
-    **dict.fromkeys(("negative_prompt", "sampler", "model", "weights", "dtype"), (str,)),
-    **dict.fromkeys(("seed", "index", "num_steps", "height", "width"), (int,)),
-    **dict.fromkeys(("guidance_scale", "eta"), (int, float)),
+    **dict.fromkeys(("model", "weights", "dtype"), (str,)),
     **dict.fromkeys(("jit_compile", "custom_noise"), (bool,)),
 }
 

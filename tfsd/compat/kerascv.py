@@ -5,14 +5,10 @@ import inspect
 from collections.abc import Callable
 from typing import TypeVar
 
+from tfsd.arguments.table import names_elsewhere
 from tfsd.specs import ModelSpec
 
-# KerasCV's name -> ours, in every method that has the argument.
-KERASCV_NAMES = {
-    "unconditional_guidance_scale": "guidance_scale",
-    "img_height": "height",
-    "img_width": "width",
-}
+KERASCV_NAMES = names_elsewhere("kerascv")  # KerasCV's name -> ours, in every method that has the argument
 _Function = TypeVar("_Function", bound=Callable)
 
 

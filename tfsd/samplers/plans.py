@@ -6,22 +6,21 @@ the number of steps, so it can be the input of a compiled loop.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from tfsd.arguments import whole
+from tfsd.arguments.checks import named_choice, real, whole
 from tfsd.errors import shown
 from tfsd.samplers.names import ALIASES
 from tfsd.samplers.ratios import euler, euler_ancestral, lms
 from tfsd.samplers.rows import ROW_SIZE, PlanRow
 from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, karras_ratios, levels
 from tfsd.specs import ScheduleSpec
+from tfsd.specs.limits import MAX_STEPS
 
-MAX_STEPS = 1000
 MAX_ROWS = MAX_STEPS + 2  # PLMS makes one call more; the level after the last step takes one more row
 FEW_STEPS = 15  # below which diffusers' DPM-Solver makes its last step one of first order
 LENGTHS = (128, MAX_ROWS)  # that plans have: each is compiled for itself, so that 5 and 50 steps should share one
@@ -177,13 +176,7 @@ def find_sampler(name: str) -> str:
 
     Raises: `ValueError` listing the samplers, and the closest name if there is one.
     """
-    names = sampler_names()
-    if isinstance(name, str) and name.lower() in names:
-        return names[name.lower()]
-    known = {known.lower(): known for known in (*SAMPLERS, *ALIASES)}
-    close = difflib.get_close_matches(name[:100].lower(), known, n=1) if isinstance(name, str) else []
-    hint = f" Did you mean {known[close[0]]!r}?" if close else ""
-    raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {shown(name)}.{hint}")
+    return named_choice("sampler", name, tuple(SAMPLERS), ALIASES)
 
 
 def fitting_samplers(spec: ScheduleSpec) -> list[str]:
@@ -218,7 +211,7 @@ def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0,
     start = whole("start", start, 0, num_steps - 1)
     options = {"karras": True} if chosen.karras else {}
     if chosen.has_eta:
-        options["eta"] = _checked_eta(eta)
+        options["eta"] = real("eta", eta, 0, 1, "0 means no fresh noise.")
     elif eta != 0:
         others = ", ".join(name for name, other in SAMPLERS.items() if other.has_eta)
         raise ValueError(f"eta must be 0 for the sampler {key!r}; got {shown(eta)}. Use {others}, or leave eta out.")
@@ -233,11 +226,3 @@ def _init_scale(schedule: NoiseSchedule, sampler: Sampler, rows: list[PlanRow]) 
     """Returns what the first noise is multiplied by: 1, or sigma where diffusers adds it to an image of zeros."""
     adds_to_zeros = sampler.starts_at_sigma and schedule.spec.spacing in ("linspace", "trailing")
     return float(rows[0].sigma) if adds_to_zeros else 1.0
-
-
-def _checked_eta(eta) -> float:
-    if isinstance(eta, bool) or not isinstance(eta, (int, float, np.floating)):
-        raise TypeError(f"eta must be a number; got {shown(eta)}.")
-    if not 0 <= eta <= 1:  # false for NaN too
-        raise ValueError(f"eta must be from 0 (no fresh noise) to 1; got {shown(eta)}.")
-    return float(eta)

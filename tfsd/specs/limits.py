@@ -1,6 +1,8 @@
 """Limits of arguments and names of choices, for what must know them without importing numpy: the command line."""
 
+MAX_BATCH = 64  # images of one call
 MAX_SIDE = 2048  # pixels
+MAX_STEPS = 1000
 MAX_SCALE = 100  # of guidance
 MAX_INDEX = 2**20  # of a picture in its seed's batch
 INT64 = (-(2**63), 2**63 - 1)  # lowest and highest seed

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tfsd.api import StableDiffusion, load
-from tfsd.arguments import whole
+from tfsd.arguments.checks import whole
 from tfsd.errors import shown, warn
 from tfsd.images.files import ImageFileError, check_targets, image_path
 from tfsd.text import UnknownWordsWarning, own_prompts, unknown_words

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from tfsd.arguments import whole
+from tfsd.arguments.checks import whole
 from tfsd.errors import CheckpointError, shown
 from tfsd.models import build, default_settings
 from tfsd.specs import ModelSpec

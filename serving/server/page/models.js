@@ -1,9 +1,9 @@
 // What the form needs to know of a model, from a manifest of ours or from TF Serving's metadata.
 
+import { ARGUMENTS } from "./arguments.js";
+
 // The names and sizes to choose from where the server tells none, as TF Serving does; it refuses those it does not know.
-const SAMPLERS = [
-  "ddim", "ddpm", "pndm", "lms", "lms_karras", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras",
-];
+const SAMPLERS = ARGUMENTS.sampler.choices;
 const SIZES = [[128, 128], [256, 256], [384, 384], [512, 512]];
 const DEFAULTS = { num_steps: 20, guidance_scale: 3, sampler: "ddim", height: 128, width: 128 };
 

@@ -1,23 +1,22 @@
 // The recipe of a picture: as a list, as JSON, and as the command that makes the picture again.
 
+import { ARGUMENTS } from "./arguments.js";
+
+const SENT = Object.keys(ARGUMENTS).filter((name) => ARGUMENTS[name].column !== null);
+const OPTIONS = SENT.filter((name) => ARGUMENTS[name].flag !== null);
 const FLAGS = {
-  negative_prompt: "--negative",
-  seed: "--seed",
-  index: "--index",
-  num_steps: "--steps",
-  guidance_scale: "--scale",
-  sampler: "--sampler",
-  height: "--height",
-  width: "--width",
+  ...Object.fromEntries(OPTIONS.map((name) => [name, ARGUMENTS[name].flag])),
   model: "--model",
   dtype: "--dtype",
 };
-const LEFT_OUT = { negative_prompt: "", index: 0, dtype: "float32" }; // the command's own defaults
+const LEFT_OUT = { // the command's own defaults
+  ...Object.fromEntries(OPTIONS.map((name) => [name, ARGUMENTS[name].default])),
+  dtype: "float32",
+};
 
 /** Returns the recipe of a picture that `model` made with `settings`. */
 export function recipeOf(settings, model) {
-  const { prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width } = settings;
-  const picture = { prompt, negative_prompt, seed, index, guidance_scale, num_steps, sampler, height, width };
+  const picture = Object.fromEntries(SENT.map((name) => [name, settings[name]]));
   const recipe = { ...picture, ...model.identity, served: { name: model.name, version: model.version } };
   return Object.fromEntries(Object.entries(recipe).filter(([, value]) => value !== undefined));
 }

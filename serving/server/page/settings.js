@@ -1,9 +1,14 @@
 // The form's settings: read from it, written into it, and as the part of an address behind '#'.
 
-const SEED_MIN = -(2n ** 63n);
-const SEED_MAX = 2n ** 63n - 1n;
-const NUMBERS = ["index", "num_steps", "guidance_scale"];
-const TEXTS = ["prompt", "negative_prompt"];
+import { ARGUMENTS } from "./arguments.js";
+
+const SEED_MIN = BigInt(ARGUMENTS.seed.low);
+const SEED_MAX = BigInt(ARGUMENTS.seed.high);
+const SENT = Object.keys(ARGUMENTS).filter((name) => ARGUMENTS[name].column !== null);
+const TEXTS = SENT.filter((name) => ARGUMENTS[name].kind === "text");
+// Those that a field of the form holds as a number: a seed has too many digits, and a choice of sizes has both sides.
+const NUMBERS = SENT.filter((name) => ["whole", "real"].includes(ARGUMENTS[name].kind))
+  .filter((name) => !["seed", "height", "width"].includes(name));
 
 /** Returns a seed as a BigInt, or null for what is no 64-bit integer. */
 export function parseSeed(text) {
@@ -25,6 +30,7 @@ export class Settings {
     this.fields = form.elements;
     this.models = models;
     this.#options(this.fields.model, models.map((model) => [keyOf(model), labelOf(model, models)]));
+    for (const name of NUMBERS) [this.fields[name].min, this.fields[name].max] = [ARGUMENTS[name].low, ARGUMENTS[name].high];
     form.querySelector("#model-field").hidden = models.length < 2;
     this.useModel(models[0], true);
   }
@@ -65,9 +71,7 @@ export class Settings {
       prompt: fields.prompt.value,
       negative_prompt: fields.negative_prompt.value,
       seed,
-      index: fields.index.valueAsNumber,
-      num_steps: fields.num_steps.valueAsNumber,
-      guidance_scale: fields.guidance_scale.valueAsNumber,
+      ...Object.fromEntries(NUMBERS.map((name) => [name, fields[name].valueAsNumber])),
       sampler: fields.sampler.value,
       height,
       width,

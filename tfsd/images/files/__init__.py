@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from PIL import Image, features
 
-from tfsd.arguments import whole
+from tfsd.arguments.checks import whole
 from tfsd.images.files import exif, png
 from tfsd.images.files.formats import FORMATS, QUALITY, image_path
 from tfsd.images.files.infotext import foreign_recipe, infotext, parse_infotext

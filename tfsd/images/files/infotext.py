@@ -9,13 +9,21 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from tfsd.arguments.table import ARGUMENTS
 from tfsd.samplers.names import COMMUNITY_NAMES
 from tfsd.samplers.plans import find_sampler
 
 NEGATIVE = "Negative prompt:"
-_LABELS = {"num_steps": "Steps", "sampler": "Sampler", "guidance_scale": "CFG scale", "seed": "Seed"}
+_LABELS = {name: ARGUMENTS[name].other_names["webui"] for name in ("num_steps", "sampler", "guidance_scale", "seed")}
 _OWN_TEXTS = {"Numerics": "numerics", "Numerics override": "numerics_override", "Dtype": "dtype", "Tensorflow": "tensorflow"}
 _NOT_LISTED = {"prompt", "negative_prompt", "eta", "height", "width", "weights", "model", "tfsd", *_LABELS}
+# Kind of argument -> what its values look like, and their type.
+_VALUES: dict[str, tuple[str, type]] = {
+    "whole": (r"-?[0-9]{1,19}", int),
+    "real": (r"[0-9]{1,9}(\.[0-9]{1,20})?", float),
+    "choice": (r".+", str),
+    "text": (r".*", str),
+}
 _MAX_LINE = 65536  # characters of the last line
 # A key, then a value in quotes, in braces, or up to the next comma. A key's length is bounded: else long lines take long.
 _PAIR = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])*"|\{[^{}]*\}|[^,]*)(?:,|$)')
@@ -64,10 +72,15 @@ def _pairs(recipe: Mapping) -> dict:
     pairs["Model hash"] = recipe.get("weights") or None
     pairs["Model"] = re.split(r"[\\/]", str(recipe["model"]).rstrip("\\/"))[-1] if recipe.get("model") else None
     pairs["Eta DDIM"] = recipe.get("eta") or None  # theirs: "Eta" would change ancestral samplers
-    rest = {name.replace("_", " ").capitalize(): value for name, value in recipe.items() if name not in _NOT_LISTED}
+    rest = {_own_label(name): value for name, value in recipe.items() if name not in _NOT_LISTED}
     pairs |= {label: value for label, value in rest.items() if label not in pairs}
     pairs["Version"] = f"tfsd {recipe['tfsd']}" if recipe.get("tfsd") else None
     return {label: value for label, value in pairs.items() if value is not None}
+
+
+def _own_label(name: str) -> str:
+    """Returns the key of what other programs have no key for."""
+    return name.replace("_", " ").capitalize()
 
 
 def _written(value) -> str:
@@ -104,12 +117,11 @@ def foreign_recipe(found: Infotext) -> Foreign:
     """
     recipe, unknown = {"prompt": found.prompt, "negative_prompt": found.negative_prompt}, dict(found.pairs)
     own = unknown.get("Version", "").startswith("tfsd ")
-    for label, name in (("Steps", "num_steps"), ("Seed", "seed"), *([("Index", "index")] if own else [])):
-        if re.fullmatch(r"-?[0-9]{1,19}", unknown.get(label, "")):
-            recipe[name] = int(unknown.pop(label))
-    for label, name in (("CFG scale", "guidance_scale"), ("Eta DDIM", "eta")):
-        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,20})?", unknown.get(label, "")):
-            recipe[name] = float(unknown.pop(label))
+    for name, row in ARGUMENTS.items():
+        label = row.other_names.get("webui", _own_label(name) if own else "")
+        pattern, kind = _VALUES[row.kind]
+        if name != "sampler" and label in unknown and re.fullmatch(pattern, unknown[label], re.DOTALL):
+            recipe[name] = kind(unknown.pop(label))
     if size := re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", unknown.get("Size", "")):
         recipe |= {"width": int(size[1]), "height": int(size[2])}
         del unknown["Size"]

@@ -1,16 +1,17 @@
 """Checks of a caller's arguments, made once, at the edge: each error names the argument, what fits and what came."""
 
+import difflib
 import operator
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from tfsd.arguments.table import Argument, arguments_of
 from tfsd.errors import shown
 from tfsd.runtime.memory import available_memory
-from tfsd.specs.limits import INT64, MAX_INDEX, MAX_SCALE, MAX_SIDE
-
-TRUNCATED = ("truncated_tokens", "truncated_negative_tokens")  # what counts tokens cut off a prompt and a negative prompt
+from tfsd.specs.limits import INT64, MAX_BATCH, MAX_INDEX, MAX_SIDE
 
 
 def whole(name: str, value, low: int, high: int) -> int:
@@ -26,11 +27,34 @@ def whole(name: str, value, low: int, high: int) -> int:
     return number
 
 
+def real(name: str, value, low: float, high: float, hint: str = "") -> float:
+    """Returns `value` as a float if it is a number from `low` to `high`; raises `TypeError` or `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number; got {shown(value)}.")
+    if not low <= value <= high:  # false for NaN too
+        raise ValueError(f"{name} must be from {low} to {high}; got {shown(value)}.{' ' * bool(hint)}{hint}")
+    return float(value)
+
+
 def choice(name: str, value, allowed: Sequence[str]) -> str:
     """Returns `value` if it is one of `allowed`; raises `ValueError` listing them."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {shown(value)}.")
     return value
+
+
+def named_choice(name: str, value, allowed: Sequence[str], aliases: Mapping[str, str]) -> str:
+    """Returns the one of `allowed` that `value`, in upper or lower case, is or is another name of.
+
+    Raises: `ValueError` listing them, and the closest name if there is one.
+    """
+    known = {one.lower(): one for one in (*allowed, *aliases)}
+    if isinstance(value, str) and value.lower() in known:
+        found = known[value.lower()]
+        return found if found in allowed else aliases[found]
+    close = difflib.get_close_matches(value[:100].lower(), known, n=1) if isinstance(value, str) else []
+    hint = f" Did you mean {known[close[0]]!r}?" if close else ""
+    raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {shown(value)}.{hint}")
 
 
 def _unpacked(value):
@@ -46,6 +70,19 @@ def batch_of(value, high: int) -> int:
         hint = "It is the second argument here; a negative prompt goes by its name, negative_prompt=..."
         raise TypeError(f"batch_size must be a whole number; got {shown(value)}. {hint}")
     return whole("batch_size", value, 1, high)
+
+
+def prompts_of(prompt, batch_size) -> list[str]:
+    """Returns the prompt of each image of a batch, as `per_prompt`; raises for a batch that is too large, too."""
+    prompts = per_prompt(prompt, batch_of(batch_size, MAX_BATCH))
+    require_batch(len(prompts))
+    return prompts
+
+
+def require_batch(count: int):
+    """Raises `ValueError` for more images than fit in a batch."""
+    if count > MAX_BATCH:
+        raise ValueError(f"A batch has at most {MAX_BATCH} pictures; got {count}. Make several batches.")
 
 
 def per_prompt(prompt, batch_size: int) -> list[str]:
@@ -86,25 +123,49 @@ def one_each(name: str, value, kind: type, batch: int) -> list:
     return [str(item) for item in values] if kind is str else values
 
 
-def scales(value, batch: int) -> list[float]:
-    """Returns one guidance scale per picture, finite and from 0 to 100; raises `TypeError` or `ValueError`."""
-    values = one_each("guidance_scale", value, float, batch)
-    for scale in values:
-        if isinstance(scale, bool) or not isinstance(scale, (int, float, np.integer, np.floating)):
-            raise TypeError(f"guidance_scale must be a number; got {shown(scale)}.")
-        if not 0 <= scale <= MAX_SCALE:  # false for NaN too
-            raise ValueError(f"guidance_scale must be from 0 to {MAX_SCALE}; got {shown(scale)}. Values from 3 to 10 are usual.")
-    return [float(scale) for scale in values]
-
-
 def seeds_of(seed, index, batch: int) -> tuple[list[int], list[int]]:
     """Returns each picture's seed, as given or drawn where None was, and its index; raises for what is no int64."""
-    index = whole("index", index, 0, MAX_INDEX)
+    index = whole("index", 0 if index is None else index, 0, MAX_INDEX)
     if seed is None:
         seed = secrets.randbelow(2**31 - 2)
     seeds = one_each("seed", seed, int, batch)
     indices = [index + (0 if isinstance(_unpacked(seed), list) else i) for i in range(batch)]
     return [whole("seed", one, *INT64) for one in seeds], indices
+
+
+# Kind of argument -> its check: name, value and row of the table -> the value. A list of values has one per image.
+KINDS: dict[str, Callable[[str, Any, Argument], Any]] = {
+    "text": lambda name, value, row: value,  # `one_each` has checked it
+    "whole": lambda name, value, row: whole(name, value, row.low, row.high),
+    "real": lambda name, value, row: real(name, value, row.low, row.high, row.hint),
+    "choice": lambda name, value, row: named_choice(name, value, row.choices, row.aliases),
+}
+
+
+def checked(seed, options: Mapping[str, Any], batch: int, target: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a target's arguments except for the prompt, by name, in the order of the table.
+
+    `defaults` are the model's own values. A list has one value per image; None stands for a value that the model chooses.
+    Raises: `TypeError`, `ValueError` naming the argument.
+    """
+    seeds, indices = seeds_of(seed, options.get("index"), batch)
+    own, values = {"seed": seeds, "index": indices}, {}
+    for name, row in arguments_of(target).items():
+        if name in own:
+            values[name] = own[name]
+        elif name != "prompt":
+            given = options.get(name)
+            values[name] = _checked(name, defaults.get(name, row.default) if given is None else given, row, batch)
+    return values
+
+
+def _checked(name: str, value, row: Argument, batch: int):
+    if value is None:
+        return None
+    if not row.per_image:
+        return KINDS[row.kind](name, value, row)
+    values = one_each(name, value, str if row.kind == "text" else object, batch)
+    return [KINDS[row.kind](name, one, row) for one in values]
 
 
 def side_of(name: str, value, own: int, factor: int) -> int:

@@ -1,0 +1,15 @@
+// The arguments of a request. Written by `python -m tfsd.arguments.document`.
+
+export const ARGUMENTS = {
+  "prompt": {"kind": "text", "column": "string", "default": null, "modelDefault": false, "low": 0, "high": 0, "choices": [], "targets": ["python", "graph", "device"], "inRecipe": true, "flag": null, "help": "a text, or a list of texts"},
+  "negative_prompt": {"kind": "text", "column": "string", "default": "", "modelDefault": false, "low": 0, "high": 0, "choices": [], "targets": ["python", "graph", "device"], "inRecipe": true, "flag": "--negative", "help": "what not to show"},
+  "seed": {"kind": "whole", "column": "int64", "default": null, "modelDefault": false, "low": "-9223372036854775808", "high": "9223372036854775807", "choices": [], "targets": ["python", "graph", "device"], "inRecipe": true, "flag": "--seed", "help": "same prompt, seed and index: same image"},
+  "guidance_scale": {"kind": "real", "column": "float32", "default": null, "modelDefault": true, "low": 0, "high": 100, "choices": [], "targets": ["python", "graph", "device"], "inRecipe": true, "flag": "--scale", "help": "how closely the prompt is followed"},
+  "num_steps": {"kind": "whole", "column": "int32", "default": null, "modelDefault": true, "low": 1, "high": 1000, "choices": [], "targets": ["python", "graph", "device"], "inRecipe": true, "flag": "--steps", "help": "steps of the sampler"},
+  "index": {"kind": "whole", "column": "int32", "default": 0, "modelDefault": false, "low": 0, "high": 1048576, "choices": [], "targets": ["python", "graph", "device"], "inRecipe": true, "flag": "--index", "help": "number of the first image of the seed"},
+  "sampler": {"kind": "choice", "column": "string", "default": null, "modelDefault": true, "low": 0, "high": 0, "choices": ["ddim", "ddpm", "pndm", "lms", "lms_karras", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras"], "targets": ["python", "graph", "device"], "inRecipe": true, "flag": "--sampler", "help": "the algorithm"},
+  "height": {"kind": "whole", "column": "int32", "default": null, "modelDefault": true, "low": 8, "high": 2048, "choices": [], "targets": ["python", "graph", "device"], "inRecipe": true, "flag": "--height", "help": "in pixels, a multiple of 8"},
+  "width": {"kind": "whole", "column": "int32", "default": null, "modelDefault": true, "low": 8, "high": 2048, "choices": [], "targets": ["python", "graph", "device"], "inRecipe": true, "flag": "--width", "help": "in pixels, a multiple of 8"},
+  "eta": {"kind": "real", "column": null, "default": 0.0, "modelDefault": false, "low": 0, "high": 1, "choices": [], "targets": ["python"], "inRecipe": true, "flag": "--eta", "help": "fresh noise per step, for ddim"},
+  "on_long": {"kind": "choice", "column": null, "default": "truncate", "modelDefault": false, "low": 0, "high": 0, "choices": ["truncate", "error"], "targets": ["python", "device"], "inRecipe": false, "flag": null, "help": "\"truncate\" cuts a prompt that is too long and warns, \"error\" raises `ValueError`"}
+};
