@@ -122,12 +122,11 @@ class StepLoop(ABC):
             if side_of(name, options.get(name), own, 1) != own:
                 given = options[name]
                 raise ValueError(f"{name} must be {own}, for which this bundle was exported; got {given}. Export another one.")
-        sampler = options.get("sampler")
-        values = checked(seed, {**options, "sampler": None}, batch, DEVICE, {**defaults, **sizes, "sampler": None})
-        values["sampler"] = self._sampler(defaults["sampler"] if sampler is None else sampler)
-        whole("num_steps", values["num_steps"], 1, self.manifest["max_steps"])
-        for index in (values["index"][0], max(values["index"])):
-            whole("index", index, 0, self.manifest["max_index"])
+        limits = {"num_steps": self.manifest["max_steps"], "index": self.manifest["max_index"]}
+        own = {"sampler": None}  # the bundle has its own names of samplers
+        values = checked(seed, {**options, **own}, batch, DEVICE, {**defaults, **sizes, **own}, limits)
+        values["sampler"] = self._sampler(defaults["sampler"] if options.get("sampler") is None else options["sampler"])
+        whole("index", max(values["index"]), 0, limits["index"])
         return values
 
     def _tokens(self, prompts: list[str], on_long: str, name: str) -> np.ndarray:

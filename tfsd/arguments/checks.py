@@ -4,6 +4,8 @@ import difflib
 import operator
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -123,9 +125,9 @@ def one_each(name: str, value, kind: type, batch: int) -> list:
     return [str(item) for item in values] if kind is str else values
 
 
-def seeds_of(seed, index, batch: int) -> tuple[list[int], list[int]]:
+def seeds_of(seed, index, batch: int, highest: int = MAX_INDEX) -> tuple[list[int], list[int]]:
     """Returns each picture's seed, as given or drawn where None was, and its index; raises for what is no int64."""
-    index = whole("index", 0 if index is None else index, 0, MAX_INDEX)
+    index = whole("index", 0 if index is None else index, 0, highest)
     if seed is None:
         seed = secrets.randbelow(2**31 - 2)
     seeds = one_each("seed", seed, int, batch)
@@ -133,6 +135,7 @@ def seeds_of(seed, index, batch: int) -> tuple[list[int], list[int]]:
     return [whole("seed", one, *INT64) for one in seeds], indices
 
 
+NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 # Kind of argument -> its check: name, value and row of the table -> the value. A list of values has one per image.
 KINDS: dict[str, Callable[[str, Any, Argument], Any]] = {
     "text": lambda name, value, row: value,  # `one_each` has checked it
@@ -142,15 +145,19 @@ KINDS: dict[str, Callable[[str, Any, Argument], Any]] = {
 }
 
 
-def checked(seed, options: Mapping[str, Any], batch: int, target: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def checked(
+    seed, options: Mapping[str, Any], batch: int, target: str, defaults: Mapping[str, Any], limits: Mapping[str, int] = NO_LIMITS
+) -> dict[str, Any]:
     """Returns the values of a target's arguments except for the prompt, by name, in the order of the table.
 
-    `defaults` are the model's own values. A list has one value per image; None stands for a value that the model chooses.
+    `defaults` are the model's own values, `limits` its highest ones. A list has one value per image; None stands for a value
+    that the model chooses.
     Raises: `TypeError`, `ValueError` naming the argument.
     """
-    seeds, indices = seeds_of(seed, options.get("index"), batch)
-    own, values = {"seed": seeds, "index": indices}, {}
-    for name, row in arguments_of(target).items():
+    rows = {name: replace(row, high=limits.get(name, row.high)) for name, row in arguments_of(target).items()}
+    own = dict(zip(("seed", "index"), seeds_of(seed, options.get("index"), batch, rows["index"].high)))
+    values = {}
+    for name, row in rows.items():
         if name in own:
             values[name] = own[name]
         elif name != "prompt":

@@ -6,7 +6,8 @@ The web page imports it as a module of JavaScript; the apps' tests read it.
 import json
 from pathlib import Path
 
-from tfsd.arguments.table import ARGUMENTS, DEVICE, GRAPH, PYTHON, Argument
+from tfsd.arguments.options import ServerOptions
+from tfsd.arguments.table import ARGUMENTS, DEVICE, GRAPH, PYTHON, Argument, rows_of
 
 ROOT = Path(__file__).parents[2]
 _PROGRAMS = {"kerascv": "KerasCV", "compvis": "CompVis", "diffusers": "diffusers"}
@@ -18,6 +19,10 @@ The arguments of a request have the same names in Python (`text_to_image`, `Clie
 Python, all others by name. A list has one value per image.
 
 {rows}
+
+These are arguments of a call and not of the request:
+
+{calls}
 
 KerasCV's names are accepted in Python; for those of other programs the error names ours.
 This page is written by `python -m tfsd.arguments.document`.
@@ -51,8 +56,14 @@ def texts() -> dict[str, str]:
     return {
         "serving/server/page/arguments.js": f"{_SCRIPT}{document};\n",
         "mobile/arguments.json": f"{document}\n",
-        "docs/arguments.md": _PAGE.format(rows=_markdown()),
+        "docs/arguments.md": _PAGE.format(rows=_markdown(), calls=_calls()),
     }
+
+
+def _calls() -> str:
+    rows = {name: row for name, (_, row) in rows_of(ServerOptions).items() if name not in ARGUMENTS}
+    where = {"timeout": " (clients of a server)"}
+    return "\n".join(f"- `{name}`: {row.help}{where.get(name, '')}." for name, row in rows.items())
 
 
 def _markdown() -> str:

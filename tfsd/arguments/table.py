@@ -6,7 +6,7 @@ Signatures, checks, graph inputs, columns on the wire, command-line options, `tf
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypedDict, get_args, get_type_hints
 
 from tfsd.samplers.names import ALIASES, COMMUNITY_NAMES
@@ -71,6 +71,9 @@ class Argument(Option):
     def destination(self) -> str:
         """The name of the option's value among parsed arguments."""
         return self.flag[2:].replace("-", "_")
+
+
+_SIDE = Argument(kind="whole", column="int32", low=8, high=MAX_SIDE, help="in pixels, a multiple of 8")
 
 
 class PromptArguments(TypedDict, total=False):
@@ -177,30 +180,22 @@ class ImageArguments(TypedDict, total=False):
     ]
     height: Annotated[
         int | None,
-        Argument(
-            kind="whole",
-            column="int32",
-            low=8,
-            high=MAX_SIDE,
+        replace(
+            _SIDE,
             of_model=lambda spec: spec.default_size[0],
             flags=("--height",),
             other_flags=("-H",),
             other_names={"kerascv": "img_height", "compvis": "H"},
-            help="in pixels, a multiple of 8",
         ),
     ]
     width: Annotated[
         int | None,
-        Argument(
-            kind="whole",
-            column="int32",
-            low=8,
-            high=MAX_SIDE,
+        replace(
+            _SIDE,
             of_model=lambda spec: spec.default_size[1],
             flags=("--width",),
             other_flags=("-W", "-w"),
             other_names={"kerascv": "img_width", "compvis": "W"},
-            help="in pixels, a multiple of 8",
         ),
     ]
     eta: Annotated[
