@@ -1,4 +1,4 @@
-"""`tfsd serve` in a process of its own, for as long as a block of code runs."""
+"""Runs `tfsd serve` in a separate process while a block of code runs."""
 
 import contextlib
 import os
@@ -17,13 +17,13 @@ _LINES = re.compile(r"gRPC (\S+:\d+)\npage http://(\S+:\d+)/\n")
 
 
 class OwnServer:
-    """A server that was started here: `address` is HOST:PORT of gRPC, `rest` that of HTTP."""
+    """A running server process: `address` is HOST:PORT of gRPC, `rest` that of HTTP."""
 
     def __init__(self, process: subprocess.Popen, address: str, rest: str):
         self.process, self.address, self.rest = process, address, rest
 
     def peak_bytes(self) -> int | None:
-        """Returns the most memory that the process has held at once; None where the system does not tell, or it ended."""
+        """Returns the peak memory of the process; None if the system does not report it, or the process has ended."""
         try:
             status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         except OSError:
@@ -34,17 +34,17 @@ class OwnServer:
 
 @contextlib.contextmanager
 def own_server(folder: str | Path, options: Sequence[str] = ()) -> Iterator[OwnServer]:
-    """Serves a folder of models on free ports of this machine; leaving the block stops it.
+    """Serves a folder of models on free ports of this machine; leaving the block stops the server.
 
-    `options` are further ones of `tfsd serve`.
-    Raises: `OSError` with the server's own last line if it does not start.
+    `options` are further options of `tfsd serve`.
+    Raises: `OSError` with the last line of the server's log if it does not start.
     """
     package = str(Path(__file__).parents[3])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     argv = [sys.executable, "-m", "tfsd", "serve", str(folder), "--grpc-port", "0", "--rest-port", "0"]
     argv += ["--grace", str(GRACE_SECONDS), *options]
     with tempfile.TemporaryFile("w+") as log, ThreadPoolExecutor(1) as starter:
-        # In a thread, where no signal interrupts it: whatever was started is known here, and stopped.
+        # In a thread, where no signal can interrupt it between the start of the process and the return value.
         starting = starter.submit(
             subprocess.Popen,
             argv,
@@ -53,7 +53,7 @@ def own_server(folder: str | Path, options: Sequence[str] = ()) -> Iterator[OwnS
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            start_new_session=True,  # Ctrl-C is for this process, which then stops the server
+            start_new_session=True,  # Ctrl-C must reach this process only, which then stops the server
         )
         try:
             process = starting.result()
@@ -67,13 +67,13 @@ def own_server(folder: str | Path, options: Sequence[str] = ()) -> Iterator[OwnS
 
 
 def _stop(process: subprocess.Popen):
-    """Ends a process, by force if it does not end soon."""
+    """Terminates a process; kills it if it does not end in time."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
-    finally:  # Ctrl-C once more comes here, too
+    finally:  # also after another Ctrl-C
         process.kill()
         process.wait()
         process.stdout.close()

@@ -1,4 +1,4 @@
-"""How a server bears many requests at once: throughput, latency, batches, refusals, and what it adds to the model's time."""
+"""Load tests: throughput, latency, batches and refusals under many requests, and the time that a server adds to the model's."""
 
 import asyncio
 import base64
@@ -8,8 +8,9 @@ import ssl
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -20,18 +21,16 @@ from tqdm import tqdm
 
 from tfsd.progress import Cancelled
 from tfsd.serving.client.aio import AsyncClient
-from tfsd.serving.load_test import server_metrics
+from tfsd.serving.load_test import overhead, server_metrics
 from tfsd.serving.wire.errors import ServerError
-
-PROMPT = "a red star above a blue house at night"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is asked of a server.
+    """The requests of a load test.
 
-    `requests` in all, `concurrency` at once, `rows` pictures in each, of `num_steps` (None: the model's own); whatever is
-    not answered when `seconds` are over is given up.
+    `requests` in total, `concurrency` at once, each for `rows` images with `num_steps` (None: the model's default). After
+    `seconds`, the test gives up requests that are not answered.
     """
 
     requests: int = 64
@@ -42,7 +41,7 @@ class Load:
 
 
 class Sample(NamedTuple):
-    """What became of a request: "OK", a code of `tfsd.serving.wire.errors.CODES`, or "UNFINISHED" when the time was over."""
+    """The outcome of a request: "OK", a code of `tfsd.serving.wire.errors.CODES`, or "UNFINISHED" if the time was over."""
 
     seconds: float
     code: str
@@ -50,7 +49,7 @@ class Sample(NamedTuple):
 
 
 class LoadTest:
-    """Asks one model of one server; use it in `async with`. Each of its measurements returns what goes into JSON."""
+    """Measures one model of one server, in an `async with` block. Each measurement returns an object for the JSON report."""
 
     def __init__(
         self,
@@ -63,9 +62,9 @@ class LoadTest:
         tls: str | Path | None = None,
         bars: bool = False,
     ):
-        """`address` and `rest` are HOST:PORT of gRPC and of HTTP; without the latter the server's own counts are missing.
+        """`address` and `rest` are HOST:PORT of gRPC and of HTTP; without `rest`, the report lacks the server's own metrics.
 
-        `token` and `tls`, the file of a certificate authority, are for both.
+        `token` and `tls`, the file of a certificate authority, are used for both.
         """
         self.load, self.model, self.rest = load, model, rest
         self._client = AsyncClient(address, model=model, retries=0, timeout=load.seconds, token=token, tls=tls)
@@ -85,15 +84,15 @@ class LoadTest:
         await self._client.close()
 
     async def warm_up(self):
-        """Asks for one picture: what a server does only once shall not count. The time begins.
+        """Requests one image, so that what a server does only once is not measured, and starts the clock.
 
-        Raises: `ServerError`, `ValueError` or `TimeoutError` if there is no picture.
+        Raises: `ServerError`, `ValueError` or `TimeoutError` if the request fails.
         """
         self._end = time.monotonic() + self.load.seconds
-        await self._client.text_to_png(PROMPT, self.load.rows, 0, num_steps=self.load.num_steps)
+        await self._client.text_to_png(overhead.PROMPT, self.load.rows, 0, num_steps=self.load.num_steps)
 
     async def run(self) -> dict:
-        """Returns throughput, latencies, errors, and by the server's own counts batches and refusals."""
+        """Returns throughput, latencies and errors, and from the server's metrics batches and refusals."""
         load, seeds, samples = self.load, iter(range(self.load.requests)), []
 
         async def ask_on():
@@ -124,10 +123,10 @@ class LoadTest:
         } | server_metrics.difference(before, after)
 
     async def compare(self) -> dict:
-        """Returns how much sooner `concurrency` requests are answered together than one after another.
+        """Returns how much faster `concurrency` requests are answered together than one after another.
 
-        Both are done in turn, `requests // concurrency` times, with the same seeds, so that their bytes can be compared.
-        A turn in which a request failed does not count.
+        Both ways alternate, `requests // concurrency` times, with the same seeds, so that their bytes can be compared.
+        A round in which a request failed does not count.
         """
         count = self.load.concurrency
         turns, failed, same = [], Counter(), True
@@ -159,50 +158,41 @@ class LoadTest:
         }
 
     async def overhead(self, folder: Path) -> dict:
-        """Returns the milliseconds that the server adds to a request for one picture, over gRPC and over REST.
+        """Returns the milliseconds that the server adds to a request for one image, over gRPC and over REST.
 
-        The model's own time is that of the engine of `folder` in this process: from inputs to PNG, in one go. The three are
-        done in turn, `requests` times, each twice and timed once, and what is added is the median of the differences of each
-        turn: so whatever slows the machine for a while slows all three. Two processes run the same program at speeds that
-        differ by some percent, though, so `beyond_model_ms` is, with the server's own clock, the mean time of its requests less
+        The model's own time is that of the engine of `folder` in this process, from inputs to PNG without chunks. The three
+        ways alternate, `requests` times, so that anything that slows the machine for a while slows all of them; what the
+        server adds is the median of the differences in each round. Two processes run the same program at speeds that differ
+        by some percent, though. `beyond_model_ms` avoids this: by the server's own clock, the mean time of its requests minus
         the mean time that its model computed for them.
 
-        Raises: `CheckpointError` for a folder that cannot be loaded; `ServerError` for REST without an answer.
+        Raises: `CheckpointError` for a folder that cannot be loaded; `ServerError` if REST does not answer.
         """
-        from tfsd.serving.server.engine import Engine
-
-        engine = Engine(folder)
-        engine.warm_up()
-        inputs = engine.defaults() | {"prompt": np.array([PROMPT.encode()], object)}
-        if self.load.num_steps is not None:
-            inputs["num_steps"] = np.array([self.load.num_steps], np.int32)
+        engine, inputs = overhead.engine_and_inputs(folder, self.load.num_steps)
         turns, same, served, before = [], True, [], await self.counts()
         with self._bar("overhead", 3 * self.load.requests) as bar:
             for seed in range(self.load.requests):
                 if self._left() <= 0:
                     break
-                seeded = inputs | {"seed": np.array([seed], np.int64)}
-                ways = [lambda given=seeded: _own(engine, given), lambda seed=seed: self._one_by_grpc(seed)]
-                ways += [lambda given=seeded: self._by_rest(given)] if self.rest is not None else []
-                milliseconds, pictures = [], set()
-                for way in ways:
-                    for _ in range(2):  # the first only warms what the way before it let go cold: caches and threads
-                        started = time.perf_counter()
-                        pictures.add(await way())
-                        milliseconds.append(1000 * (time.perf_counter() - started))
-                    bar.update(1)
+                milliseconds, images = await overhead.timed(self._ways(engine, inputs, seed), bar)
                 served += milliseconds[2:]
                 turns.append(milliseconds[1::2])
-                same = same and len(pictures) == 1
+                same = same and len(images) == 1
         computed = server_metrics.model_milliseconds(before, await self.counts())
         beyond = statistics.fmean(served) - computed if served and computed is not None else None
-        return _added(np.array(turns), rest=self.rest is not None) | {
+        return overhead.medians(np.array(turns), rest=self.rest is not None) | {
             "beyond_model_ms": beyond,
             "same_bytes": same if turns else None,
         }
 
+    def _ways(self, engine, inputs: dict[str, np.ndarray], seed: int) -> list[Callable[[], Awaitable[bytes]]]:
+        """Returns the ways to the image of a seed: the engine here, gRPC and, if its address is known, REST."""
+        inputs = inputs | {"seed": np.array([seed], np.int64)}
+        ways = [partial(overhead.make_png, engine, inputs), partial(self._one_by_grpc, seed)]
+        return ways if self.rest is None else [*ways, partial(self._by_rest, inputs)]
+
     async def counts(self) -> dict | None:
-        """Returns what the server counts of itself; None of a server that does not tell."""
+        """Returns the server's metrics, as `server_metrics.read` does; None if they cannot be read."""
         if self.rest is None:
             return None
         try:
@@ -227,7 +217,7 @@ class LoadTest:
 
     async def _by_grpc(self, seed: int, rows: int = 1) -> list[bytes]:
         timeout = max(self._left(), 1e-3)
-        return await self._client.text_to_png(PROMPT, rows, seed, num_steps=self.load.num_steps, timeout=timeout)
+        return await self._client.text_to_png(overhead.PROMPT, rows, seed, num_steps=self.load.num_steps, timeout=timeout)
 
     async def _one_by_grpc(self, seed: int) -> bytes:
         return (await self._by_grpc(seed))[0]
@@ -256,28 +246,12 @@ class LoadTest:
 
 
 def latencies(milliseconds: Sequence[float]) -> dict[str, float] | None:
-    """Returns percentiles: that of which so many in a hundred are at most as long; None for none at all."""
+    """Returns percentiles by nearest rank, the maximum and the mean; None if there are no values."""
     if not milliseconds:
         return None
     ordered = sorted(milliseconds)
     ranks = {f"p{share}": ordered[math.ceil(share / 100 * len(ordered)) - 1] for share in (50, 90, 99)}
     return ranks | {"max": ordered[-1], "mean": statistics.fmean(ordered)}
-
-
-async def _own(engine, inputs: dict[str, np.ndarray]) -> bytes:
-    """Returns the PNG file of a request for one picture, by the calls that the server makes, without its chunks."""
-    job = engine.start(engine.prepare(inputs))
-    job.advance(job.steps)
-    return engine.png(job.results()[0])
-
-
-def _added(turns: np.ndarray, *, rest: bool) -> dict:
-    if not len(turns):
-        return {"rounds": 0}
-    columns = {"model_ms": turns[:, 0], "grpc_ms": turns[:, 1], "grpc_added_ms": turns[:, 1] - turns[:, 0]}
-    if rest:
-        columns |= {"rest_ms": turns[:, 2], "rest_added_ms": turns[:, 2] - turns[:, 0]}
-    return {"rounds": len(turns)} | {name: float(np.median(column)) for name, column in columns.items()}
 
 
 def _plain(value):

@@ -1,4 +1,4 @@
-"""What a server's own counts say about a stretch of time: the difference of two readings of its /metrics."""
+"""The server's side of a load test: differences between two readings of its /metrics."""
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -6,10 +6,10 @@ MEMORY = "process_resident_memory_bytes"
 
 
 def read(text: str) -> dict:
-    """Returns sums over all models: jobs by their largest number of rows, jobs, rows, refusals by reason, memory, the
-    requests answered and the seconds that the model computed for them.
+    """Returns sums over all models: jobs by number of rows, jobs, rows, refusals by reason, memory, answered requests and
+    the seconds that the model computed for them.
 
-    Raises: `ValueError` for a text that is not in Prometheus' format.
+    Raises: `ValueError` if the text is not in Prometheus' format.
     """
     counts = {"bounds": {}, "jobs": 0.0, "rows": 0.0, "refused": {}, "resident_bytes": None}
     counts |= {"model_seconds": 0.0, "answers": 0.0}
@@ -34,9 +34,9 @@ def read(text: str) -> dict:
 
 
 def difference(before: dict | None, after: dict | None) -> dict:
-    """Returns what happened between two readings: jobs by their rows ("3-4"), rows per job, refusals by reason.
+    """Returns the changes between two readings: jobs by number of rows ("3-4"), rows per job, refusals by reason.
 
-    All are None where one reading is missing, and `refused` names only reasons that occurred.
+    All are None if a reading is missing. `refused` has only reasons that occurred.
     """
     if before is None or after is None:
         return {"batches": None, "rows_per_batch": None, "refused": None}
@@ -56,7 +56,7 @@ def difference(before: dict | None, after: dict | None) -> dict:
 
 
 def model_milliseconds(before: dict | None, after: dict | None) -> float | None:
-    """Returns how long the model computed for a request between two readings; None where that is not known."""
+    """Returns how long the model computed per request between two readings; None if that is unknown."""
     if before is None or after is None or after["answers"] == before["answers"]:
         return None
     return 1000 * (after["model_seconds"] - before["model_seconds"]) / (after["answers"] - before["answers"])

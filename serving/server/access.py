@@ -1,4 +1,4 @@
-"""Which web pages and names may reach the HTTP side: checks of Host, Origin and Content-Type, and CORS.
+"""Access of web pages to the HTTP side: checks of Host, Origin and Content-Type, and CORS.
 
 A browser sends requests to this server for any page that its user looks at. Two attacks follow, even where only this machine
 can reach the server:
@@ -33,11 +33,11 @@ from tfsd.serving.server.words import HTTP_HEADER
 from tfsd.serving.wire.errors import ServerError
 
 ANY = "*"
-MAX_NAME = 100  # letters of a name or an origin that a message repeats in whole
+MAX_NAME = 100  # characters of a name or an origin that a message repeats
 METHODS = "GET, POST"
 HEADERS = "Authorization, Content-Type, X-Request-ID"
 EXPOSED = f"X-Request-ID, {HTTP_HEADER}"
-PREFLIGHT_SECONDS = "600"  # for which a browser remembers what is allowed
+PREFLIGHT_SECONDS = "600"  # for which a browser keeps the answer
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\[\]:/@?#\s]+)(?::\d{1,5})?")
 _NAME = re.compile(r"\.?[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@,]+")
@@ -63,11 +63,11 @@ def origin_pattern(text: str) -> str:
 
 
 class Access:
-    """What the HTTP side lets in.
+    """Checks and headers that limit which pages can use the server.
 
-    `allowed_hosts`: names in addition to localhost, this machine's own and every IP address; ".example.com" is that name and
-    all below it, "*" any. `cors_origins`: origins whose pages may call the API and read its answers; "*" any. `host` is what
-    the server listens on.
+    `allowed_hosts`: names in addition to localhost, this machine's name and every IP address; ".example.com" stands for that
+    name and all names below it, "*" for any. `cors_origins`: origins whose pages may call the API and read its answers; "*"
+    for any. `host` is the address that the server listens on.
     """
 
     def __init__(self, *, host: str = "127.0.0.1", allowed_hosts: Collection[str] = (), cors_origins: Collection[str] = ()):
@@ -102,7 +102,7 @@ class Access:
         return web.Response(status=204, headers=headers | {hdrs.ACCESS_CONTROL_MAX_AGE: PREFLIGHT_SECONDS})
 
     def mark(self, request: web.Request, response: web.StreamResponse):
-        """Tells the browser which page may read an answer."""
+        """Adds the headers that tell browsers which pages may read an answer."""
         response.headers["Server"] = NAME
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         response.headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
@@ -122,7 +122,7 @@ class Access:
 
 
 def require_json(request: web.Request):
-    """Raises: `web.HTTPUnsupportedMediaType` for a body that a browser sends as something else than JSON."""
+    """Raises: `web.HTTPUnsupportedMediaType` for a body from a browser that is not JSON."""
     if hdrs.ORIGIN not in request.headers and _site(request) is None:
         return
     kind = request.content_type
@@ -135,7 +135,7 @@ def _site(request: web.Request) -> str | None:
 
 
 def _name(host: str) -> str:
-    """Returns the name in a Host header, without port and brackets; empty for what is none."""
+    """Returns the name in a Host header, without port and brackets; empty if the header is invalid."""
     found = _HOST.fullmatch(host.strip())
     return found["name"].strip("[]").rstrip(".").lower() if found else ""
 
@@ -160,7 +160,7 @@ def _is_own(origin: str, host: str) -> bool:
 
 
 def _unknown_host(host: str) -> str:
-    """Returns what to tell about a Host; no option that lets in more than this name, such as "*" or ".example.com"."""
+    """Returns the message about a Host. It suggests no option that would allow more than this name."""
     name = _name(host)
     if not _NAME.fullmatch(name) or name.startswith(".") or len(name) > MAX_NAME:
         return f"The Host header is not a host name: {shown(host)}. Send the server's name or its IP address."
@@ -168,7 +168,7 @@ def _unknown_host(host: str) -> str:
 
 
 def _foreign_origin(origin: str) -> str:
-    """Returns what to tell about an Origin; no option that lets in more pages than those of that origin."""
+    """Returns the message about an Origin. It suggests no option that would allow more than this origin."""
     if origin.lower() in ("null", "file://"):
         return (
             "Pages without an origin, such as files that are opened from the disk and sandboxed frames, may not use this server: "

@@ -87,7 +87,7 @@ class ActiveRequest:
         return ProgressSnapshot(state, sum(self.steps_done), sum(row.steps for row in self.rows))
 
     def deadline_message(self) -> str:
-        """Returns what the caller is told when the deadline has passed."""
+        """Returns the message for a request whose deadline has passed."""
         if self.deadline is not None and self.deadline <= self.arrived:
             return "The deadline had passed when the request arrived."
         if self.started is None:

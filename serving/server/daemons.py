@@ -1,4 +1,4 @@
-"""Long work in threads that nothing waits for at the end of the process."""
+"""Runs long functions in threads that do not delay the end of the process."""
 
 import asyncio
 import contextlib
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 async def in_daemon(function: Callable, *arguments):
-    """Awaits a function in a thread of its own that the end of the process does not wait for: loading takes minutes.
+    """Runs a function in a daemon thread and waits for it; the process can end before it returns.
 
-    The event loop's own pool is not used: a few such functions would occupy all its threads, which requests need.
+    The event loop's thread pool is not used, as a few such functions would occupy all threads, which requests need.
     """
     loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
 
@@ -23,7 +23,7 @@ async def in_daemon(function: Callable, *arguments):
             function(*arguments)
         except BaseException as caught:
             error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so that nobody waits
             loop.call_soon_threadsafe(settle, error)
 
     threading.Thread(target=work, name="tfsd-load", daemon=True).start()

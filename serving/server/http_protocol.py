@@ -1,4 +1,4 @@
-"""The HTTP connections: aiohttp's own, except for the answers to what is no HTTP, which name neither aiohttp nor Python."""
+"""HTTP connections: aiohttp's, with answers to invalid HTTP that do not reveal the versions of aiohttp and Python."""
 
 import json
 from http import HTTPStatus
@@ -8,16 +8,16 @@ from aiohttp import web
 from tfsd.errors import printable
 
 NAME = "tfsd"  # in the header Server, in place of the versions of Python and aiohttp
-_SHOWN = 150  # letters of what aiohttp says of such a request; it repeats what was sent
+_SHOWN = 150  # characters of aiohttp's message about invalid HTTP, which repeats what was sent
 
 
 def error_answer(status: int, message: str) -> web.Response:
-    """Returns the answer for an error: {"error": message}, as TensorFlow Serving's REST API has it."""
+    """Returns the answer for an error: {"error": message}, as in TensorFlow Serving's REST API."""
     return web.Response(body=json.dumps({"error": message}).encode(), status=status, content_type="application/json")
 
 
 class Protocol(web.RequestHandler):
-    """One connection. Requests that cannot be parsed reach no route and no middleware: aiohttp answers them here."""
+    """One connection. Requests that cannot be parsed do not reach routes or middlewares; they are answered here."""
 
     __slots__ = ()
 

@@ -1,8 +1,8 @@
-"""Loads only what a server calls of an export, which takes half of the memory of the whole export.
+"""Loads only the parts of an export that a server calls, which takes half of the memory of the whole export.
 
-`tf.saved_model.load` makes a graph of every function in the file, with a copy of every function below it: the functions of a
-model with less than 1 MB of weights take 340 MB, and about 160 MB without the signatures that draw whole images. A server never
-calls those: it runs the loop itself.
+`tf.saved_model.load` makes a graph of every function in the file, with a copy of every function that it calls: the functions of
+a model with less than 1 MB of weights take 340 MB, and about 160 MB without the signatures that make whole images. A server does
+not call those, as it runs the loop of steps itself.
 """
 
 import os
@@ -17,7 +17,7 @@ GRAPH = "saved_model.pb"
 
 
 def read_graph(folder: Path) -> saved_model_pb2.SavedModel:
-    """Returns what the graph's file of an export holds. Raises: any error for a file that is damaged."""
+    """Reads the graph file of an export. Raises: errors of any kind for a damaged file."""
     proto = saved_model_pb2.SavedModel()
     proto.ParseFromString((folder / GRAPH).read_bytes())
     if not proto.meta_graphs:
@@ -26,10 +26,10 @@ def read_graph(folder: Path) -> saved_model_pb2.SavedModel:
 
 
 def load_with(folder: Path, proto: saved_model_pb2.SavedModel, signatures: Collection[str]):
-    """Returns the loaded export without its other signatures. Changes `proto`.
+    """Loads an export with these signatures only. Changes `proto`.
 
-    The smaller graph lies in a temporary folder, with links to the other files of the export; where links cannot be made,
-    all is loaded.
+    The smaller graph is written to a temporary folder, with links to the other files of the export. If links cannot be made,
+    the whole export is loaded.
     """
     _keep(proto, signatures)
     with tempfile.TemporaryDirectory(prefix="tfsd-") as linked:
@@ -38,13 +38,13 @@ def load_with(folder: Path, proto: saved_model_pb2.SavedModel, signatures: Colle
                 if child.name != GRAPH:
                     os.symlink(child, Path(linked) / child.name)
             (Path(linked) / GRAPH).write_bytes(proto.SerializeToString())
-        except OSError:  # Windows lets few users make links
+        except OSError:  # on Windows, few users may make links
             return tf.saved_model.load(str(folder))
         return tf.saved_model.load(linked)
 
 
 def _keep(proto: saved_model_pb2.SavedModel, signatures: Collection[str]):
-    """Takes out the other signatures, and every function that nothing calls any more."""
+    """Removes the other signatures, and every function that is not called any more."""
     graph = proto.meta_graphs[0]
     objects = graph.object_graph_def
     root = objects.nodes[0]
@@ -68,20 +68,20 @@ def _keep(proto: saved_model_pb2.SavedModel, signatures: Collection[str]):
 
 
 def _make_empty(node):
-    """Makes an object of the saved graph one that holds nothing; the others are known by their places, which stay."""
+    """Empties an object of the saved graph. It is not removed, since objects refer to each other by their positions."""
     node.Clear()
     node.user_object.identifier = "_generic_user_object"
     node.user_object.version.producer = node.user_object.version.min_consumer = 1
 
 
 def _called_by_object(node) -> Iterator[str]:
-    """Yields the functions that an object of the saved graph is."""
+    """Yields the names of the functions of an object of the saved graph."""
     yield node.bare_concrete_function.concrete_function_name
     yield from node.function.concrete_functions
 
 
 def _reachable(roots: set[str], functions: dict) -> set[str]:
-    """Returns the functions that `roots` call, those that these call, and so on."""
+    """Returns the names of `roots` and of all functions that they call, directly or indirectly."""
     found, waiting = set(), list(roots)
     while waiting:
         name = waiting.pop()
@@ -89,7 +89,7 @@ def _reachable(roots: set[str], functions: dict) -> set[str]:
             continue
         found.add(name)
         for node in functions[name].node_def:
-            waiting.append(node.op)  # some calls are operations of the function's name
+            waiting.append(node.op)  # some calls are operations with the function's name
             for attribute in node.attr.values():
                 waiting += [attribute.func.name, *(one.name for one in attribute.list.func)]
     return found

@@ -1,7 +1,7 @@
-"""Log lines of the server, as text or as JSON. Prompts are never in them.
+"""The server's log, as text or as JSON. It never contains prompts.
 
-What clients send, such as the name of a model, can neither begin a line of its own, nor steer a terminal, nor pass for another
-field: all that is not printable is escaped, and values with spaces or quotes are quoted.
+Text that clients send, such as the name of a model, cannot start a new line, control a terminal or look like another field:
+characters that are not printable are escaped, and values with spaces or quotes are quoted.
 """
 
 import json
@@ -12,13 +12,13 @@ import time
 from tfsd.errors import printable
 
 _PLAIN = re.compile(r"""[^\s"'=\\]+""")
-_TRACE = "\n    "  # before each line of a trace, which thereby is no line of the log
+_TRACE = "\n    "  # before each line of a traceback, to distinguish it from lines of the log
 
 LOGGER = logging.getLogger("tfsd.serving")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, message, and what the caller gave as `extra={"fields": {...}}`."""
+    """One JSON object per line: time, level, message, and the fields given as `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line."""
@@ -30,7 +30,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line of text: time, level, message, fields as name=value; a trace follows in lines that are indented."""
+    """One line of text: time, level, message, fields as name=value; a traceback follows in indented lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line."""
@@ -41,13 +41,13 @@ class TextFormatter(logging.Formatter):
 
 
 def _value(value) -> str:
-    """Returns a field's value; in JSON's quotes where it could be taken for more than one value."""
+    """Returns a field's value, quoted as in JSON unless it is a plain word."""
     text = str(value)
     return text if _PLAIN.fullmatch(text) and text.isprintable() else json.dumps(text)
 
 
-class _WithoutNonsense(logging.Filter):
-    """Drops what aiohttp logs of bytes that are no HTTP: any client could fill the log with them."""
+class _InvalidHttpFilter(logging.Filter):
+    """Drops aiohttp's records about invalid HTTP, with which any client could fill the log."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -59,11 +59,11 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def log_to(stream, *, form: str = "text", level: int = logging.INFO) -> logging.Handler:
-    """Sends the server's lines to `stream`, as "text" or "json", and returns the handler that does."""
+    """Writes the server's log to `stream` in the form "text" or "json", and returns the logging handler."""
     handler = logging.StreamHandler(stream)
-    handler.addFilter(_WithoutNonsense())
+    handler.addFilter(_InvalidHttpFilter())
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-    for name in ("tfsd.serving", "aiohttp.server", "grpc"):  # the libraries' errors too, in the same form
+    for name in ("tfsd.serving", "aiohttp.server", "grpc"):  # also the errors of libraries, in the same form
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False

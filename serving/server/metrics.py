@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' words."""
+"""The server's metrics for Prometheus."""
 
 from collections.abc import Iterable
 
@@ -8,16 +8,16 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STATES = ("START", "LOADING", "AVAILABLE", "UNLOADING", "END")
 SIGNATURES = frozenset({"text_to_png", "text_to_image", "encode", "denoise", "decode", "serving_default"})
 REASONS = ("queue_full", "deadline", "cancelled", "draining", "crash")
-SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)  # a rejection ... a large picture on a CPU
+SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)  # from a refusal to a large image on a CPU
 STEP_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 ROWS = (1, 2, 4, 8, 16)
 
 
 class Metrics:
-    """The counters of one server, in a registry of their own, so that two servers can live in one process.
+    """The metrics of one server, in a separate registry, so that a process can run several servers.
 
-    Labels that a client could invent are bounded: a model that was never configured, or a signature that no export
-    has, is counted under the empty label.
+    Clients cannot create labels: a model that was never configured, or a signature that no export has, is counted under
+    the empty label.
     """
 
     def __init__(self):
@@ -49,10 +49,13 @@ class Metrics:
         return kind(f"tfsd_{name}", text, labels, registry=self.registry, **options)
 
     def count_request(self, *, model: str, signature: str, method: str, code: str, seconds: float, model_seconds: float = 0.0):
-        """Counts one answered request; `method` is e.g. "grpc" or "rest", `code` "OK" or a key of
-        `tfsd.serving.wire.errors.CODES`.
+        """Counts one request that has ended.
 
-        `seconds` from request to answer, of which the model computed `model_seconds`.
+        Args:
+            method: "grpc" or "rest".
+            code: "OK" or a key of `tfsd.serving.wire.errors.CODES`.
+            seconds: from request to answer.
+            model_seconds: the part of them in which the model computed.
         """
         model = model if model in self._models else ""
         signature = signature if signature in SIGNATURES else ""
@@ -62,12 +65,12 @@ class Metrics:
             self.model_seconds.labels(model).observe(model_seconds)
 
     def show_versions(self, model: str, states: Iterable[str]):
-        """Shows how many versions of a model are in each state; `states` has one entry per version."""
+        """Sets how many versions of a model are in each state; `states` has one entry per version."""
         self._models.add(model)
         states = list(states)
         for state in STATES:
             self.versions.labels(model, state).set(states.count(state))
 
     def render(self) -> tuple[bytes, str]:
-        """Returns the page that Prometheus reads, and its content type."""
+        """Returns the text that Prometheus reads, and its content type."""
         return generate_latest(self.registry), CONTENT_TYPE

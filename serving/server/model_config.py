@@ -1,4 +1,4 @@
-"""Which models to serve, from where, in which versions: TF Serving's ModelServerConfig, or simply a folder."""
+"""The configuration of models: names, folders, versions and labels, from a ModelServerConfig of TF Serving or from a folder."""
 
 import os
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ MAX_VERSION = 2**63 - 1
 
 @dataclass(frozen=True)
 class VersionPolicy:
-    """Which of a model's versions are served: the `count` latest, all, or those in `versions`."""
+    """Selects the versions of a model: the `count` latest, all, or those in `versions`."""
 
     kind: str = "latest"
     count: int = 1
     versions: tuple[int, ...] = ()
 
     def choose(self, versions: list[int]) -> list[int]:
-        """Returns those of the versions on disk that are to be served, ascending."""
+        """Returns the versions to serve, of those on disk, ascending."""
         versions = sorted(versions)
         if self.kind == "specific":
             return [version for version in versions if version in self.versions]
@@ -28,7 +28,7 @@ class VersionPolicy:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model: `folder` holds its versions, `labels` are names for some of them."""
+    """One model: `folder` has its versions, `labels` are names of some of them."""
 
     name: str
     folder: Path
@@ -38,7 +38,7 @@ class ModelConfig:
     def versions(self) -> dict[int, Path]:
         """Returns the complete versions on disk: a folder named by a number, with a saved_model.pb.
 
-        Raises: `ServerError` INVALID_ARGUMENT if the model's folder is not there.
+        Raises: `ServerError` INVALID_ARGUMENT if the model's folder does not exist.
         """
         found: dict[int, Path] = {}
         try:
@@ -57,7 +57,7 @@ def _is_version(name: str) -> bool:
 
 
 def configs_in(folder: Path) -> dict[str, ModelConfig]:
-    """Returns the models in a folder: itself, if it holds versions (models/tiny), or each one in it (models)."""
+    """Returns the models in a folder: the folder itself if it has versions (models/tiny), else its subfolders (models)."""
     if ModelConfig(folder.name, folder).versions():
         return {folder.name: ModelConfig(folder.name, folder)}
     children = (
@@ -71,8 +71,8 @@ def configs_from(proto, *, root: Path | None = None) -> dict[str, ModelConfig]:
 
     Args:
         proto: `tensorflow_serving.config.model_server_config_pb2.ModelServerConfig`.
-        root: where relative base paths begin; without it they are refused, as by TF Serving.
-    Raises: `ServerError` INVALID_ARGUMENT for what is wrong with it, in TF Serving's words.
+        root: the folder for relative base paths; without it they are refused, as by TF Serving.
+    Raises: `ServerError` INVALID_ARGUMENT for a wrong configuration, with TF Serving's messages.
     """
     if proto.WhichOneof("config") != "model_config_list":
         message = "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently supported"

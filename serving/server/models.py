@@ -1,7 +1,7 @@
-"""Which models serve, and how that changes while they do.
+"""The models that a server has, and how they change while it runs.
 
-As in TF Serving, a new version is loaded and warmed up before an old one goes, the old one goes after its last request,
-and one that can't be loaded ends with its error, while what served goes on serving.
+As in TF Serving, a new version is loaded and warmed up before an old one is unloaded, and the old one is unloaded after its
+last request. If a version cannot be loaded, its status has the error, and the loaded versions stay.
 """
 
 import logging
@@ -22,7 +22,7 @@ LOG = logging.getLogger("tfsd.serving")
 
 
 def load_engine(folder: Path):
-    """Returns a version that is ready for requests: loaded, and compiled for the shapes that they will have."""
+    """Loads a version and compiles it for the shapes that requests can have."""
     from tfsd.serving.server.engine import Engine
 
     engine = Engine(folder)
@@ -42,14 +42,14 @@ class Models:
         metrics: Metrics | None = None,
         load: Callable[[Path], object] = load_engine,
     ):
-        """Reads what is to be served; `start` loads it.
+        """Reads the configuration; `start` loads the models.
 
         Args:
             source: a folder with one model's versions, a folder of such folders, or a ModelServerConfig.
-            root: where a ModelServerConfig's relative paths begin.
-            poll_seconds: how often the folders are looked at; 0: only by `reload`.
+            root: the folder for relative paths of a ModelServerConfig.
+            poll_seconds: how often the folders are checked for changes; 0: only by `reload`.
             metrics: shows the versions by state.
-            load: makes an engine of a version's folder.
+            load: returns an engine for a version's folder.
         Raises: `ServerError` if there is no model.
         """
         if not 0 <= poll_seconds <= 86_400:
@@ -67,7 +67,10 @@ class Models:
         self._poller: threading.Thread | None = None
 
     def start(self):
-        """Loads every model, then watches the folders if asked to. Raises: `ServerError` if a model can't be served."""
+        """Loads every model, then watches the folders if `poll_seconds` is given.
+
+        Raises: `ServerError` if a model cannot be served.
+        """
         with self._changing:
             self._update(retry=True)
             self._require_available(list(self._configs))
@@ -77,9 +80,9 @@ class Models:
             self._poller.start()
 
     def reload(self, proto=None):
-        """Looks at the folders again, or serves what a ModelServerConfig lists from now on; returns when that is loaded.
+        """Checks the folders again, or changes to another ModelServerConfig; returns when the models are loaded.
 
-        Raises: `ServerError`. A config that is wrong changes nothing; a version that can't be loaded leaves the others.
+        Raises: `ServerError`. A wrong configuration changes nothing; a version that cannot be loaded does not affect others.
         """
         with self._changing:
             new = [] if proto is None else self._take(proto)
@@ -87,10 +90,10 @@ class Models:
             self._require_available(new)
 
     def get(self, name: str, version: int | None = None, label: str | None = None) -> Lease:
-        """Returns a lease of a version: the one asked for by number or label, or the latest that is available.
+        """Returns a lease of a version: by number or label, or the latest that is available.
 
-        Raises: `ServerError` NOT_FOUND; UNAVAILABLE in its place until `start` is over, as TF Serving does not listen yet
-        then, so that clients try again; INVALID_ARGUMENT for an unknown label.
+        Raises: `ServerError` NOT_FOUND, or UNAVAILABLE while `start` loads models, so that clients try again;
+        INVALID_ARGUMENT for an unknown label.
         """
         if not name:
             raise ServerError("INVALID_ARGUMENT", "ModelSpec has no name specified.")
@@ -117,7 +120,7 @@ class Models:
         return response
 
     def folders(self) -> list[Path]:
-        """Returns the folders of all versions that are to be served."""
+        """Returns the folders of all versions that should be served."""
         found = []
         for config in self._configs.values():
             versions = config.versions()
@@ -125,7 +128,7 @@ class Models:
         return found
 
     def warn_above(self, request_bytes: int):
-        """Warns, from now on, of versions that take larger requests than a server that has started can receive."""
+        """Sets the largest request that the server receives; versions that take larger ones are then logged as warnings."""
         self._request_bytes = request_bytes
 
     def manifests(self) -> dict[str, dict[int, dict]]:
@@ -136,20 +139,20 @@ class Models:
                 try:
                     with self._versions.lease(name, number) as engine:
                         manifests.setdefault(name, {})[number] = engine.manifest
-                except ServerError:  # unloaded in this very moment
+                except ServerError:  # unloaded in the meantime
                     continue
         return manifests
 
     @property
     def ready(self) -> bool:
-        """Whether each model that is to be served has a version available."""
+        """Whether each model has an available version."""
         return all(self._versions.available(name) for name in self._configs)
 
     def close(self):
-        """Stops watching the folders; versions stay as they are."""
+        """Stops watching the folders; loaded versions stay loaded."""
         self._closing.set()
         if self._poller is not None:
-            self._poller.join(1)  # it may be loading; it is a daemon
+            self._poller.join(1)  # no longer: it is a daemon, and loading takes minutes
 
     def _number(self, name: str, version: int | None, label: str | None) -> int | None:
         if not label:
@@ -158,8 +161,6 @@ class Models:
             return self._labels[name][label]
         except KeyError:
             raise ServerError("INVALID_ARGUMENT", f"Unrecognized servable version label: {label}") from None
-
-    # Changes, one at a time.
 
     def _find(self) -> dict[str, ModelConfig]:
         if self._folder.is_dir() and (configs := configs_in(self._folder)):
@@ -171,7 +172,7 @@ class Models:
         raise ServerError("NOT_FOUND", message)
 
     def _take(self, proto) -> list[str]:
-        """Replaces the configuration if it is right, and returns the names that are new in it."""
+        """Replaces the configuration, if the new one is valid, and returns the names of added models."""
         configs = configs_from(proto, root=self._root)
         _require_versions(configs)
         self._check_labels(configs)
@@ -181,7 +182,7 @@ class Models:
         return new
 
     def _check_labels(self, configs: dict[str, ModelConfig]):
-        """A label in use moves only to a version that serves; a new one may come before its version."""
+        """Refuses to move a label to a version that is not available. A new label may be set before its version exists."""
         for name, config in configs.items():
             for label, number in config.labels.items():
                 moves = self._labels.get(name, {}).get(label, number) != number
@@ -198,14 +199,14 @@ class Models:
                 with self._changing:
                     self._update(retry=False)
             except Exception:
-                LOG.exception("Looking for new versions failed; what is loaded goes on serving.")
+                LOG.exception("The check for new versions failed; the loaded versions are still served.")
 
     def _update(self, *, retry: bool):
-        """Makes what is loaded equal to what the folders hold and the policies choose, as far as it can be loaded."""
+        """Loads and unloads versions until they are those that the policies choose from the folders."""
         if self._folder is not None and self._folder.is_dir():
             found = configs_in(self._folder)
             empty = {name: config for name, config in self._configs.items() if name not in found and config.folder.is_dir()}
-            self._configs = {**found, **empty}  # an empty one is unloaded below
+            self._configs = {**found, **empty}  # models without versions are unloaded below
         configs = self._configs
         for name in self._versions.names():
             if name not in configs:
@@ -213,7 +214,7 @@ class Models:
         for name, config in configs.items():
             try:
                 folders = config.versions()
-            except ServerError as error:  # perhaps a disk that comes back: nothing is unloaded for it
+            except ServerError as error:  # the disk may come back, so nothing is unloaded
                 LOG.warning("%s", error.message)
                 continue
             wanted = config.policy.choose(list(folders))
@@ -232,7 +233,7 @@ class Models:
             LOG.warning(message, number, name, wanted / 2**20, self._request_bytes / 2**20)
 
     def _require_available(self, names: list[str]):
-        """Raises `ServerError` UNKNOWN, in TF Serving's words, if one of the models can't be served at all."""
+        """Raises: `ServerError` UNKNOWN, with TF Serving's message, if a model has no available version."""
         missing = [name for name in names if not self._versions.available(name)]
         failed = [version for name in missing for version in self._versions.of(name).values() if version.code != "OK"]
         if missing:

@@ -44,8 +44,8 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 BODY_SECONDS = 60.0  # for a body to arrive
-MAX_REQUESTS = 512  # predictions under way at once; each may hold a body of the size limit
-IN_THREAD = 2**16  # bytes of a body, or of an answer's arrays, from which JSON is made off the event loop
+MAX_REQUESTS = 512  # predictions at once; each may hold a body of the size limit
+IN_THREAD = 2**16  # bytes of a body or of an answer's arrays; larger JSON is converted in a thread
 
 _PLACE = r"(?:/versions/(\d+)|/labels/([^/:]+))?"
 _PREDICT = re.compile(rf"/v1/models/([^/:]+){_PLACE}:(classify|regress|predict)", re.I | re.A)
@@ -53,7 +53,7 @@ _STATUS = re.compile(rf"/v1/models(?:/([^/:]+))?{_PLACE}(?:/(metadata))?", re.I 
 
 
 class Rest:
-    """The routes over a service. `ready()` tells whether requests are welcome."""
+    """The HTTP routes of a service. `ready()` returns whether the server takes requests."""
 
     def __init__(
         self,
@@ -72,12 +72,12 @@ class Rest:
         self._expected = f"Bearer {token}".encode() if token else None
 
     def app(self) -> web.Application:
-        """Returns the application to serve."""
+        """Returns the aiohttp application."""
         app = web.Application(client_max_size=self.limit, middlewares=[self._guard])
         app.on_response_prepare.append(self._mark)
         app.router.add_get("/healthz", self.healthz)
         app.router.add_get("/metrics", self.metrics)
-        app.router.add_get("/monitoring/prometheus/metrics", self.metrics)  # where TF Serving's configuration has it
+        app.router.add_get("/monitoring/prometheus/metrics", self.metrics)  # the path in TF Serving's configurations
         app.router.add_get("/config.json", self.config)
         app.router.add_get("/v1/requests/{id:.+}", self.progress)
         app.router.add_route("*", "/{v:[vV]1}/{path:.*}", self.api)
@@ -91,9 +91,9 @@ class Rest:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler) -> web.StreamResponse:
-        """Checks who asks, and makes a JSON object of every error."""
+        """Checks access and the token, and answers every error with a JSON object."""
         try:
-            if handler != self.healthz:  # it tells nothing, and load balancers ask under any name
+            if handler != self.healthz:  # it reveals nothing, and load balancers send any Host
                 self.access.check(request)
             if preflight := self.access.preflight(request):
                 return preflight
@@ -112,7 +112,7 @@ class Rest:
             return _error(CODES["INTERNAL"][1], "The server failed; its log tells why.")
 
     async def _mark(self, request: web.Request, response: web.StreamResponse):
-        """Tells browsers who may read an answer; aiohttp's own answers reach this, too."""
+        """Adds the headers that tell browsers who may read an answer, also to aiohttp's own answers."""
         self.access.mark(request, response)
 
     def _require_token(self, request: web.Request, handler):
@@ -124,7 +124,7 @@ class Rest:
             raise ServerError("UNAUTHENTICATED", "The token is missing or wrong. Send the header Authorization: Bearer TOKEN.")
 
     async def healthz(self, request: web.Request) -> web.Response:
-        """GET /healthz: 200 while requests are welcome, else 503."""
+        """GET /healthz: 200 while the server takes requests, else 503."""
         return web.Response(text="ok\n") if self.ready() else web.Response(text="not serving\n", status=503)
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -133,7 +133,7 @@ class Rest:
         return web.Response(body=page, headers={"Content-Type": content_type})
 
     async def config(self, request: web.Request) -> web.Response:
-        """GET /config.json: the manifests of what is served, for the page."""
+        """GET /config.json: the manifests of the served models, for the page."""
         manifests = [
             {key: value for key, value in manifest.items() if key != "files"} | {"name": name, "version": version}
             for name, versions in self.service.models.manifests().items()
@@ -142,7 +142,7 @@ class Rest:
         return _json({"models": manifests})
 
     async def progress(self, request: web.Request) -> web.Response:
-        """GET /v1/requests/ID: how far the request is that was sent with X-Request-ID: ID."""
+        """GET /v1/requests/ID: the progress of the request that was sent with X-Request-ID: ID."""
         try:
             progress = self.service.scheduler.progress[request.match_info["id"]]
         except KeyError:
@@ -150,7 +150,7 @@ class Rest:
         return _json(progress._asdict())
 
     async def api(self, request: web.Request) -> web.Response:
-        """Everything of TF Serving's own paths."""
+        """All paths of TF Serving's REST API."""
         path = request.rel_url.raw_path
         match = {"POST": _PREDICT, "GET": _STATUS}[request.method].fullmatch(path) if request.method in ("POST", "GET") else None
         if match is None:
@@ -164,7 +164,7 @@ class Rest:
             if verb.lower() != "predict":
                 raise ServerError("UNIMPLEMENTED", f"This server has no {verb.lower()}; use predict.")
             if self._under_way >= MAX_REQUESTS:
-                raise ServerError("RESOURCE_EXHAUSTED", f"{MAX_REQUESTS} requests are under way. Try again later.")
+                raise ServerError("RESOURCE_EXHAUSTED", f"{MAX_REQUESTS} requests are active, the most at once. Try again later.")
             self._under_way += 1
             try:
                 return await self.predict(request, target)
@@ -194,7 +194,7 @@ class Rest:
             body = await asyncio.wait_for(request.read(), BODY_SECONDS)
         except asyncio.TimeoutError:
             raise ServerError("DEADLINE_EXCEEDED", f"The body did not arrive within {BODY_SECONDS:.0f} s.") from None
-        except ConnectionError:  # nobody hears this, and the log need not tell it
+        except ConnectionError:  # the client cannot get this, and it needs no traceback in the log
             raise ServerError("CANCELLED", "The client left before the whole body had arrived.") from None
         encoding = request.headers.get("Content-Encoding", "identity").lower()
         if encoding not in ("identity", "gzip"):
@@ -202,12 +202,12 @@ class Rest:
         return self._unzipped(body) if encoding == "gzip" else body
 
     def _unzipped(self, body: bytes) -> bytes:
-        """Returns what gzip packed, and never more than the limit; aiohttp itself would unpack a gigabyte to drop it."""
+        """Decompresses gzip, up to the limit; aiohttp would decompress a gigabyte before it refused it."""
         unpacking = zlib.decompressobj(zlib.MAX_WBITS | 16)
         try:
             plain = unpacking.decompress(body, self.limit + 1)
         except zlib.error:
-            raise invalid("The body is no gzip, which its Content-Encoding says it is.") from None
+            raise invalid("The body is not gzip data, although its Content-Encoding says so.") from None
         if len(plain) > self.limit:
             raise web.HTTPRequestEntityTooLarge(max_size=self.limit, actual_size=len(plain))
         if not unpacking.eof:
@@ -216,7 +216,7 @@ class Rest:
 
 
 async def _parse(body: bytes, engine) -> tuple[ParsedRequest, bool]:
-    """Returns what a body asks for, and whether the answer should be by row. Raises: `ServerError`."""
+    """Parses the body of a predict call; returns also whether the answer should be by row. Raises: `ServerError`."""
     document = await _off_loop(len(body), wire_json.read_body, body)
     name = find_signature(engine, document.signature_name)
     if name is None:
@@ -227,7 +227,7 @@ async def _parse(body: bytes, engine) -> tuple[ParsedRequest, bool]:
 
 
 async def _off_loop(size: int, function, *arguments):
-    """Returns a function's result; large ones are worked on in a thread, so that the loop answers others meanwhile."""
+    """Returns a function's result; large data is handled in a thread, so that it does not block the event loop."""
     return await asyncio.to_thread(function, *arguments) if size > IN_THREAD else function(*arguments)
 
 
@@ -240,7 +240,7 @@ def _page(file: Path):
     async def page(request: web.Request) -> web.Response:
         return web.Response(body=content, headers=headers)
 
-    page.is_page = True  # needs no token: it asks for one
+    page.is_page = True  # needs no token, as the page asks the user for it
     return page
 
 

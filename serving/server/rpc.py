@@ -31,16 +31,16 @@ from tfsd.serving.wire.tensors import inputs_of, invalid, output_names, proto_of
 PREDICTION = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
 MODELS = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 PROGRESS = "tfsd.Progress"
-# TF Serving's health service knows its services by their short names.
+# TF Serving's health service uses the short names of its services.
 HEALTH_NAMES = ("", PREDICTION, MODELS, PROGRESS, "PredictionService", "ModelService")
-MAX_MESSAGE = 1024  # letters of an error, as TF Serving cuts them
-MAX_RPCS = 512  # under way at once; each may hold a message of the size limit
-# Of those, such as last for as long as the client likes, by service: none takes the places of another, nor those of Predict.
+MAX_MESSAGE = 1024  # characters of an error, as in TF Serving
+MAX_RPCS = 512  # at once; each may hold a message of the size limit
+# Of these, streams that a client can keep open as long as it likes, by service, so that they leave room for other services.
 MAX_STREAMS = {PROGRESS: 128, health.SERVICE_NAME: 64, reflection.SERVICE_NAME: 32}
 
 
 def _describe_progress():
-    """Puts the descriptor of tfsd.Progress into the pool, so that reflection can tell of it."""
+    """Adds the descriptor of tfsd.Progress to the pool, for reflection."""
     file = descriptor_pb2.FileDescriptorProto(name="tfsd/progress.proto", package="tfsd", syntax="proto3")
     file.dependency.extend([StringValue.DESCRIPTOR.file.name, Struct.DESCRIPTOR.file.name])
     method = file.service.add(name="Progress").method.add(name="Watch", server_streaming=True)
@@ -58,7 +58,7 @@ def target_of(spec) -> Target:
 
 
 class Token(grpc.aio.ServerInterceptor):
-    """Lets only those in who send `authorization: Bearer TOKEN`; health needs none."""
+    """Refuses calls without `authorization: Bearer TOKEN`, except for health."""
 
     def __init__(self, token: str):
         self._expected = f"Bearer {token}".encode()
@@ -71,7 +71,7 @@ class Token(grpc.aio.ServerInterceptor):
         self._refuse = grpc.unary_unary_rpc_method_handler(refuse)
 
     async def intercept_service(self, continuation, handler_call_details):
-        """Returns the call's own handler, or one that refuses."""
+        """Returns the call's handler, or one that refuses the call."""
         sent = dict(handler_call_details.invocation_metadata or ()).get("authorization", "")
         sent = sent.encode() if isinstance(sent, str) else sent
         free = handler_call_details.method.startswith(f"/{health.SERVICE_NAME}/")
@@ -81,13 +81,13 @@ class Token(grpc.aio.ServerInterceptor):
 
 
 class Streams(grpc.aio.ServerInterceptor):
-    """Bounds the calls that last for as long as a client likes, by service: watching progress or health, and reflection."""
+    """Limits the number of open streams by service: progress, health and reflection."""
 
     def __init__(self, most: Mapping[str, int]):
         self._most, self._open = most, Counter()
 
     async def intercept_service(self, continuation, handler_call_details):
-        """Returns the call's own handler, or for one that streams answers a handler that counts it."""
+        """Returns the call's handler; for streams, one that counts them."""
         handler = await continuation(handler_call_details)
         if handler is None or not handler.response_streaming:
             return handler
@@ -97,12 +97,12 @@ class Streams(grpc.aio.ServerInterceptor):
 
         async def counted(request, context):
             if self._open[service] >= most:
-                message = f"{most} clients of {service} are connected, the most at once. Ask again later."
+                message = f"{most} clients of {service} are connected, the most at once. Try again later."
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
             self._open[service] += 1
             try:
                 answers = call(request, context)
-                if inspect.isawaitable(answers):  # one that writes by itself
+                if inspect.isawaitable(answers):  # a handler that calls context.write itself
                     await answers
                     return
                 async for answer in answers:
@@ -125,7 +125,7 @@ def parse(request, engine) -> ParsedRequest:
 
 
 class Calls:
-    """The calls of all services."""
+    """The methods of all services."""
 
     def __init__(self, service: Service):
         self.service, self.models = service, service.models
@@ -173,24 +173,24 @@ class Calls:
             raise invalid(
                 "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently supported"
             )
-        async with self._reloading:  # one thread is enough for all that wait
+        async with self._reloading:  # so that waiting reloads use one thread in total
             await in_daemon(self.models.reload, request.config)
         response = model_management_pb2.ReloadConfigResponse()
         response.status.SetInParent()
         return response
 
     async def watch(self, request, context):
-        """tfsd.Progress/Watch: how far the request with this id is, until its end.
+        """tfsd.Progress/Watch: the progress of the request with this id, until its end.
 
-        NOT_FOUND where no request has this id: a client that asks before its request has arrived asks again. (Waiting here
-        would let anybody occupy the server with ids that do not exist.)
+        NOT_FOUND if no request has this id: a client that is too early must try again. (If the server waited for the
+        request, anybody could occupy it with ids that do not exist.)
         """
         async for progress in self.service.scheduler.progress.watch(request.value):
             yield struct_of(progress)
 
 
 def struct_of(progress) -> Struct:
-    """Returns a request's progress as the message that goes out."""
+    """Returns the message for a request's progress."""
     message = Struct()
     message.update({"state": progress.state, "done": progress.done, "steps": progress.steps, "position": progress.position})
     return message
@@ -215,7 +215,7 @@ def _require_spec(request):
 
 async def _abort(context, error: ServerError):
     message = error.message if len(error.message) <= MAX_MESSAGE else error.message[:MAX_MESSAGE] + "...TRUNCATED"
-    known = "\n".join(sorted(error.known)[:MAX_KNOWN])  # beside the message, whose words are TensorFlow Serving's
+    known = "\n".join(sorted(error.known)[:MAX_KNOWN])  # as metadata, since the message is TensorFlow Serving's
     await context.abort(grpc.StatusCode[error.code], message, ((KNOWN_KEY, known.encode()),) if known else ())
 
 
@@ -241,19 +241,19 @@ def _stream(call, request_type, response_type):
 
 
 def _parsed(kind, message: bytes):
-    """Returns the message in some bytes. As grpcio's own deserializer, but for its code UNKNOWN and its trace in the log."""
+    """Parses a message. grpcio's deserializer would answer UNKNOWN and log a traceback for a damaged one."""
     try:
         return kind.FromString(message)
     except DecodeError:
-        raise ServerError("INTERNAL", f"The message is no {kind.DESCRIPTOR.full_name}.") from None
+        raise ServerError("INTERNAL", f"The message is not a valid {kind.DESCRIPTOR.full_name}.") from None
 
 
 def build(service: Service, *, receive_bytes: int, token: str | None = None) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-    """Returns a gRPC server without a port yet, and its health, which is NOT_SERVING."""
+    """Returns a gRPC server, which has no port yet, and its health service, which says NOT_SERVING."""
     options = [
         ("grpc.max_receive_message_length", receive_bytes),
         ("grpc.max_send_message_length", -1),
-        ("grpc.so_reuseport", 0),  # a second server on one port fails, where it would take half of the requests
+        ("grpc.so_reuseport", 0),  # a second server on the same port fails instead of taking half of the requests
     ]
     interceptors = [*([Token(token)] if token else []), Streams(MAX_STREAMS)]
     server = grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=MAX_RPCS)
@@ -284,7 +284,7 @@ def build(service: Service, *, receive_bytes: int, token: str | None = None) -> 
 
 
 async def set_health(status: health.aio.HealthServicer, serving: bool):
-    """Tells load balancers whether requests are welcome."""
+    """Reports to load balancers whether the server takes requests."""
     kinds = health_pb2.HealthCheckResponse
     for name in HEALTH_NAMES:
         await status.set(name, kinds.SERVING if serving else kinds.NOT_SERVING)

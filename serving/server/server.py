@@ -1,4 +1,4 @@
-"""The server put together: models, scheduler, gRPC and HTTP in one event loop, from the first request to the last."""
+"""The server: models, scheduler, gRPC and HTTP in one event loop, from its start to its stop."""
 
 import asyncio
 import contextlib
@@ -27,26 +27,26 @@ from tfsd.serving.server.scheduler import Scheduler
 from tfsd.serving.server.service import Service
 from tfsd.serving.wire.message_size import request_limits
 
-QUIET_SECONDS = 0.1  # without a new request, after which the ports are closed
-IDLE_SECONDS = 75.0  # for the first request of a connection to arrive with all its headers, and for each further one
-ANSWER_SECONDS = 5.0  # for answers that are made to reach their clients, once nothing runs any more
+QUIET_SECONDS = 0.1  # when stopping, the ports are closed after this time without a new request
+IDLE_SECONDS = 75.0  # for the headers of each request of a connection to arrive
+ANSWER_SECONDS = 5.0  # when stopping, for the last answers to reach their clients
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """How a server listens and what it accepts.
+    """The addresses and limits of a server.
 
     Args:
         host: address of both ports; only this machine can reach the default.
         grpc_port, rest_port: 0 takes a free one.
-        message_mb: of a gRPC request; None is what the signatures of the models take that are there when the server starts,
-            and at least 4, gRPC's own default. Answers are not limited by it.
-        body_mb: of an HTTP request; None likewise, with room for numbers as text.
-        rest_timeout: seconds for an HTTP request; gRPC clients send a deadline of their own.
+        message_mb: the largest gRPC request. None takes the largest request of the models that exist when the server starts,
+            and at least 4, gRPC's default. Answers are not limited.
+        body_mb: the largest HTTP request; None likewise, with room for numbers as text.
+        rest_timeout: seconds for an HTTP request; gRPC clients send their own deadline.
         tls_cert, tls_key: PEM files, for both ports.
-        token: what clients must send as `authorization: Bearer TOKEN`.
+        token: clients must send it as `authorization: Bearer TOKEN`.
         allowed_hosts, cors_origins: as `tfsd.serving.server.access.Access` takes them.
-        grace: seconds that requests under way get when the server is stopped.
+        grace: seconds that active requests get when the server is stopped.
     """
 
     host: str = "127.0.0.1"
@@ -71,7 +71,7 @@ class ServerOptions:
 class Server:
     """Serves models over gRPC and HTTP.
 
-    Its coroutines belong to one event loop; `running` runs one in a thread. `grpc_port` and `rest_port` are the actual
+    Its coroutines run in one event loop; `running` runs a server in a thread. `grpc_port` and `rest_port` are the actual
     ports once it listens.
     """
 
@@ -87,9 +87,9 @@ class Server:
         self.ready = False
 
     async def start(self):
-        """Listens, loads the models, then takes requests.
+        """Opens the ports, loads the models, then takes requests.
 
-        Raises: `OSError` for a port that is taken or a certificate that cannot be read, and what loading raises.
+        Raises: `OSError` for a port that is taken or a certificate that cannot be read, and the errors of loading.
         """
         self.loop = asyncio.get_running_loop()
         certificate = _certificate(self.options)
@@ -106,7 +106,7 @@ class Server:
             token=self.options.token,
             access=self._access,
         )
-        # handler_cancellation: a client that is gone needs no picture
+        # handler_cancellation: a client that has left needs no image
         self._runner = web.AppRunner(rest.app(), handler_cancellation=True, shutdown_timeout=ANSWER_SECONDS)
         try:
             await self._listen(certificate)
@@ -118,7 +118,7 @@ class Server:
         await rpc.set_health(self._health, True)
 
     def _limits(self) -> tuple[int, int]:
-        """Returns the most bytes of a gRPC request and of an HTTP body."""
+        """Returns the largest sizes of a gRPC request and of an HTTP body, in bytes."""
         derived = request_limits(self.models.folders())
         given = (None if mb is None else int(mb * 2**20) for mb in (self.options.message_mb, self.options.body_mb))
         message, body = (own if mb is None else mb for own, mb in zip(derived, given))
@@ -142,7 +142,7 @@ class Server:
         self.rest_port = self._http.sockets[0].getsockname()[1]
 
     def _add_grpc_port(self, address: str) -> int:
-        """Opens the gRPC port and returns its number; gRPC's own line about a taken one is not shown beside our error."""
+        """Opens the gRPC port and returns its number; hides the line that gRPC itself prints if the port is taken."""
         if self.options.tls_cert is None:
             with contextlib.nullcontext() if wants_information() else no_stderr():
                 return self._grpc.add_insecure_port(address)
@@ -152,12 +152,12 @@ class Server:
             return self._grpc.add_secure_port(address, credentials)
 
     def _connection(self) -> Protocol:
-        """Returns what talks to one HTTP client."""
+        """Returns the handler of one HTTP connection."""
         options = {"keepalive_timeout": IDLE_SECONDS, "access_log": None, "auto_decompress": False}
         return Protocol(self._runner.server, loop=self.loop, **options)
 
     async def stop(self, grace: float | None = None):
-        """Takes no more requests, gives those under way `grace` seconds, and closes the ports when all are answered."""
+        """Refuses new requests, gives active ones `grace` seconds, and closes the ports when all are answered."""
         self.ready = False
         await self._health.enter_graceful_shutdown()
         await self.scheduler.drain(self.options.grace if grace is None else grace)
@@ -168,7 +168,10 @@ class Server:
         await asyncio.to_thread(self.models.close)
 
     async def _until_quiet(self):
-        """Waits until requests that are on their way in were refused UNAVAILABLE; gRPC would end them CANCELLED, for good."""
+        """Waits until requests that are just arriving were refused with UNAVAILABLE, so that clients retry.
+
+        When gRPC closes the port, it ends them with CANCELLED, which clients do not retry.
+        """
         end = time.monotonic() + ANSWER_SECONDS
         while True:
             await asyncio.sleep(QUIET_SECONDS)
@@ -177,7 +180,7 @@ class Server:
                 return
 
     async def run(self, announce: Callable[["Server"], None]):
-        """Serves until SIGTERM or SIGINT; `announce` is called once requests are taken. A second signal ends the grace."""
+        """Serves until SIGTERM or SIGINT; calls `announce` once it takes requests. A second signal ends the grace period."""
         loop, stopping, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
         def caught(number: int):
@@ -207,7 +210,7 @@ class Server:
 
 @contextlib.contextmanager
 def running(server: Server) -> Iterator[Server]:
-    """Runs a server in a thread of its own, for tests and notebooks; leaving the block stops it."""
+    """Runs a server in a thread, for tests and notebooks; leaving the block stops it."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="tfsd-server", daemon=True)
     thread.start()
@@ -225,8 +228,8 @@ def running(server: Server) -> Iterator[Server]:
 
 def _taken(address: str, option: str) -> str:
     return (
-        f"{option}: the server cannot listen on {address}, because another program does or because this machine does not have "
-        f"the address. Choose another {option}."
+        f"{option}: the server cannot listen on {address}: another program uses it, or this machine does not have the address. "
+        f"Choose another {option}."
     )
 
 
@@ -239,7 +242,9 @@ def _certificate(options: ServerOptions) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(options.tls_cert, options.tls_key)
     except ssl.SSLError as error:
-        raise OSError(f"{options.tls_cert} and {options.tls_key} are no PEM certificate and its key: {error.reason}.") from None
+        raise OSError(
+            f"{options.tls_cert} and {options.tls_key} are not a PEM certificate and its key: {error.reason}."
+        ) from None
     except OSError as error:
         raise OSError(f"{options.tls_cert} or {options.tls_key} cannot be read: {error.strerror}.") from None
     return context

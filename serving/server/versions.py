@@ -1,13 +1,13 @@
-"""The versions that are loaded or were: their states, who uses them, and when their memory is given back.
+"""The versions of models: their states, their leases, and the release of their memory.
 
 As in TF Serving, a version goes through START, LOADING, AVAILABLE, UNLOADING and END.
 
 The weights, graphs and lookup tables of an export without XLA are freed when it ends. A new version is loaded before the old
-one is freed. If both used the same heap, their memory would be mixed, and much of what the old one leaves could not be returned
-to the system; therefore each version has a separate heap. A server of a small model has 856 MB after the second reload and 857
-after the tenth. With XLA, TensorFlow keeps what it has compiled until the process ends: 150 to 200 MB for each size and number
-of images. A server that loads many such versions grows by that with each of them; exports without XLA, or a restart now and
-then, keep it small.
+one is freed. If both used the same heap, their memory would be mixed, and much of the old version's memory could not be
+returned to the system; therefore each version has a separate heap. A server of a small model uses 856 MB after the second
+reload and 857 after the tenth. With XLA, TensorFlow keeps compiled programs until the process ends: 150 to 200 MB for each size
+and number of images. A server that loads many such versions grows by this amount with each of them, unless it is restarted
+now and then.
 """
 
 import logging
@@ -28,7 +28,7 @@ MAX_MESSAGE = 500
 
 
 class Version:
-    """One version of a model; it has an engine while it is AVAILABLE or UNLOADING. `code` tells why it ended."""
+    """One version of a model. It has an engine while it is AVAILABLE or UNLOADING; `code` is the reason of its end."""
 
     def __init__(self, model: str, number: int, folder: Path):
         self.model, self.number, self.folder = model, number, folder
@@ -39,7 +39,7 @@ class Version:
         self.stamp = _stamp(folder)
 
     def has_failed(self) -> bool:
-        """Whether it could not be loaded, and its files are still the same."""
+        """Returns whether it could not be loaded, and its files have not changed since."""
         return self.code != "OK" and self.stamp == _stamp(self.folder)
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class Version:
 
 
 class Lease:
-    """A loaded version that stays loaded until the block ends: `with models.get("tiny") as engine`."""
+    """Keeps a version loaded until the block ends: `with models.get("tiny") as engine`."""
 
     def __init__(self, version: Version, give_back: Callable[[Version], None]):
         self.engine = version.engine
@@ -55,7 +55,7 @@ class Lease:
         self._give_back = give_back
 
     def release(self):
-        """Gives the version back; doing so again changes nothing."""
+        """Releases the version; further calls do nothing."""
         version, self._version, self.engine = self._version, None, None
         if version is not None:
             self._give_back(version)
@@ -68,7 +68,7 @@ class Lease:
 
 
 class Versions:
-    """Every version by model and number; safe to use from any thread, and never locked while a model is loaded."""
+    """Thread-safe table of versions by model and number. It is not locked while a model is loaded."""
 
     def __init__(self, load: Callable[[Path], object], metrics: Metrics):
         self._load = load
@@ -77,22 +77,22 @@ class Versions:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Returns the models of which any version was ever seen."""
+        """Returns all models, also those whose versions have ended."""
         with self._lock:
             return list(self._models)
 
     def of(self, name: str) -> dict[int, Version]:
-        """Returns all versions of a model, those that ended too, the latest first."""
+        """Returns all versions of a model, the latest first, also those that have ended."""
         with self._lock:
             return dict(sorted(self._models.get(name, {}).items(), reverse=True))
 
     def available(self, name: str) -> dict[int, Version]:
-        """Returns the versions of a model that serve."""
+        """Returns the available versions of a model."""
         with self._lock:
             return self._available(name)
 
     def lease(self, name: str, number: int | None) -> Lease:
-        """Returns a lease of a version, or of the latest one. Raises: `ServerError` NOT_FOUND in TF Serving's words."""
+        """Returns a lease of a version, or of the latest one. Raises: `ServerError` NOT_FOUND with TF Serving's message."""
         with self._lock:
             loaded = self._available(name)
             latest = max(loaded, default=None)
@@ -105,10 +105,10 @@ class Versions:
             return Lease(version, self._give_back)
 
     def ensure(self, name: str, number: int, folder: Path, *, retry: bool):
-        """Loads a version unless it serves; one that failed only with `retry`, or when its files have changed."""
+        """Loads a version unless it is available. One that failed is loaded again if `retry` is set or its files have changed."""
         with self._lock:
             known = self._models.setdefault(name, {}).get(number)
-            if known is not None and known.state == "UNLOADING":  # wanted again while its last requests run
+            if known is not None and known.state == "UNLOADING":  # it is wanted again while its last requests run
                 known.state = "AVAILABLE"
         if known is not None and known.state == "AVAILABLE" or known is not None and not retry and known.has_failed():
             return
@@ -119,10 +119,10 @@ class Versions:
         started = time.monotonic()
         try:
             version.engine = version.heap.make(partial(self._load, folder))
-            version.engine.name = name  # a configuration may serve it under another one than its export has
+            version.engine.name = name  # a configuration may give it another name than its export has
         except Exception as error:
             code, message = _code_of(error)
-            expected = isinstance(error, ServerError | CheckpointError)  # its message tells all; a trace would bury it
+            expected = isinstance(error, ServerError | CheckpointError)  # the message is enough, without a traceback
             LOG.error("Version %d of %s cannot be loaded: %s", number, name, message, exc_info=None if expected else error)
             self._set(version, "END", code, message)
             return
@@ -132,7 +132,7 @@ class Versions:
         self._set(version, "AVAILABLE")
 
     def unload(self, name: str, *, but: list[int] = ()):
-        """Lets versions go: from here on they get no new lease, and they end with the last one they have."""
+        """Unloads versions: they get no new leases, and end when their last lease is released."""
         for number, version in self.available(name).items():
             if number not in but:
                 self._set(version, "UNLOADING")
@@ -153,7 +153,7 @@ class Versions:
         with self._lock:
             version.leases -= 1
             last = version.leases == 0 and version.state == "UNLOADING"
-        if last:  # in a thread: freeing a model takes time that an event loop doesn't have
+        if last:  # in a thread: freeing a model takes too long for the event loop
             threading.Thread(target=self._end, args=(version,), name="tfsd-unload", daemon=True).start()
 
     def _end(self, version: Version):
@@ -168,19 +168,19 @@ class Versions:
 
 
 def _stamp(folder: Path) -> tuple:
-    """Returns what changes when a file in a folder does."""
+    """Returns a value that changes when a file in the folder changes."""
     files = []
     for path in sorted(folder.rglob("*")):
         try:
             stat = path.stat()
-        except OSError:  # gone in the meantime
+        except OSError:  # deleted in the meantime
             continue
         files.append((str(path), stat.st_size, stat.st_mtime_ns))
     return tuple(files)
 
 
 def _code_of(error: Exception) -> tuple[str, str]:
-    """Returns the canonical code and the message for a version that could not be loaded."""
+    """Returns the gRPC code and the message for a version that could not be loaded."""
     if isinstance(error, ServerError):
         return error.code, error.message
     if isinstance(error, CheckpointError):

@@ -1,7 +1,7 @@
-"""Which words of a request's prompts its model never learned: what an answer says beside the pictures.
+"""Warnings about words in prompts that a model was not trained on, for the headers of answers.
 
-An answer's form is TensorFlow Serving's, so this goes in its headers: over HTTP as JSON, over gRPC as bytes at the end.
-The log tells only how many words there were, as prompts are never in it.
+The form of an answer is TensorFlow Serving's, so the warning is a header: JSON over HTTP, trailing metadata over gRPC. The log
+has only the number of words, as it never contains prompts.
 """
 
 import json
@@ -17,10 +17,10 @@ _TEXTS = ("prompt", "negative_prompt")
 
 
 class Words:
-    """The vocabulary of a model; `kept_tokens` of its manifest are those that it learned, none of them means all."""
+    """The vocabulary of a model: the `kept_tokens` of its manifest; an empty list means all tokens."""
 
     def __init__(self, kept_tokens: Iterable[int]):
-        """Raises: `CheckpointError` for what are no tokens."""
+        """Raises: `CheckpointError` for values that are not tokens."""
         try:
             self._spec = CLIPSpec(kept_tokens=tuple(kept_tokens))
         except (SpecError, TypeError, ValueError) as error:
@@ -29,11 +29,11 @@ class Words:
 
     @property
     def are_few(self) -> bool:
-        """Whether the model learned some words only."""
+        """Whether the model was trained on some words only."""
         return bool(self._spec.kept_tokens)
 
     def unknown(self, inputs: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
-        """Returns the words of a request that the model never learned, by the input that has them."""
+        """Returns the words of a request that the model was not trained on, by input."""
         if not self.are_few:
             return {}
         from tfsd.text import Tokenizer, unknown_words
@@ -45,12 +45,12 @@ class Words:
         return {name: words for name, words in found.items() if words}
 
     def message(self, unknown: Mapping[str, list[str]]) -> str:
-        """Returns what a person should know of such words; empty where there are none."""
+        """Returns the warning about such words; empty if there are none."""
         from tfsd.text import unknown_words_message
 
         return " ".join(unknown_words_message(self._spec, words, name) for name, words in unknown.items())
 
 
 def http_headers(warning: str) -> dict[str, str]:
-    """Returns the header that carries a warning, in ASCII."""
+    """Returns the header for a warning, in ASCII."""
     return {HTTP_HEADER: json.dumps(warning)} if warning else {}

@@ -1,1 +1,1 @@
-"""What both sides of the network know: messages, tensors, JSON, errors."""
+"""Messages, tensors, JSON and errors, for clients and servers."""

@@ -1,8 +1,8 @@
-"""What goes wrong between client and server, by the canonical codes of gRPC."""
+"""Errors between client and server, with the canonical codes of gRPC."""
 
 from collections.abc import Sequence
 
-# Code -> (number in gRPC, HTTP status that TF Serving's REST API answers for it).
+# Code -> (number in gRPC, HTTP status in TF Serving's REST API).
 CODES = {
     "CANCELLED": (1, 499),
     "UNKNOWN": (2, 500),
@@ -22,15 +22,14 @@ CODES = {
     "UNAUTHENTICATED": (16, 401),
 }
 
-WARNING_KEY = "tfsd-warning-bin"  # of an answer's headers: what a person should know of a request that went well
-
-
-KNOWN_KEY = "tfsd-models-bin"  # of the headers beside NOT_FOUND: the names of models that are served, one a line
-MAX_KNOWN = 20  # of them
+# Metadata of gRPC answers.
+WARNING_KEY = "tfsd-warning-bin"  # a warning about a request that succeeded
+KNOWN_KEY = "tfsd-models-bin"  # with NOT_FOUND: the names of the models that are served, one per line
+MAX_KNOWN = 20  # names
 
 
 class ServerError(Exception):
-    """A request that got no answer: `code` is a key of `CODES`, `message` one sentence for the caller.
+    """A failed request: `code` is a key of `CODES`, `message` one sentence for the caller.
 
     `known`: the names of the models that are served, if the requested one is not.
     """
@@ -40,11 +39,6 @@ class ServerError(Exception):
         self.code = code
         self.message = message
         self.known = tuple(known)
-
-    @property
-    def grpc_number(self) -> int:
-        """The code's number in gRPC."""
-        return CODES[self.code][0]
 
     @property
     def http_status(self) -> int:

@@ -1,7 +1,7 @@
-"""TF Serving's JSON: the rows or columns of a request become numpy arrays, those of an answer become text.
+"""TF Serving's JSON: converts the rows or columns of a request to numpy arrays, and arrays of an answer to JSON.
 
 Source: tensorflow/serving, util/json_tensor.cc, for rules and messages. Two differences: NaN and Infinity are refused, and
-inputs for which the signature has defaults may be left out, as over gRPC, where TF Serving's REST API demands them all.
+inputs with a default in the signature may be omitted, as over gRPC; TF Serving's REST API requires all inputs.
 """
 
 import base64
@@ -17,25 +17,25 @@ from tensorflow.core.framework import types_pb2
 from tfsd.serving.wire.errors import ServerError
 from tfsd.serving.wire.tensors import FIELDS, MAX_ROWS, default_of, invalid, require_shapes, type_name
 
-MAX_NESTING = 8  # lists in lists of one tensor
+MAX_NESTING = 8  # levels of lists in a tensor
 _KINDS = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
 _INTEGERS = (types_pb2.DT_INT32, types_pb2.DT_INT64, types_pb2.DT_UINT8)
 _FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE)
-_LEFT_OUT = object()  # a row's value that is the signature's default
+_LEFT_OUT = object()  # stands for the signature's default in a row
 
 
 class Body(NamedTuple):
-    """A predict call's JSON, read but not yet held against a signature."""
+    """The JSON of a predict call, not yet checked against a signature."""
 
     document: dict
-    signature_name: str  # as sent, empty where it was not
+    signature_name: str  # as sent; empty if it was not
 
 
 def read_body(body: bytes) -> Body:
-    """Returns what a request's body says.
+    """Parses the body of a request.
 
-    Bytes that are no UTF-8 are kept in strings, for the graph to replace, as TF Serving's parser keeps them.
-    Raises: `ServerError` INVALID_ARGUMENT for what is no JSON object, nested too deep, or has numbers without end.
+    Strings keep bytes that are not UTF-8, as in TF Serving; the graph replaces them.
+    Raises: `ServerError` INVALID_ARGUMENT if it is not a JSON object, is nested too deep, or has NaN or infinity.
     """
     if not body:
         raise invalid("JSON Parse error: The document is empty")
@@ -56,13 +56,13 @@ def read_body(body: bytes) -> Body:
 
 
 def _no_constant(name: str):
-    raise ValueError(f"{name} is no number that a model takes")
+    raise ValueError(f"{name} is not accepted as a number")
 
 
 def arrays_of(body: Body, signature) -> tuple[dict[str, np.ndarray], bool]:
-    """Returns the inputs, and whether they came as rows ("instances") rather than columns ("inputs").
+    """Returns the inputs, and whether they were given as rows ("instances") rather than columns ("inputs").
 
-    Raises: `ServerError` INVALID_ARGUMENT unless every input of the signature is there, and fits.
+    Raises: `ServerError` INVALID_ARGUMENT if an input is missing, unknown or does not match the signature.
     """
     document = body.document
     rows, columns = "instances" in document, "inputs" in document
@@ -152,12 +152,12 @@ def _columns(inputs, signature) -> dict[str, np.ndarray]:
 
 
 def _is_object(value) -> bool:
-    """Tells whether a value holds inputs by name; an object with nothing but "b64" is a string."""
+    """Returns whether a value has inputs by name; an object with the only key "b64" is a string."""
     return isinstance(value, dict) and not (len(value) == 1 and isinstance(value.get("b64"), str))
 
 
 def _array(value, dtype: int) -> np.ndarray:
-    """Returns the values of nested lists; the first items of the lists tell the shape that the others must have."""
+    """Converts nested lists to an array; the first items of the lists determine its shape."""
     shape: list[int] = []
     flat = [value]
     while flat and isinstance(flat[0], list):
@@ -193,7 +193,7 @@ def _leaves(flat: list, dtype: int, level: int) -> list:
 
 def _require_lossless(flat: list, dtype: int):
     limits = np.finfo(FIELDS[dtype][0])
-    whole = 2 ** (limits.nmant + 1) - 1  # the largest integer up to which all fit
+    whole = 2 ** (limits.nmant + 1) - 1  # all integers up to this one can be represented
     largest = float(limits.max)
     for value in flat:
         if (type(value) is int and abs(value) > whole) or abs(value) > largest:
@@ -225,7 +225,7 @@ def _type_error(value, dtype: int, level: int):
 
 
 def _shown(value) -> str:
-    """Returns the beginning of a value's JSON, without writing all of a large one."""
+    """Returns the beginning of a value's JSON; encodes only that part of a large value."""
     if isinstance(value, (list, dict)):
         text = ""
         for piece in json.JSONEncoder().iterencode(value):
@@ -242,11 +242,11 @@ def _shape(array: np.ndarray) -> str:
 
 
 def answer(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
-    """Returns the JSON of an answer, in the form in which the request came.
+    """Returns the JSON of an answer, by row or by column like the request.
 
-    One output goes without its name; strings of outputs named `*_bytes` as {"b64": ...}.
-    Raises: `ServerError` INVALID_ARGUMENT for outputs of different batches, which rows cannot show; INTERNAL for NaN and
-    infinity, which JSON does not have (TF Serving writes them all the same, so that few clients can read its answer).
+    A single output is written without its name, and strings of outputs named `*_bytes` as {"b64": ...}.
+    Raises: `ServerError` INVALID_ARGUMENT for outputs with different numbers of rows if the answer is by row; INTERNAL for
+    NaN and infinity, which JSON does not have (TF Serving writes them nevertheless, so that few clients can read the answer).
     """
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -269,7 +269,9 @@ def _dumps(value) -> bytes:
 
 def _values(name: str, array: np.ndarray) -> list:
     if array.dtype == np.float32:
-        array = array.astype("U32").astype("float64")  # 0.2 rather than 0.20000000298023224: the shortest that reads as the same
+        array = array.astype("U32").astype(
+            "float64"
+        )  # 0.2 rather than 0.20000000298023224: the shortest text with the same value
     if array.dtype != object:
         return array.tolist()
     flat: Iterable = array.ravel()

@@ -1,9 +1,8 @@
-"""The few messages of TF Serving's API that a client needs, without importing TensorFlow.
+"""The messages of TF Serving's API that a client needs, without an import of TensorFlow.
 
-`tensorflow_serving.apis` has them all, and imports TensorFlow with them: seconds, for a client that needs none of it. The
-same messages are described here, with the same names and numbers, in a pool of their own, so that they do not meet those
-of TensorFlow where both are loaded. Enumerations are plain numbers, and what a client never reads is left out: both are
-the same bytes on the wire.
+`tensorflow_serving.apis` has all messages, but also imports TensorFlow, which takes seconds. The same messages are described
+here, with the same names and numbers, in a separate pool, so that they do not conflict with TensorFlow's if both are loaded.
+Enumerations are numbers, and fields that a client never reads are omitted; neither changes the bytes on the wire.
 """
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -54,7 +53,7 @@ _MESSAGES = {
 
 
 def _add_field(message, name: str, number: int, kind: str):
-    """Adds a field to the description of a message; a map is a list of entries, each a message of key and value."""
+    """Adds a field to the description of a message. A map is a list of messages with a key and a value."""
     plain = kind.strip("[]{}")
     label = _FIELD.LABEL_OPTIONAL if kind == plain else _FIELD.LABEL_REPEATED
     if kind.startswith("{"):

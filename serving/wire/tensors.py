@@ -1,4 +1,4 @@
-"""Tensors of a request and of its answer: TensorProto to numpy and back, checked against a signature and bounded."""
+"""Tensors of requests and answers: TensorProto to numpy and back, with checks against a signature and limits."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,11 +9,11 @@ from tensorflow.core.framework.tensor_pb2 import TensorProto
 
 from tfsd.serving.wire.errors import ServerError
 
-MAX_ROWS = 1024  # no export allows as many; refused before anything is done with them
-MAX_VALUES = 2**22  # of a tensor that holds fewer values than its shape says, so that its last one is repeated
-CONTENT_BYTES = 4096  # larger answers go as tensor_content, a hundred times faster to write and read than a field of values
+MAX_ROWS = 1024  # more than any export allows; checked first
+MAX_VALUES = 2**22  # of a tensor that has fewer values than its shape, so that the last one is repeated
+CONTENT_BYTES = 4096  # larger tensors are sent as tensor_content, which is a hundred times faster than a field of values
 
-# What a tensor's values are in numpy, and in which field of a TensorProto they lie.
+# Type -> (numpy's name, field of TensorProto).
 FIELDS = {
     types_pb2.DT_FLOAT: ("float32", "float_val"),
     types_pb2.DT_DOUBLE: ("float64", "double_val"),
@@ -27,19 +27,19 @@ _TYPES = {name: dtype for dtype, (name, _) in FIELDS.items()}
 
 
 def invalid(message: str) -> ServerError:
-    """Returns the error of a request that no retry can help."""
+    """Returns the error for a wrong request."""
     return ServerError("INVALID_ARGUMENT", message)
 
 
 def type_name(dtype: int) -> str:
-    """Returns TensorFlow's word for a type: `float` for DT_FLOAT."""
+    """Returns TensorFlow's name of a type: `float` for DT_FLOAT."""
     return types_pb2.DataType.Name(dtype)[3:].lower() if dtype in types_pb2.DataType.values() else f"type {dtype}"
 
 
 def inputs_of(signature, protos: Mapping[str, TensorProto]) -> dict[str, np.ndarray]:
-    """Returns a gRPC request's inputs, those that are missing from the signature's defaults.
+    """Returns the inputs of a gRPC request, with the signature's defaults for missing ones.
 
-    Raises: `ServerError` INVALID_ARGUMENT for what TF Serving and its graph would refuse, in its words where it has some.
+    Raises: `ServerError` INVALID_ARGUMENT if TF Serving or its graph would refuse them, with TF Serving's messages.
     """
     _require_names(signature, protos)
     arrays = {}
@@ -56,7 +56,7 @@ def inputs_of(signature, protos: Mapping[str, TensorProto]) -> dict[str, np.ndar
 
 
 def default_of(signature, name: str) -> np.ndarray:
-    """Returns the value of an input that a request leaves out, one row."""
+    """Returns the default of an input, one row."""
     return array_of(name, signature.defaults[name])
 
 
@@ -86,27 +86,27 @@ def _set(names: Iterable[str]) -> str:
 
 
 def require_shapes(signature, arrays: Mapping[str, np.ndarray]):
-    """Raises `ServerError` INVALID_ARGUMENT unless all inputs have the signature's ranks and sides, and rows that agree."""
+    """Raises: `ServerError` INVALID_ARGUMENT if an input has a wrong shape, or neither one row nor as many as the others."""
     rows = 1
     for name, array in arrays.items():
         wanted = [dim.size for dim in signature.inputs[name].tensor_shape.dim]
         if array.ndim != len(wanted) or any(want not in (-1, got) for want, got in zip(wanted, array.shape)):
             shown = ",".join(["B", *("?" if side < 0 else str(side) for side in wanted[1:])])
-            raise invalid(f"{name} must have shape [{shown}], one row for each picture; got {list(array.shape)}.")
+            raise invalid(f"{name} must have shape [{shown}], one row for each image; got {list(array.shape)}.")
         if not 1 <= len(array) <= MAX_ROWS:
             raise invalid(f"{name} must have from 1 to {MAX_ROWS} rows; got {len(array)}.")
         rows = max(rows, len(array))
     for name, array in arrays.items():
         if len(array) not in (1, rows):
-            raise invalid(f"{name} has {len(array)} rows where others have {rows}. Give one row, or one for each picture.")
+            raise invalid(f"{name} has {len(array)} rows where others have {rows}. Give one row, or one for each image.")
 
 
 def array_of(name: str, proto: TensorProto) -> np.ndarray:
     """Returns a tensor's values; strings as an array of bytes.
 
-    As in TensorFlow, values that are left out at the end repeat the last one given, within `MAX_VALUES`; what is sent in full
-    is bounded by the size of messages alone.
-    Raises: `ServerError` INVALID_ARGUMENT for a tensor whose shape and values do not go together.
+    As in TensorFlow, missing values at the end repeat the last one, up to `MAX_VALUES`. Tensors with all values are limited
+    only by the size of messages.
+    Raises: `ServerError` INVALID_ARGUMENT for a tensor whose shape and values do not match.
     """
     dims = [dim.size for dim in proto.tensor_shape.dim]
     if proto.tensor_shape.unknown_rank or len(dims) > 8 or any(side < 0 for side in dims):
@@ -115,7 +115,9 @@ def array_of(name: str, proto: TensorProto) -> np.ndarray:
     dtype, field = FIELDS[proto.dtype]
     content = proto.tensor_content
     if size > max(MAX_VALUES, len(content), len(getattr(proto, field))):
-        raise invalid(f"{name} has {size} values; at most {MAX_VALUES} are accepted of which not all are sent. Send fewer rows.")
+        raise invalid(
+            f"{name} has {size} values; at most {MAX_VALUES} are accepted if not all of them are sent. Send fewer rows."
+        )
     if content and dtype == "object":
         return _object_array(_strings(name, content, size)).reshape(dims)
     if content:
@@ -142,7 +144,7 @@ def _object_array(values) -> np.ndarray:
 
 
 def _strings(name: str, content: bytes, count: int) -> list[bytes]:
-    """Returns the strings of a tensor_content: first the lengths of all as varints, then their bytes."""
+    """Parses the strings of a tensor_content: all lengths as varints, then all bytes."""
     lengths, at = [], 0
     for _ in range(min(count, len(content))):
         length, shift = 0, 0
@@ -165,9 +167,9 @@ def _strings(name: str, content: bytes, count: int) -> list[bytes]:
 
 
 def output_names(signature, wanted: Iterable[str]) -> list[str]:
-    """Returns the outputs to answer with, all if a request's output filter is empty.
+    """Returns the outputs to answer with: those of a request's output filter, or all if it is empty.
 
-    Raises: `ServerError` INVALID_ARGUMENT for one that there is not, or that is asked for twice.
+    Raises: `ServerError` INVALID_ARGUMENT for an unknown output, or one that is listed twice.
     """
     names: list[str] = []
     for name in wanted:
@@ -183,7 +185,7 @@ def output_names(signature, wanted: Iterable[str]) -> list[str]:
 
 
 def proto_of(array: np.ndarray) -> TensorProto:
-    """Returns an answer's tensor: strings and small ones in the fields of their types, large ones as tensor_content."""
+    """Returns the tensor of an output: large ones as tensor_content, strings and small ones in the field of their type."""
     dtype = _TYPES[array.dtype.name]
     proto = TensorProto(dtype=dtype)
     for side in array.shape:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from patience import LONG
 
-from tfsd.serving.server.engine import CallJob, CallRow
+from tfsd.serving.server.jobs import CallJob, CallRow
 from tfsd.serving.wire.errors import ServerError
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from patience import LONG
 from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 
-from tfsd.serving.server.engine import CallJob, CallRow
+from tfsd.serving.server.jobs import CallJob, CallRow
 from tfsd.serving.server.metrics import Metrics
 from tfsd.serving.server.models import Models
 from tfsd.serving.server.queue_limits import QueueLimits

@@ -162,7 +162,7 @@ def test_folder_must_be_named_by_a_version(toy_export, tmp_path):
 
 
 def test_an_engine_holds_the_functions_that_it_calls_and_no_others(engine):
-    assert set(engine._model.signatures) == {"encode", "decode"} < set(engine.signatures)
+    assert set(engine.model.signatures) == {"encode", "decode"} < set(engine.signatures)
     before = set(context.context().list_function_names())
     again = Engine(engine.folder)
     added = " ".join(set(context.context().list_function_names()) - before)
@@ -181,12 +181,12 @@ def test_without_links_an_engine_loads_all(engine, monkeypatch):
         raise OSError("no links here")
 
     monkeypatch.setattr("os.symlink", refused)
-    assert set(engine.signatures) <= {*Engine(engine.folder)._model.signatures}
+    assert set(engine.signatures) <= {*Engine(engine.folder).model.signatures}
 
 
 def test_tables_of_an_engine_go_with_it_and_with_no_other(toy_export, engine):
     def tables(engine) -> list:
-        found = tf.train.TrackableView(engine._model).descendants()
+        found = tf.train.TrackableView(engine.model).descendants()
         return [it.resource_handle for it in found if isinstance(it, tf.saved_model.experimental.TrackableResource)]
 
     gone = Engine(engine.folder)

@@ -287,7 +287,7 @@ def test_damaged_messages_are_answered_and_leave_the_server_up(server, seed, sig
         call(mutated(wanted.SerializeToString(), seed), timeout=LONG)
     except grpc.RpcError as error:
         refusals = (CODE.INVALID_ARGUMENT, CODE.NOT_FOUND, CODE.FAILED_PRECONDITION)
-        assert error.code() in refusals or "is no tensorflow.serving.PredictRequest" in error.details(), error
+        assert error.code() in refusals or "is not a valid tensorflow.serving.PredictRequest" in error.details(), error
 
 
 @FEW

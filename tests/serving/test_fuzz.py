@@ -58,7 +58,7 @@ def test_damaged_messages_are_refused_and_leave_the_server_up(client, name, chan
     try:
         client.channel.unary_unary(name)(message, timeout=LONG)
     except grpc.RpcError as error:
-        unread = error.code() is CODE.INTERNAL and "The message is no tensorflow.serving." in error.details()
+        unread = error.code() is CODE.INTERNAL and "The message is not a valid tensorflow.serving." in error.details()
         assert unread or error.code() in REFUSALS, error
     assert client.predict("x")
 
@@ -71,6 +71,6 @@ def test_no_name_of_a_request_breaks_its_progress(client, name):
         for _ in client.channel.unary_stream("/tfsd.Progress/Watch")(message, timeout=0.05):
             pass
     except grpc.RpcError as error:
-        unread = error.code() is CODE.INTERNAL and "The message is no google.protobuf.StringValue" in error.details()
+        unread = error.code() is CODE.INTERNAL and "The message is not a valid google.protobuf.StringValue" in error.details()
         assert unread or error.code() in (CODE.NOT_FOUND, CODE.DEADLINE_EXCEEDED), error
     assert client.predict("x")

@@ -67,6 +67,7 @@ def test_exported_model_is_served_loaded_and_compared_with_itself(toy_export, ca
     assert overhead["rounds"] == 8 and overhead["same_bytes"]
     for name in ("model_ms", "grpc_ms", "rest_ms"):
         assert overhead[name] > 0
+    assert {"grpc_added_ms", "rest_added_ms", "beyond_model_ms"} < set(overhead)
 
 
 @pytest.mark.slow

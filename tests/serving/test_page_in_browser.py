@@ -254,7 +254,7 @@ def test_progress_moves_and_cancel_stops_the_model(visit, engine, address):
         fill(page, prompt="a star", num_steps="50")
         page.click("#generate")
         until(lambda: page.locator("#progress-text").text_content() == "Step 0 of 50")
-        assert page.locator("#announcement").text_content() == "Working on the picture."
+        assert page.locator("#announcement").text_content() == "Working on the image."
         page.press("#prompt", "Enter")  # a second one has to wait for the first
         before = engine.steps
         page.keyboard.press("Escape")

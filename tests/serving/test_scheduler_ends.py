@@ -4,6 +4,7 @@ import asyncio
 import gc
 import random
 import threading
+import time
 import weakref
 from collections import Counter
 
@@ -13,6 +14,7 @@ from asking import Bench, ask, error_of, on_a_loop, rejected, soon, value
 from held_engine import HeldEngine, picture, until
 from patience import LONG
 
+from tfsd.serving.server.active_request import RequestTiming
 from tfsd.serving.server.scheduler import Scheduler
 from tfsd.serving.wire.errors import ServerError
 
@@ -52,6 +54,19 @@ async def test_deadline_that_has_passed_costs_no_work():
     async with Bench() as scheduler:
         assert (await error_of(ask(scheduler, engine, "a", deadline=soon(-1)))).code == "DEADLINE_EXCEEDED"
         assert engine.jobs == [] and rejected(scheduler, "deadline") == 1
+
+
+@on_a_loop
+async def test_request_that_is_cancelled_after_its_deadline_counts_as_late():
+    engine, timing = HeldEngine(is_open=False), RequestTiming()
+    async with Bench() as scheduler:
+        task = ask(scheduler, engine, "a", deadline=soon(0.5), timing=timing)
+        await until(lambda: engine.jobs)
+        time.sleep(0.5)  # the loop's timer cannot fire before the task is cancelled, as when gRPC is faster
+        task.cancel()
+        await asyncio.wait([task])
+        assert timing.deadline_passed and rejected(scheduler, "deadline") == 1 and rejected(scheduler, "cancelled") == 0
+        engine.gate.set()
 
 
 @on_a_loop

@@ -82,7 +82,7 @@ def test_a_taken_port_is_named(tmp_path, capfd):
         port = taken.getsockname()[1]
         for options in ({"grpc_port": port, "rest_port": 0}, {"grpc_port": 0, "rest_port": port}):
             server = Server(Models(tmp_path, load=lambda path: Engine()), ServerOptions(**options))
-            with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}, because"), running(server):
+            with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}: another"), running(server):
                 pass
     assert "add_port" not in capfd.readouterr().err
 
@@ -90,7 +90,7 @@ def test_a_taken_port_is_named(tmp_path, capfd):
 def test_certificates_that_are_none_are_named(tmp_path):
     (tmp_path / "cert.pem").write_text("nonsense")
     for options, kind, message in (
-        ({"tls_cert": tmp_path / "cert.pem", "tls_key": TLS / "key.pem"}, OSError, "are no PEM certificate"),
+        ({"tls_cert": tmp_path / "cert.pem", "tls_key": TLS / "key.pem"}, OSError, "are not a PEM certificate"),
         ({"tls_cert": tmp_path / "missing.pem", "tls_key": TLS / "key.pem"}, OSError, "cannot be read"),
         ({"tls_cert": TLS / "cert.pem"}, ValueError, "must be given together"),
     ):

@@ -159,7 +159,7 @@ PROMPT, SEED = tf.make_tensor_proto(["x"]), tf.make_tensor_proto([1], tf.int64)
         (
             PLAIN,
             {"prompt": tf.make_tensor_proto("x"), "seed": SEED},
-            "prompt must have shape [B], one row for each picture; got []",
+            "prompt must have shape [B], one row for each image; got []",
         ),
         (PLAIN, {"prompt": tf.make_tensor_proto([["x"]]), "seed": SEED}, "got [1, 1]"),
         (PLAIN, {"prompt": tf.make_tensor_proto([], tf.string), "seed": SEED}, "prompt must have from 1 to 1024 rows; got 0"),
@@ -167,7 +167,7 @@ PROMPT, SEED = tf.make_tensor_proto(["x"]), tf.make_tensor_proto([1], tf.int64)
         (
             LATENTS,
             {"latents": tf.zeros([1, 2, 2, 3])},
-            "latents must have shape [B,?,?,4], one row for each picture; got [1, 2, 2, 3]",
+            "latents must have shape [B,?,?,4], one row for each image; got [1, 2, 2, 3]",
         ),
     ],
 )

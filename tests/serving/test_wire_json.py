@@ -91,7 +91,7 @@ def columns(**changes):
         (columns(seed=[1, [2]]), "Encountered list at unexpected level: 1"),
         (columns(seed=[[1], [2, 3]]), "Encountered list at unexpected size: 2 at level: 1 expected size: 1"),
         (columns(seed=[[[[[[[[[[1]]]]]]]]]]), "Encountered list at unexpected level: 8"),
-        (columns(seed=[[1]]), "seed must have shape [B], one row for each picture; got [1, 1]"),
+        (columns(seed=[[1]]), "seed must have shape [B], one row for each image; got [1, 1]"),
         (columns(seed=[]), "seed must have from 1 to 1024 rows; got 0"),
         (columns(guidance_scale=[float("nan")]), "NaN"),
         (columns(guidance_scale=[float("-inf")]), "-Infinity"),

@@ -1,4 +1,4 @@
-// The page: form, progress, picture, history.
+// The page: form, progress, image, history.
 
 import { $, announce, askToken, copy, element, showError, showNotice } from "./dom.js";
 import { History } from "./history.js";
@@ -13,12 +13,12 @@ const SAID_BEFORE = {
   404: "The server does not have this model",
   429: "The server is busy; try again in a moment",
   503: "The server is busy or not ready; try again in a moment",
-  504: "The picture took too long",
+  504: "The image took too long",
 };
 const query = new URLSearchParams(location.search);
 
 let server, settings, history;
-let running = null; // {controller, announced} while a picture is made
+let running = null; // {controller, announced} while an image is made
 
 async function start() {
   let base;
@@ -49,7 +49,7 @@ async function loadModels() {
   }
 }
 
-/** Fills the form from the address, and shows the picture if it is of this session. */
+/** Fills the form from the address, and shows the image if it was made in this session. */
 function openLink() {
   if (location.hash.length < 2) return;
   showNotice(settings.fill(location.hash).join(" "));
@@ -94,7 +94,7 @@ async function generate() {
     const answer = await server.predict(values, id, running.controller.signal);
     const seconds = (performance.now() - started) / 1000;
     show(history.add(entryOf(values, model, { ...answer, hash, seconds })));
-    announce("The picture is ready.");
+    announce("The image is ready.");
     $("figure").scrollIntoView({ block: "nearest" });
   } catch (error) {
     await failed(error, values);
@@ -125,7 +125,7 @@ function entryOf(values, model, { png, truncated, truncatedNegative, warning, ha
 
 async function failed(error, values) {
   if (error.name === "AbortError") {
-    showNotice(server.isOurs ? "Cancelled." : "Cancelled here; TensorFlow Serving may go on with the picture it began.");
+    showNotice(server.isOurs ? "Cancelled." : "Cancelled here; TensorFlow Serving may still finish the image.");
     return;
   }
   explain(error);
@@ -154,7 +154,7 @@ async function watch(id, request) {
       if (progress !== null) showProgress(progress, request);
       else if (!server.isOurs) return; // TF Serving, which tells no progress
     } catch {
-      // the request itself tells whether the server is gone
+      // the request itself fails if the server is gone
     }
   }
 }
@@ -184,7 +184,7 @@ function setBusy(busy) {
   if (!busy) return;
   $("progress").removeAttribute("value");
   $("progress-text").textContent = "Working";
-  announce("Working on the picture.");
+  announce("Working on the image.");
 }
 
 function show(entry) {
@@ -207,14 +207,14 @@ function show(entry) {
   if (notices.length) showNotice(notices.join(" "));
 }
 
-/** Returns a part of a command, which is not broken at its hyphens unless it is long. */
+/** Returns a part of a command, without line breaks at its hyphens unless it is long. */
 function flag(text) {
   const part = element("span", text);
   if (text.length < 32) part.className = "whole";
   return part;
 }
 
-/** Shows a picture of the session and the settings that made it. */
+/** Shows an image of the session and its settings. */
 function select(entry) {
   window.history.replaceState(null, "", entry.hash);
   showError("");

@@ -1,4 +1,4 @@
-// Small things that are done to the page in several places.
+// Functions on the elements of the page.
 
 /** Returns the element with an id. */
 export const $ = (id) => document.getElementById(id);
@@ -21,7 +21,7 @@ export function element(name, text) {
   return made;
 }
 
-/** Resolves to the token that was typed, or to null; `wrong` tells that one was refused. */
+/** Asks for a token; resolves to it or to null. `wrong`: whether the last one was refused. */
 export function askToken(wrong) {
   const dialog = $("token-dialog");
   if (wrong) $("token-text").textContent = "The server does not accept this API token. Try another one.";
@@ -34,7 +34,7 @@ export function askToken(wrong) {
   });
 }
 
-/** Copies text, and tells so on the button that was pressed. */
+/** Copies text, and confirms it on the button that was pressed. */
 export async function copy(button, text) {
   try {
     await navigator.clipboard.writeText(text);

@@ -1,11 +1,11 @@
-// The pictures of this session: in memory, and as far as they fit in sessionStorage.
+// The images of this session: in memory, and in sessionStorage if they fit.
 
 const MAX_PICTURES = 60;
 const MAX_STORED = 4_000_000; // characters; browsers allow about five million
 
 /**
- * Pictures, newest first: `{png, hash, recipe, command, facts, truncated, truncatedNegative, warning, alt, file}` plus a `url` to
- * show them by.
+ * Images, newest first: `{png, hash, recipe, command, facts, truncated, truncatedNegative, warning, alt, file}` plus a `url` to
+ * show them.
  */
 export class History {
   constructor(list, key, onSelect) {
@@ -31,7 +31,7 @@ export class History {
     this.#show();
   }
 
-  /** Marks one thumbnail as the one whose picture is shown. */
+  /** Marks the thumbnail of the image that is shown. */
   mark(entry) {
     [...this.list.children].forEach((item, i) => {
       if (this.entries[i] === entry) item.firstChild.setAttribute("aria-current", "true");
@@ -81,10 +81,10 @@ export class History {
         sessionStorage.setItem(this.key, `[${kept.join()}]`);
         return;
       } catch {
-        // less room than usual: without the oldest, then
+        // less room than usual: drop the oldest
       }
     }
-    sessionStorage.removeItem(this.key); // a picture too large to store
+    sessionStorage.removeItem(this.key); // an image that is too large to store
   }
 }
 

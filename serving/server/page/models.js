@@ -1,8 +1,8 @@
-// What the form needs to know of a model, from a manifest of ours or from TF Serving's metadata.
+// The settings that a model offers, from our manifest or from TF Serving's metadata.
 
 import { ARGUMENTS } from "./arguments.js";
 
-// The names and sizes to choose from where the server tells none, as TF Serving does; it refuses those it does not know.
+// The choices if the server does not list any, like TF Serving, which refuses unknown ones.
 const SAMPLERS = ARGUMENTS.sampler.choices;
 const SIZES = [[128, 128], [256, 256], [384, 384], [512, 512]];
 const DEFAULTS = { num_steps: 20, guidance_scale: 3, sampler: "ddim", height: 128, width: 128 };
@@ -11,7 +11,7 @@ const DEFAULTS = { num_steps: 20, guidance_scale: 3, sampler: "ddim", height: 12
  * Returns the models that a server has, newest versions first:
  * `{name, version, defaults, sizes, samplers, maxSteps, isComplete, identity, licence}`.
  *
- * `isComplete` tells that the lists are the model's own; `identity` holds what a recipe tells of the model.
+ * `isComplete`: the lists are those of the model; `identity`: the model's entries in a recipe.
  */
 export async function modelsOf(server, name, version) {
   const manifests = await server.manifests();

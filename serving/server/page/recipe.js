@@ -1,4 +1,4 @@
-// The recipe of a picture: as a list, as JSON, and as the command that makes the picture again.
+// The recipe of an image: as a list, as JSON, and as the command that makes the image again.
 
 import { ARGUMENTS } from "./arguments.js";
 
@@ -14,14 +14,14 @@ const LEFT_OUT = { // the command's own defaults
   dtype: "float32",
 };
 
-/** Returns the recipe of a picture that `model` made with `settings`. */
+/** Returns the recipe of an image that `model` made with `settings`. */
 export function recipeOf(settings, model) {
-  const picture = Object.fromEntries(SENT.map((name) => [name, settings[name]]));
-  const recipe = { ...picture, ...model.identity, served: { name: model.name, version: model.version } };
+  const image = Object.fromEntries(SENT.map((name) => [name, settings[name]]));
+  const recipe = { ...image, ...model.identity, served: { name: model.name, version: model.version } };
   return Object.fromEntries(Object.entries(recipe).filter(([, value]) => value !== undefined));
 }
 
-/** Returns JSON that has every digit of a BigInt, which `JSON.stringify` refuses and a number would round. */
+/** Returns JSON with all digits of a BigInt, which `JSON.stringify` refuses and a number would round. */
 export function exactJson(value, indent = "", at = "") {
   if (typeof value === "bigint") return value.toString();
   if (value === null || typeof value !== "object") return JSON.stringify(value) ?? "null";
@@ -35,7 +35,7 @@ export function exactJson(value, indent = "", at = "") {
   return `${open}\n${inner}${parts.join(`,\n${inner}`)}\n${at}${close}`;
 }
 
-/** Returns the `tfsd` command line that makes a picture again. */
+/** Returns the `tfsd` command line that makes an image again. */
 export function commandOf(recipe) {
   const flags = [];
   for (const [name, flag] of Object.entries(FLAGS)) {
@@ -48,7 +48,7 @@ export function commandOf(recipe) {
   return ["tfsd", "generate", ...words].map(quoted).join(" ");
 }
 
-/** Returns a word as a POSIX shell takes it, on one line. */
+/** Quotes a word for a POSIX shell, on one line. */
 export function quoted(word) {
   if (/^[\w@%+=:,./-]+$/.test(word)) return word;
   // eslint-disable-next-line no-control-regex
@@ -61,7 +61,7 @@ function octal(character) {
   return `\\${character.charCodeAt(0).toString(8).padStart(3, "0")}`;
 }
 
-/** Returns the recipe as pairs of words for a reader. */
+/** Returns the recipe as pairs of a name and a value, to show. */
 export function readable(recipe, seconds) {
   const { served } = recipe;
   const pairs = [

@@ -1,10 +1,10 @@
-// Talks to the server: TF Serving's REST API, and what `tfsd serve` adds to it.
+// The client of a server: TF Serving's REST API, and the additions of `tfsd serve`.
 
 import { exactJson } from "./recipe.js";
 
 const SIGNATURE = "text_to_png";
 
-/** A request that got no picture; `status` is HTTP's, or 0 where there was no answer. */
+/** A request that failed; `status` is the HTTP status, or 0 if there was no answer. */
 export class RequestError extends Error {
   constructor(status, message) {
     super(message);
@@ -12,7 +12,7 @@ export class RequestError extends Error {
   }
 }
 
-/** One server, named by the address that `v1/models` is below. `askToken(wrong)` resolves to a token or null. */
+/** A server, by the address below which it has `v1/models`. `askToken(wrong)` resolves to a token or null. */
 export class Server {
   constructor(base, askToken) {
     this.base = new URL(base);
@@ -21,7 +21,7 @@ export class Server {
     this.isOurs = false; // whether it tells progress and takes request ids
   }
 
-  /** Returns the manifests of the models, or null where the server has no config.json, as TF Serving has none. */
+  /** Returns the manifests of the models, or null if the server has no config.json, like TF Serving. */
   async manifests() {
     let response;
     try {
@@ -36,20 +36,20 @@ export class Server {
     return models;
   }
 
-  /** Returns what TF Serving tells of a model: its version and the definition of the signature that makes pictures. */
+  /** Returns TF Serving's metadata of a model: its version and the definition of the signature that makes images. */
   async metadata(model, version) {
     const answer = await answerOf(await this.#fetch(`${pathOf(model, version)}/metadata`, { cache: "no-store" }));
     const signatures = answer.metadata?.signature_def?.signature_def ?? {};
     if (!(SIGNATURE in signatures)) {
       const found = Object.keys(signatures).join(", ") || "none";
-      throw new RequestError(0, `The model ${model} cannot make pictures: it needs a signature ${SIGNATURE}, but has ${found}.`);
+      throw new RequestError(0, `The model ${model} cannot make images: it needs a signature ${SIGNATURE}, but has ${found}.`);
     }
     return { version: answer.model_spec?.version, signature: signatures[SIGNATURE] };
   }
 
   /**
-   * Returns `{png, truncated, truncatedNegative, warning}`: the bytes of a picture in base64, how many tokens of its prompt and of
-   * its negative prompt were cut off, and what the server says of their words, empty if nothing.
+   * Returns `{png, truncated, truncatedNegative, warning}`: the bytes of an image in base64, how many tokens of its prompt and of
+   * its negative prompt were cut off, and the server's warning about their words, which may be empty.
    */
   async predict(settings, id, signal) {
     const { model, version, ...inputs } = settings;
@@ -61,13 +61,13 @@ export class Server {
     const response = await this.#fetch(path, { method: "POST", headers, body, signal });
     const { outputs } = await answerOf(response);
     const png = outputs?.png_bytes?.[0]?.b64;
-    if (typeof png !== "string") throw new RequestError(0, "The server's answer holds no picture.");
+    if (typeof png !== "string") throw new RequestError(0, "The server's answer has no image.");
     const warning = JSON.parse(response.headers.get("X-Tfsd-Warning") ?? '""');
     const [truncated, truncatedNegative] = ["truncated_tokens", "truncated_negative_tokens"].map((name) => outputs[name]?.[0] ?? 0);
     return { png, truncated, truncatedNegative, warning };
   }
 
-  /** Returns `{state, done, steps, position}` of a request, or null where the server tells nothing of it. */
+  /** Returns `{state, done, steps, position}` of a request, or null if the server does not report it. */
   async progress(id, signal) {
     const response = await this.#send(`v1/requests/${id}`, { signal, cache: "no-store" });
     return response.ok ? response.json() : null;
@@ -114,14 +114,14 @@ function pathOf(model, version) {
   return version ? `${path}/versions/${encodeURIComponent(version)}` : path;
 }
 
-/** Returns the JSON of an answer; throws a `RequestError` with the server's own words for an error. */
+/** Returns the JSON of an answer; throws a `RequestError` with the server's message for an error. */
 async function answerOf(response) {
   const text = await response.text();
   let answer = null;
   try {
     answer = JSON.parse(text);
   } catch {
-    // a proxy's page, say
+    // for example the error page of a proxy
   }
   if (!response.ok) {
     const said = answer?.error?.message ?? answer?.error ?? text.slice(0, 300).trim();

@@ -1,4 +1,4 @@
-// The form's settings: read from it, written into it, and as the part of an address behind '#'.
+// The settings: read from the form and written to it, and as the part of an address after '#'.
 
 import { ARGUMENTS } from "./arguments.js";
 
@@ -10,7 +10,7 @@ const TEXTS = SENT.filter((name) => ARGUMENTS[name].kind === "text");
 const NUMBERS = SENT.filter((name) => ["whole", "real"].includes(ARGUMENTS[name].kind))
   .filter((name) => !["seed", "height", "width"].includes(name));
 
-/** Returns a seed as a BigInt, or null for what is no 64-bit integer. */
+/** Returns a seed as a BigInt, or null if the text is not a 64-bit integer. */
 export function parseSeed(text) {
   const trimmed = text.trim().replace(/^\u2212/, "-");
   if (!/^[+-]?\d{1,30}$/.test(trimmed)) return null;
@@ -18,7 +18,7 @@ export function parseSeed(text) {
   return SEED_MIN <= seed && seed <= SEED_MAX ? seed : null;
 }
 
-/** Returns a random seed of the range that `tfsd` draws from. */
+/** Returns a random seed from the range of `tfsd`. */
 export function randomSeed() {
   const [word] = crypto.getRandomValues(new Uint32Array(1));
   return BigInt(word % (2 ** 31 - 2)); // from 0 to 2^31 - 3
@@ -39,7 +39,7 @@ export class Settings {
     return this.models.find((model) => keyOf(model) === this.fields.model.value);
   }
 
-  /** Offers a model's samplers, sizes and limits; keeps the present choice where it has it, unless `reset`. */
+  /** Offers a model's samplers, sizes and limits; keeps the current choice if the model has it, unless `reset`. */
   useModel(model, reset = false) {
     const { fields } = this;
     const { defaults } = model;
@@ -58,7 +58,7 @@ export class Settings {
     }
   }
 
-  /** Returns the settings, or null where a field is wrong, which the browser then shows. */
+  /** Returns the settings, or null if a field is wrong, which the browser then shows. */
   read() {
     const { fields, model } = this;
     const seed = parseSeed(fields.seed.value);
@@ -78,7 +78,7 @@ export class Settings {
     };
   }
 
-  /** Fills the form from what follows '#' in an address; returns sentences on what could not be used. */
+  /** Fills the form from what follows '#' in an address; returns sentences about parts that could not be used. */
   fill(hash) {
     const given = new URLSearchParams(hash.replace(/^#/, ""));
     const { fields } = this;
@@ -135,7 +135,7 @@ export class Settings {
   }
 }
 
-/** Returns settings as the part of an address behind '#', with it. */
+/** Returns settings as the part of an address that begins with '#'. */
 export function hashOf(settings) {
   const given = Object.entries(settings).filter(([name, value]) => value !== "" || name === "prompt");
   return `#${new URLSearchParams(given.map(([name, value]) => [name, String(value)]))}`;
