@@ -31,7 +31,7 @@ from tfsd.storage.files import check_files, read_json
 from tfsd.text import Tokenizer, warn_of_unknown_words
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMATS = (2, 3)  # that can be read; the last is written. In 2 the input `timestep_features` of `step` is called `waves`
 HISTORY = 4  # earlier values that the signature `step` takes, newest first
 _NEEDED = {"format", "name", "identity", "quantize", "size", "latents", "tokenizer", "samplers", "max_steps", "defaults"}
 _NEEDED |= {"max_index", "seed_period", "parts", "files"}
@@ -57,8 +57,9 @@ def load_bundle_manifest(folder: str | Path) -> dict:
         raise CheckpointError(f"{path} is not that of a device bundle. `tfsd export tflite` makes one.")
     if missing := sorted(_NEEDED - set(manifest)):
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}.")
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {str(manifest['format'])[:20]}; this tfsd reads {FORMAT}. Export it again.")
+    if manifest["format"] not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
+        raise CheckpointError(f"{path} has format {str(manifest['format'])[:20]}; this tfsd reads {known}. Export it again.")
     check_files(folder, manifest["files"], path)
     require_fields(path, manifest)
     return manifest
@@ -161,7 +162,7 @@ class StepLoop(ABC):
                         history = rest
                     row = sampling("plan", **plan, step=step)
                     noise = sampling("noise", **picture, stream=step + 1, scale=1.0)["noise"]
-                    given = {"waves": row["waves"], "row": row["row"], "noise": noise, "guidance_scale": guidance[i]}
+                    given = {**row, "noise": noise, "guidance_scale": guidance[i]}
                     given |= {f"history{j}": past for j, past in enumerate(history)}
                     moved = denoiser("step", latents=latents, context=contexts[i], **given)
                     latents, history = moved["latents"], [moved["history"], *history[:-1]]

@@ -10,7 +10,7 @@ from tfsd import __version__
 from tfsd.api import StableDiffusion
 from tfsd.converters.device.parts import DevicePart
 from tfsd.converters.device.recipes import CHECKED, RECIPES
-from tfsd.device import FORMAT, MANIFEST
+from tfsd.device import FORMATS, MANIFEST
 from tfsd.hub import PUBLISHED
 from tfsd.noise import SEED_PERIOD, highest_index
 from tfsd.samplers.plans import fitting_samplers, sampler_names
@@ -29,7 +29,7 @@ def describe(model: StableDiffusion, parts: dict[str, DevicePart], quantize: str
     own["model"] = spec.name if Path(own["model"]).is_dir() else own["model"]  # a path is nobody else's business
     tokens = {name: getattr(text, name) for name in ("length", "start_token", "end_token", "pad_token", "ftfy")}
     return {
-        "format": FORMAT,
+        "format": FORMATS[-1],
         "kind": "device",
         "name": spec.name,
         "tfsd": __version__,

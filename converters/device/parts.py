@@ -70,7 +70,8 @@ def _sampling(pipeline: Pipeline, shape: tuple[int, int, int], max_steps: int) -
         """One row of a plan, how many rows it has, and what the first noise is multiplied by."""
         rows, count, scale = bank.look_up(sampler, num_steps, step)
         row = tf.reshape(rows, [ROW_SIZE])
-        return {"row": row, "waves": denoiser.timestep_features(row[:1]), "count": count, "init_scale": scale}
+        features = denoiser.timestep_features(row[:1])
+        return {"row": row, "timestep_features": features, "count": count, "init_scale": scale}
 
     def noise(seed, index, stream, scale):
         """Noise of a seed and index: stream 0 is a picture's first, stream i + 1 that of step i."""
@@ -96,9 +97,9 @@ def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> DevicePart:
     functions, unet, spec = pipeline.functions, pipeline.functions.parts.unet, pipeline.spec
     history = [f"history{i}" for i in range(HISTORY - 1)]
 
-    def denoise_and_step(latents, context, waves, row, noise, guidance_scale, history0, history1, history2, history3):
+    def denoise_and_step(latents, context, timestep_features, row, noise, guidance_scale, history0, history1, history2, history3):
         """Latents one step further, and `history`, which is the next step's history0; that one's 0 is then history1."""
-        output = functions.guided(latents, waves, unet.prepare({"context": context}), guidance_scale)
+        output = functions.guided(latents, timestep_features, unet.prepare({"context": context}), guidance_scale)
         before = (history0, history1, history2, history3, tf.zeros_like(latents))  # the oldest is never read
         moved, (newest, *_) = step(unpack(row), latents, before, output, noise)
         # The sum itself may not be an output: where it is used again, too, GPUs of phones return one of its summands
@@ -106,7 +107,8 @@ def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> DevicePart:
         return {"latents": moved, "history": tf.maximum(newest, tf.float32.min)}
 
     picture, text = (1, *shape), (2, spec.text.length, spec.denoiser.context_width)
-    inputs = _floats(latents=picture, context=text, waves=(1, spec.denoiser.channels[0]), row=(ROW_SIZE,), noise=picture)
+    features = (1, spec.denoiser.channels[0])
+    inputs = _floats(latents=picture, context=text, timestep_features=features, row=(ROW_SIZE,), noise=picture)
     inputs += _floats(guidance_scale=(1,), **{name: picture for name in history})
     return DevicePart([v.value for v in unet.variables], {"step": Signature(denoise_and_step, inputs)})
 

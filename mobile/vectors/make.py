@@ -150,6 +150,7 @@ def _no_merges() -> dict:
 
 
 def _manifest(files: dict[str, str]) -> dict:
+    from tfsd.device import FORMATS
     from tfsd.samplers.plans import SAMPLERS
     from tfsd.specs.limits import MAX_INDEX
 
@@ -166,7 +167,7 @@ def _manifest(files: dict[str, str]) -> dict:
     }
     tokenizer = {"file": "tokenizer.json", "length": 77, "start_token": 49406, "end_token": 49407, "pad_token": 49407}
     return {
-        "format": 2,
+        "format": FORMATS[-1],
         "kind": "device",
         "name": "none",
         "tfsd": "0",
@@ -205,7 +206,7 @@ def _damages(sound: dict) -> list[tuple]:
         ("another kind", changed(kind="saved_model"), {}, None, "not_device", at),
         ("half a manifest", {MANIFEST: '{"format": 2,'}, {}, None, "no_json", at),
         ("missing entries", changed(size=None, samplers=None), {}, None, "lacks", at | {"names": "samplers, size"}),
-        ("an old format", changed(format=1), {}, None, "format", at | {"format": 1, "known": 2}),
+        ("an old format", changed(format=1), {}, None, "format", at | {"format": 1, "known": "2 and 3"}),
         ("no list of files", changed(files={}), {}, None, "no_files", at),
         ("a file elsewhere", changed(files={"../a": listed}), {}, None, "outside", at | {"name": "../a"}),
         ("a file without a hash", changed(files={"a": {"bytes": 1}}), {}, None, "entry", at | {"name": "a"}),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from older_bundles import write_format_2
 from PIL import Image
 
 from tfsd.api import load
@@ -150,6 +151,12 @@ def test_bundles_of_older_versions_draw_on_the_cpu_and_know_the_names_of_sampler
     np.testing.assert_array_equal(before.text_to_image(**asked), device.text_to_image(**asked))
 
 
+def test_bundles_of_format_2_draw_the_same_images(bundle, device, tmp_path):
+    older, asked = write_format_2(bundle, tmp_path / "older"), {"prompt": "a red star", "seed": 1, "num_steps": 3}
+    assert "waves" in load_bundle_manifest(older)["parts"]["denoiser"]["signatures"]["step"]["inputs"]
+    np.testing.assert_array_equal(DeviceBundle(older).text_to_image(**asked), device.text_to_image(**asked))
+
+
 @pytest.mark.parametrize("level", [None, pytest.param("0", marks=pytest.mark.slow)])
 def test_litert_says_what_it_made_only_where_the_user_asked_for_information(level, bundle):
     script = "import sys, numpy as np; from tfsd.device import DeviceBundle; "
@@ -234,7 +241,7 @@ def test_damaged_files_are_named(damaged):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": 1}, "has format 1; this tfsd reads 2"),
+        ({"format": 1}, "has format 1; this tfsd reads 2 and 3. Export it again"),
         ({"kind": "other"}, "not that of a device bundle"),
         ({"files": {"../secret": {"sha256": "", "bytes": 1}}}, "outside of the folder"),
         ({"parts": None}, "lacks parts"),

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import toolchain
+from older_bundles import write_format_2
 from PIL import Image
 
 from tfsd.api import load
@@ -69,6 +70,13 @@ def test_pictures_are_those_of_python_within_a_level(prompt, options, desktop, t
     assert ("tokens of the prompt were not read" in done.stdout) == (prompt == LONG)
     told = [tuple(map(int, found)) for found in re.findall(r"^step (\d+) of (\d+), ", done.stdout, re.MULTILINE)]
     assert told == [(i + 1, len(told)) for i in range(len(told))] and len(told) >= options["num_steps"]  # PNDM adds one
+
+
+def test_bundles_of_format_2_draw_the_same_images(desktop, tiny_bundle, tmp_path):
+    older = write_format_2(tiny_bundle, tmp_path / "older")
+    for bundle, png in ((tiny_bundle, tmp_path / "new.png"), (older, tmp_path / "older.png")):
+        assert generate(desktop, bundle, "a blue moon", png, seed=1, num_steps=2).returncode == 0
+    assert (tmp_path / "older.png").read_bytes() == (tmp_path / "new.png").read_bytes()
 
 
 def test_recipe_in_the_file_is_that_of_python(desktop, tiny_bundle, device, tmp_path):

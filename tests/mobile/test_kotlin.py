@@ -12,7 +12,7 @@ import pytest
 import toolchain
 
 from tfsd.converters.device.recipes import GPU_PARTS
-from tfsd.device import FORMAT, StepLoop, load_bundle_manifest
+from tfsd.device import FORMATS, StepLoop, load_bundle_manifest
 from tfsd.errors import CheckpointError
 from tfsd.specs import CLIPSpec
 from tfsd.text import Tokenizer
@@ -60,9 +60,9 @@ def floats(*shape):
 
 def signatures():
     """Returns the signatures of a bundle, as small as can be."""
-    row = {"row": floats(12), "waves": floats(1, 320), "count": integers(1), "init_scale": floats(1)}
+    row = {"row": floats(12), "timestep_features": floats(1, 320), "count": integers(1), "init_scale": floats(1)}
     step = {"latents": LATENTS, **{f"history{i}": LATENTS for i in range(4)}, "context": floats(2, 77, 2)}
-    step |= {"waves": floats(1, 320), "row": floats(12), "noise": LATENTS, "guidance_scale": floats(1)}
+    step |= {"timestep_features": floats(1, 320), "row": floats(12), "noise": LATENTS, "guidance_scale": floats(1)}
     plan = {name: integers(1) for name in ("sampler", "num_steps", "step")}
     draw = {name: integers(1) for name in ("seed", "index", "stream")} | {"scale": floats(1)}
     sampling = {"plan": {"inputs": plan, "outputs": row}, "noise": {"inputs": draw, "outputs": {"noise": LATENTS}}}
@@ -93,7 +93,7 @@ def bundle(tmp_path_factory, tokenizer_file):
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     text = {"file": "tokenizer.json", "length": 77, "start_token": 49406, "end_token": 49407, "pad_token": 49407, "ftfy": True}
     manifest = {
-        "format": FORMAT,
+        "format": FORMATS[-1],
         "kind": "device",
         "name": "toy",
         "tfsd": "0.1.0",
@@ -139,7 +139,7 @@ DAMAGES = {
     "missing tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
     "manifest of another kind": changed(kind="model"),
     "manifest without keys": changed(parts=None, identity=None),
-    "manifest of another format": changed(format=FORMAT + 1),
+    "manifest of another format": changed(format=FORMATS[-1] + 1),
     "manifest of a long format": changed(format="x" * 50),
     "no files": changed(files={}),
     "list of files": changed(files=["denoiser.tflite"]),

@@ -64,12 +64,13 @@ def inputs(device):
     latents = [random.normal(size=[1, *device.manifest["latents"]]) for _ in range(2 + HISTORY)]
     tokens = np.stack(device.tokenizer(["", "a red star above a blue house"]))
     with device.part("sampling") as run:
-        waves = run("plan", **plan)["waves"]
+        features = run("plan", **plan)["timestep_features"]
     with device.part("text_encoder") as run:
         context = run("encode", tokens=tokens)["context"]
     step = {"latents": latents[0], "noise": latents[1], "context": context, "guidance_scale": 3.5}
     step |= {f"history{i}": one for i, one in enumerate(latents[2:])}
-    step |= {"row": random.uniform(0.1, 1, 12), "waves": waves}  # no sampler's row: each has zeros, which hide an input
+    # No sampler's row: each of those has zeros, which hide an input.
+    step |= {"row": random.uniform(0.1, 1, 12), "timestep_features": features}
     given = {"plan": plan, "encode": {"tokens": tokens}, "step": step, "decode": {"latents": latents[0]}}
     given["noise"] = {"seed": 2**31 - 3, "index": 1000, "stream": 7, "scale": 14.6}
     return {name: arrays(device, part, name, **given[name]) for name, part in PARTS.items()}

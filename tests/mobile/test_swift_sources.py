@@ -62,8 +62,8 @@ def test_every_error_in_swift_is_in_the_table_with_all_its_places():
 def test_swift_asks_a_manifest_for_what_python_asks_for():
     keys = re.search(r"static let keys = \[(.*?)\]", (SWIFT / "Bundle.swift").read_text(encoding="utf-8"), re.S)[1]
     assert set(re.findall(r'"(\w+)"', keys)) == device._NEEDED
-    known = re.search(r"static let format = (\d+)", (SWIFT / "Bundle.swift").read_text(encoding="utf-8"))[1]
-    assert int(known) == device.FORMAT
+    known = re.search(r"static let formats = (\[.*?\])", (SWIFT / "Bundle.swift").read_text(encoding="utf-8"))[1]
+    assert json.loads(known) == list(device.FORMATS)
 
 
 def test_apps_do_not_use_the_network():

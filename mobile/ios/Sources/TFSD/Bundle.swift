@@ -129,7 +129,7 @@ public final class DeviceBundle: Sendable {
 
     // MARK: Checks
 
-    private static let format = 2
+    private static let formats = [2, 3]  // in 2 the input `timestep_features` of `step` is called `waves`
     private static let mostBytes = 64 << 20  // of a manifest
     private static let keys = [
         "defaults", "files", "format", "identity", "latents", "max_index", "max_steps", "name", "parts", "quantize",
@@ -164,9 +164,10 @@ public final class DeviceBundle: Sendable {
         guard missing.isEmpty else {
             throw TFSDError("lacks", ["file": file.path, "names": missing.joined(separator: ", ")])
         }
-        guard values["format"] as? Int == format else {
+        guard let format = values["format"] as? Int, formats.contains(format) else {
             let found = "\(values["format"] ?? "")".prefix(20)
-            throw TFSDError("format", ["file": file.path, "format": String(found), "known": "\(format)"])
+            let known = formats.map { "\($0)" }.joined(separator: " and ")
+            throw TFSDError("format", ["file": file.path, "format": String(found), "known": known])
         }
         return Fields(file: file, path: "", values: values)
     }

@@ -200,7 +200,8 @@ private final class ScriptedModel: OpenModel {
             runtime.expect(inputs["num_steps"], .int32([Int32(generation.numSteps)]), "num_steps")
             let row = Tensor.float32([Float(step[0])])
             let count = Tensor.int32([Int32(generation.count)])
-            return ["row": row, "waves": row, "count": count, "init_scale": .float32([generation.initScale])]
+            let scale = Tensor.float32([generation.initScale])
+            return ["row": row, "timestep_features": row, "count": count, "init_scale": scale]
         case "noise":
             guard case .int32(let stream)? = inputs["stream"] else { throw Unknown() }
             runtime.streams.append(stream[0])

@@ -121,7 +121,10 @@ class Bundle(val folder: File, checkHashes: Boolean = true) {
         val missing = NEEDED.filter { it !in values }
         if (missing.isNotEmpty()) fail("lacks", "file" to manifest, "names" to missing.joinToString())
         val format = values["format"]
-        if (format != FORMAT) fail("format", "file" to manifest, "format" to format.toString().take(20), "known" to FORMAT)
+        if (format !in FORMATS) {
+            val known = FORMATS.joinToString(" and ")
+            fail("format", "file" to manifest, "format" to format.toString().take(20), "known" to known)
+        }
         return Fields(manifest, "", values)
     }
 
@@ -173,7 +176,7 @@ class Bundle(val folder: File, checkHashes: Boolean = true) {
 
     private companion object {
         const val MANIFEST = "manifest.json"
-        const val FORMAT = 2L
+        val FORMATS = listOf(2L, 3L) // in 2 the input `timestep_features` of `step` is called `waves`
         const val MAX_JSON = 64 shl 20 // bytes
         const val DENIED = "Permission denied"
         val NEEDED = listOf(

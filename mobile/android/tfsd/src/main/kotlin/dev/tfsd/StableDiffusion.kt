@@ -95,10 +95,8 @@ class StableDiffusion(
             var history = List(HISTORY) { FloatArray(latents.size) }
             for (step in 0 until count) {
                 val row = if (step == 0) first else row(step)
-                val given = shared + mapOf(
+                val given = shared + row + mapOf(
                     "latents" to latents,
-                    "row" to row.floats("row"),
-                    "waves" to row.floats("waves"),
                     "noise" to noise(step + 1, floatArrayOf(1f)),
                 ) + history.mapIndexed { i, past -> "history$i" to past }
                 val moved = denoiser.run("step", given)

@@ -34,7 +34,7 @@ internal class Script(private val count: Int, private val failing: String? = nul
         "encode" -> mapOf("context" to FloatArray(2 * 77 * 2))
         "plan" -> mapOf(
             "row" to FloatArray(12) { number(inputs, "step").toFloat() },
-            "waves" to FloatArray(320),
+            "timestep_features" to FloatArray(320),
             "count" to intArrayOf(count),
             "init_scale" to floatArrayOf(scale),
         )
