@@ -6,7 +6,7 @@ from pathlib import Path
 
 import flatbuffers
 
-from tfsd.converters.device.manifest import write
+from tfsd.converters.device.manifest import write_manifest
 from tfsd.device import MANIFEST
 
 
@@ -18,7 +18,7 @@ def write_format_2(bundle: Path, folder: Path) -> Path:
         described = manifest["parts"][part]["signatures"][signature]
         described[tensors] = {_older(name): one for name, one in described[tensors].items()}
         _rename(folder / f"{part}.tflite", signature, tensors)
-    write(folder, manifest)
+    write_manifest(folder, manifest)
     return folder
 
 

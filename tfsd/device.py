@@ -184,19 +184,18 @@ class StepLoop(ABC):
         return np.stack([(colours >> shift & 255).astype(np.uint8) for shift in (16, 8, 0)], axis=-1)
 
 
-class DeviceBundle(StepLoop):
-    """A bundle in a folder, checked and ready to draw through LiteRT.
+class LiteRTLoop(StepLoop):
+    """Runs the files of a bundle in `folder` through LiteRT, as `manifest` describes them.
 
     `accelerator`: "cpu", with `threads`, or "gpu" for the parts of which the manifest says that they passed there; the other
     parts run on the CPU.
 
-    Raises: `ValueError` for "gpu" if no part passed there; `CheckpointError` for a folder that is no bundle or is damaged;
-    `OSError` if LiteRT is not installed.
+    Raises: `ValueError` for "gpu" if no part passed there; `OSError` if LiteRT is not installed.
     """
 
-    def __init__(self, folder: str | Path, *, accelerator: str = "cpu", threads: int = 2):
+    def __init__(self, folder: str | Path, manifest: dict, *, accelerator: str = "cpu", threads: int = 2):
         self.folder, self.threads = Path(folder), whole("threads", threads, 1, 256)
-        super().__init__(load_bundle_manifest(self.folder))
+        super().__init__(manifest)
         self.accelerator = choice("accelerator", accelerator, ACCELERATORS)
         if not any(accelerator in self.accelerators(name) for name in PARTS):
             recipe, reason = self.manifest["quantize"], self.manifest.get("no_gpu") or "The version that exported it tried no GPU"
@@ -221,6 +220,16 @@ class DeviceBundle(StepLoop):
         own_options = {"part": name, "accelerator": used, "threads": self.threads}
         opened = open_file(self.folder / own["file"], own["signatures"], **own_options)
         yield lambda signature, **given: opened(signature, fitted(given, own["signatures"][signature]["inputs"]))
+
+
+class DeviceBundle(LiteRTLoop):
+    """A bundle in a folder, whose files are checked and which makes images through LiteRT.
+
+    Raises: as `LiteRTLoop`; `CheckpointError` for a folder that is not a bundle or is damaged.
+    """
+
+    def __init__(self, folder: str | Path, *, accelerator: str = "cpu", threads: int = 2):
+        super().__init__(folder, load_bundle_manifest(folder), accelerator=accelerator, threads=threads)
 
 
 def fitted(given: dict, wanted: dict[str, dict]) -> dict[str, np.ndarray]:

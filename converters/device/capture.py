@@ -21,11 +21,7 @@ class Recorder(StepLoop):
     def __init__(self, manifest: dict, parts: dict[str, DevicePart]):
         super().__init__(manifest)
         self.records: Records = {}
-        self._functions = {
-            (name, key): tf.function(signature.call, input_signature=signature.inputs, autograph=False)
-            for name, part in parts.items()
-            for key, signature in part.signatures.items()
-        }
+        self._parts = parts
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[Callable[..., dict[str, np.ndarray]]]:
@@ -35,7 +31,8 @@ class Recorder(StepLoop):
             arrays = fitted(given, self.manifest["parts"][name]["signatures"][signature]["inputs"])
             if name != "sampling":
                 self.records.setdefault(name, []).append({key: np.array(value) for key, value in arrays.items()})
-            found = self._functions[name, signature](**{key: tf.constant(value) for key, value in arrays.items()})
+            function = self._parts[name].signatures[signature].function
+            found = function(**{key: tf.constant(value) for key, value in arrays.items()})
             return {key: value.numpy() for key, value in found.items()}
 
         yield run

@@ -1,4 +1,4 @@
-"""Writes a device bundle: four TFLite files, what describes them, and what their quantization costs."""
+"""Exports a model for phones: a bundle of four TFLite files, their manifest, and a report on their quality."""
 
 import gc
 import shutil
@@ -10,16 +10,16 @@ from typing import NamedTuple
 from tfsd.api import load
 from tfsd.arguments.checks import choice, side_of, whole
 from tfsd.converters.device.capture import Records
-from tfsd.converters.device.convert import convert
-from tfsd.converters.device.jobs import CONVERSION_BYTES
+from tfsd.converters.device.convert import CONVERSION_BYTES, convert
+from tfsd.converters.device.jobs import convert_saved
 from tfsd.converters.device.lint import MAX_BYTES, lint
-from tfsd.converters.device.manifest import TOKENIZER, describe, write
+from tfsd.converters.device.manifest import TOKENIZER, describe, write_manifest
 from tfsd.converters.device.measure import first_line, measure_signature
 from tfsd.converters.device.parts import build_parts, save_part
 from tfsd.converters.device.recipes import RECIPES, QuantizationRecipe, plan_sizes, quantize_file
-from tfsd.converters.device.report import Check, gather, make_report, write_report
+from tfsd.converters.device.report import Check, ReferenceData, gather, make_report, write_report
 from tfsd.converters.saved_model.verify_export import ExportError
-from tfsd.device import MAX_BATCH
+from tfsd.device import MAX_BATCH, LiteRTLoop
 from tfsd.errors import shown
 from tfsd.progress import Stages
 from tfsd.runtime.memory import available_memory
@@ -30,8 +30,9 @@ from tfsd.storage.files import require_space
 from tfsd.storage.model_folders import load_spec, resolve
 from tfsd.text.portable import write_tokenizer_data
 
-_CHECK_STEPS = 10  # of the report's pictures
-_DISK_BYTES = 8  # of the folder for temporary files, for each weight: a SavedModel and a file, both in float32
+LARGE = 10**8  # weights from which a part is converted in a process of its own, so that the memory is free again
+_CHECK_STEPS = 10  # for each image of the report
+_DISK_BYTES = 8  # in the folder for temporary files, for each weight: a SavedModel and a file, both in float32
 
 
 class Saved(NamedTuple):
@@ -70,30 +71,24 @@ def export_tflite(
     size = _checked_size(spec, size)
     max_steps = whole("max_steps", max_steps, 1, min(MAX_STEPS, spec.schedule.train_steps))
     check = _checked(check or Check(), max_steps)
-    require_room(spec, quantize)
+    require_room(spec, recipe)
     with (
         Stages.within(progress) as stages,
         new_folder(out, kind="device", overwrite=overwrite) as new,
         tempfile.TemporaryDirectory() as work,
     ):
         stages("loading, tracing and drawing references")
-        saved, manifest, evidence = _prepare(model, Path(work), quantize, size, max_steps, check)
-        gc.collect()  # a large model leaves memory before it is converted: Keras' layers are cycles
+        saved, manifest, reference = _prepare(model, Path(work), recipe, size, max_steps, check)
+        gc.collect()  # frees a large model before the conversion: Keras' layers are reference cycles
         files = _convert(saved, Path(work), stages)
         stages("quantizing")
-        _quantize(files, new, quantize, recipe, evidence.calibration)
-        if found := [line for name in files for line in lint(new / f"{name}.tflite", gpu="gpu" in recipe.accelerators(name))]:
-            raise ExportError(" ".join(found))
+        _quantize(files, new, recipe, reference.calibration)
         stages("measuring memory")
-        _complete(new, manifest)
-        stages("comparing pictures")
-        report, ours = make_report(new, files, evidence, check)
-        write_report(new, report, ours, evidence.pictures)
-        if failed := [f"{gate['what']} {gate['found']}, {gate['limit']}" for gate in report["gates"] if not gate["passed"]]:
-            raise ExportError(
-                f"quantize={shown(quantize)} costs too much: {'; '.join(failed)}. Choose another of {', '.join(RECIPES)}."
-            )
-        write(new, manifest)
+        _measure_memory(new, manifest)
+        stages("comparing images")
+        _report(new, manifest, files, reference, recipe, check)
+        _write_texts(new)
+        write_manifest(new, manifest)
     return Path(out)
 
 
@@ -105,21 +100,21 @@ def _checked_size(spec: ModelSpec, size) -> tuple[int, int]:
 
 
 def _checked(check: Check, max_steps: int) -> Check:
-    pictures = whole("check.pictures", check.pictures, 1, MAX_BATCH)
+    images = whole("check.pictures", check.pictures, 1, MAX_BATCH)
     prompts = whole("check.adherence", check.adherence, 0, 10_000)
     steps = min(_CHECK_STEPS, max_steps) if check.steps is None else whole("check.steps", check.steps, 1, max_steps)
-    return Check(pictures, steps, prompts)
+    return Check(images, steps, prompts)
 
 
-def require_room(spec: ModelSpec, quantize: str):
+def require_room(spec: ModelSpec, recipe: QuantizationRecipe):
     """Raises `ExportError` for a file too large for phones, or for the free memory; `CheckpointError` for the disk."""
     sizes = plan_sizes(spec)
     free = available_memory()
-    for name, part in sizes[quantize].items():
+    for name, part in sizes[recipe.name].items():
         if part.file_bytes > MAX_BYTES:
             fits = [key for key in RECIPES if sizes[key][name].file_bytes <= MAX_BYTES]
             raise ExportError(
-                f"{name}.tflite would have {part.file_bytes / 1e9:.1f} GB with quantize={shown(quantize)}; phones map at most "
+                f"{name}.tflite would have {part.file_bytes / 1e9:.1f} GB with quantize={shown(recipe.name)}; phones map at most "
                 f"{MAX_BYTES / 1e9:.1f} GB. Choose {' or '.join(fits) or 'a smaller model'}."
             )
         if free is not None and part.conversion_bytes > free:
@@ -127,21 +122,22 @@ def require_room(spec: ModelSpec, quantize: str):
                 f"Converting {name} needs about {part.conversion_bytes / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. "
                 "Close other programs, or convert on a larger machine."
             )
-    weights = sum(part.conversion_bytes for part in sizes[quantize].values()) // CONVERSION_BYTES
+    weights = sum(part.conversion_bytes for part in sizes[recipe.name].values()) // CONVERSION_BYTES
     require_space(tempfile.gettempdir(), _DISK_BYTES * weights)
 
 
-def _prepare(model, work: Path, quantize: str, size: tuple[int, int], max_steps: int, check: Check):
-    """Returns the saved parts, the manifest and the evidence: all for which the model must be in memory."""
+def _prepare(
+    model, work: Path, recipe: QuantizationRecipe, size: tuple[int, int], max_steps: int, check: Check
+) -> tuple[dict[str, Saved], dict, ReferenceData]:
+    """Returns the saved parts, the manifest and the reference data: everything that is made with the model in memory."""
     loaded = load(model, jit_compile=False)
     parts = build_parts(loaded.pipeline, size, max_steps)
     saved = {}
     for name, part in parts.items():
         save_part(part, work / name)
-        weights = sum(int(weight.shape.num_elements()) for weight in part.weights)
-        saved[name] = Saved(work / name, list(part.signatures), weights)
-    manifest = describe(loaded, parts, quantize, size, max_steps)
-    return saved, manifest, gather(loaded, manifest, parts, check)
+        saved[name] = Saved(work / name, list(part.signatures), part.weight_count)
+    manifest = describe(loaded, parts, recipe, size, max_steps)
+    return saved, manifest, gather(loaded, manifest, parts, recipe, check)
 
 
 def _convert(saved: dict[str, Saved], work: Path, stages: Stages) -> dict[str, Path]:
@@ -149,13 +145,20 @@ def _convert(saved: dict[str, Saved], work: Path, stages: Stages) -> dict[str, P
     files = {}
     for name, one in saved.items():
         stages(f"converting {name}")
-        files[name] = convert(one.folder, work / f"{name}.tflite", one.signatures, one.weights)
+        files[name] = work / f"{name}.tflite"
+        if one.weights >= LARGE:
+            convert_saved(one.folder, files[name], one.signatures, one.weights)
+        else:
+            try:
+                convert(one.folder, files[name], one.signatures, one.weights)
+            except Exception as error:  # the converter raises a class of its own for each stage
+                raise ExportError(f"{name} cannot be converted to TFLite: {first_line(error)}") from error
         shutil.rmtree(one.folder)
     return files
 
 
-def _quantize(files: dict[str, Path], new: Path, quantize: str, recipe: QuantizationRecipe, calls: Records):
-    """Writes the files of the bundle. Plans and noise are exact, whatever the weights are."""
+def _quantize(files: dict[str, Path], new: Path, recipe: QuantizationRecipe, calls: Records):
+    """Writes the files of the bundle, and checks that phones take them. Plans and noise stay exact: they are not quantized."""
     for name, file in files.items():
         if recipe.rules is None or name == "sampling":
             shutil.copyfile(file, new / file.name)
@@ -163,15 +166,31 @@ def _quantize(files: dict[str, Path], new: Path, quantize: str, recipe: Quantiza
         try:
             quantize_file(file, new / file.name, name, recipe, calls.get(name, []))
         except (ValueError, RuntimeError) as error:
-            raise ExportError(f"{name} cannot be quantized with {shown(quantize)}: {first_line(error)}") from error
+            raise ExportError(f"{name} cannot be quantized with {shown(recipe.name)}: {first_line(error)}") from error
+    if found := [line for name, file in files.items() for line in lint(new / file.name, gpu="gpu" in recipe.accelerators(name))]:
+        raise ExportError(" ".join(found))
 
 
-def _complete(new: Path, manifest: dict):
-    """Adds the tokenizer's data, its licence, the memory that each part needs, and the manifest."""
+def _measure_memory(new: Path, manifest: dict):
+    """Adds the memory that each part needs to the manifest."""
+    for part in manifest["parts"].values():
+        file = new / part["file"]
+        part["memory"] = max(measure_signature(file, name, runs=1).peak_bytes for name in part["signatures"])
+
+
+def _report(
+    new: Path, manifest: dict, files: dict[str, Path], reference: ReferenceData, recipe: QuantizationRecipe, check: Check
+):
+    """Writes the report and the reference image. Raises: `ExportError` if the images are too far from those in float32."""
+    report, images = make_report(LiteRTLoop(new, manifest), files, reference, recipe, check)
+    write_report(new, report, images, reference)
+    if failed := [f"{gate['what']} {gate['found']}, {gate['limit']}" for gate in report["gates"] if not gate["passed"]]:
+        others = ", ".join(RECIPES)
+        raise ExportError(f"quantize={shown(recipe.name)} costs too much: {'; '.join(failed)}. Choose another of {others}.")
+
+
+def _write_texts(new: Path):
+    """Writes the tokenizer's data and its licence."""
     write_tokenizer_data(new / TOKENIZER)
     licence = resources.files("tfsd").joinpath("assets", "LICENSE-CLIP").read_bytes()
     (new / "LICENSE-CLIP").write_bytes(licence)
-    for part in manifest["parts"].values():
-        signatures = part["signatures"]
-        part["memory"] = max(measure_signature(new / part["file"], name, runs=1).peak_bytes for name in signatures)
-    write(new, manifest)

@@ -1,6 +1,6 @@
-"""What the benchmark of device files needs TensorFlow for, each job in a process of its own, so that its memory is freed.
+"""Work with TensorFlow that runs in a new process, so that its memory is free again: saving, converting, quantizing, timing.
 
-`python -m tfsd.converters.device.jobs JOB` runs one, described in JSON.
+`python -m tfsd.converters.device.jobs JOB` runs one job, described in JSON.
 """
 
 import json
@@ -13,11 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfsd.converters.device.convert import convert
 from tfsd.converters.device.measure import first_line, made_up, memory, plausible, run_module, timed
-from tfsd.runtime.private import private
 from tfsd.specs import ModelSpec, from_json, to_json
-
-CONVERSION_BYTES = 18  # of memory for each weight while TFLite converts it
 
 
 class Made(NamedTuple):
@@ -124,36 +122,13 @@ def _save(job: dict) -> dict:
 
     part = _parts(job)[job["part"]]
     save_part(part, Path(job["folder"]))
-    weights = sum(int(weight.shape.num_elements()) for weight in part.weights)
-    return {"signatures": list(part.signatures), "weights": weights, "peak_bytes": memory()["peak"]}
+    return {"signatures": list(part.signatures), "weights": part.weight_count, "peak_bytes": memory()["peak"]}
 
 
 def _convert(job: dict) -> dict:
-    """Converts as `tf.lite.TFLiteConverter.from_saved_model(...).convert()`, with its steps but for two.
-
-    Those load all weights, once for names of signatures that are known here and once for the origins of errors, and keep
-    them: of SD 1.x's U-Net 7 GB, beside the 15 GB of the rest.
-    """
-    _require_memory(CONVERSION_BYTES * job["weights"])
-    make = private("tensorflow.lite.python.lite:TFLiteSavedModelConverterV2")
-    convert = private("tensorflow.lite.python.lite:TFLiteSavedModelConverterV2._convert_from_saved_model")
-    parse = private("tensorflow.python.saved_model.loader_impl:parse_saved_model")
-    started = time.perf_counter()
-    converter = make(job["folder"], {"serve"}, job["signatures"])
-    converter._debug_info = None  # which is what it is without this class's own steps
-    made = convert(converter, parse(job["folder"]).meta_graphs[0].graph_def)
-    target = Path(job["target"])
-    target.write_bytes(made)
+    target, started = Path(job["target"]), time.perf_counter()
+    convert(job["folder"], target, job["signatures"], job["weights"])
     return Made(time.perf_counter() - started, memory()["peak"], target.stat().st_size)._asdict()
-
-
-def _require_memory(needed: int):
-    """Raises `MemoryError` before the system, short of memory, would end this process or others."""
-    from tfsd.runtime.memory import available_memory
-
-    free = available_memory()
-    if free is not None and needed > free:
-        raise MemoryError(f"that needs about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free")
 
 
 def _quantize(job: dict) -> dict:
@@ -199,8 +174,7 @@ def _time_graph(signature, runs: int) -> dict[str, float]:
     import tensorflow as tf
 
     values = [tf.constant(plausible(spec.name, spec.dtype.name, spec.shape)) for spec in signature.inputs]
-    function = tf.function(signature.call, input_signature=signature.inputs, autograph=False)
-    return timed(lambda: [output.numpy() for output in function(*values).values()], runs)
+    return timed(lambda: [output.numpy() for output in signature.function(*values).values()], runs)
 
 
 _JOBS = {"save": _save, "convert": _convert, "quantize": _quantize, "run": _run_graphs}

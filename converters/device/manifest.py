@@ -1,15 +1,14 @@
-"""The description of a bundle: what an app reads first, and checks the other files by."""
+"""Writes the manifest of a bundle, which describes the model to apps and has the hashes of the other files."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 
 from tfsd import __version__
 from tfsd.api import StableDiffusion
-from tfsd.converters.device.parts import DevicePart
-from tfsd.converters.device.recipes import CHECKED, RECIPES
+from tfsd.converters.device.parts import DevicePart, Signature
+from tfsd.converters.device.recipes import CHECKED, QuantizationRecipe
 from tfsd.device import FORMATS, MANIFEST
 from tfsd.hub import PUBLISHED
 from tfsd.noise import SEED_PERIOD, highest_index
@@ -20,8 +19,10 @@ from tfsd.storage.files import sha256
 TOKENIZER = "tokenizer.json"
 
 
-def describe(model: StableDiffusion, parts: dict[str, DevicePart], quantize: str, size: tuple[int, int], max_steps: int) -> dict:
-    """Returns the manifest of a bundle, but for the hashes of its files and the memory that its parts need."""
+def describe(
+    model: StableDiffusion, parts: dict[str, DevicePart], recipe: QuantizationRecipe, size: tuple[int, int], max_steps: int
+) -> dict:
+    """Returns the manifest of a bundle, without the hashes of its files and the memory that its parts need."""
     spec, text, samplers = model.spec, model.spec.text, fitting_samplers(model.spec.schedule)
     latents = model.pipeline.latent_shape(*size)
     published = next((one for one in PUBLISHED.values() if one.spec.licence == spec.licence), None)
@@ -35,7 +36,7 @@ def describe(model: StableDiffusion, parts: dict[str, DevicePart], quantize: str
         "tfsd": __version__,
         "tensorflow": tf.__version__,
         "identity": own,
-        "quantize": quantize,
+        "quantize": recipe.name,
         "size": list(size),
         "latents": list(latents),
         "tokenizer": {"file": TOKENIZER, **tokens},
@@ -50,38 +51,30 @@ def describe(model: StableDiffusion, parts: dict[str, DevicePart], quantize: str
             "guidance_scale": spec.default_guidance,
             "sampler": spec.default_sampler,
         },
-        "parts": {
-            name: {
-                "file": f"{name}.tflite",
-                "memory": 0,
-                "accelerators": list(RECIPES[quantize].accelerators(name)),
-                "signatures": dict(_signatures(part)),
-            }
-            for name, part in parts.items()
-        },
+        "parts": {name: _part(name, part, recipe) for name, part in parts.items()},
         "checked": CHECKED,
-        "no_gpu": RECIPES[quantize].no_gpu,
+        "no_gpu": recipe.no_gpu,
         "licence": spec.licence,
         "licence_url": published.licence_url if published else "",
         "use_restrictions": published.terms if published else "",
     }
 
 
-def _signatures(part: DevicePart) -> Iterator[tuple[str, dict]]:
-    for name, signature in part.signatures.items():
-        function = tf.function(signature.call, input_signature=signature.inputs, autograph=False).get_concrete_function()
-        outputs = function.structured_outputs
-        yield (
-            name,
-            {
-                "inputs": {spec.name: {"dtype": spec.dtype.name, "shape": list(spec.shape)} for spec in signature.inputs},
-                "outputs": {key: {"dtype": one.dtype.name, "shape": list(one.shape)} for key, one in outputs.items()},
-            },
-        )
+def _part(name: str, part: DevicePart, recipe: QuantizationRecipe) -> dict:
+    signatures = {key: _signature(signature) for key, signature in part.signatures.items()}
+    return {"file": f"{name}.tflite", "accelerators": list(recipe.accelerators(name)), "signatures": signatures}
 
 
-def write(folder: Path, manifest: dict):
-    """Writes the manifest of a bundle, with the hashes of the files that are there."""
-    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    manifest["files"] = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+def _signature(signature: Signature) -> dict:
+    outputs = signature.function.get_concrete_function().structured_outputs
+    return {
+        "inputs": {spec.name: {"dtype": spec.dtype.name, "shape": list(spec.shape)} for spec in signature.inputs},
+        "outputs": {name: {"dtype": one.dtype.name, "shape": list(one.shape)} for name, one in outputs.items()},
+    }
+
+
+def write_manifest(folder: Path, manifest: dict):
+    """Writes the manifest of a bundle, with the hashes of the files in the folder."""
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    files = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths}
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"files": files}, indent=1) + "\n", encoding="utf-8")

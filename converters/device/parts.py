@@ -19,11 +19,16 @@ from tfsd.samplers.step import step, unpack
 OPAQUE = 255 * 2**24 - 2**32  # alpha 255 in an int32 ARGB colour, as Android's Bitmap takes them
 
 
-class Signature(NamedTuple):
-    """A function of tensors that returns {output's name: tensor}, and its inputs."""
+class Signature:
+    """A function of tensors that returns {output's name: tensor}, and its inputs.
 
-    call: Callable[..., dict]
-    inputs: list[tf.TensorSpec]
+    TensorFlow traces `function` when it is first used, and keeps the graph: saving a part, describing it in a manifest and
+    running it use the same one.
+    """
+
+    def __init__(self, call: Callable[..., dict], inputs: list[tf.TensorSpec]):
+        self.inputs = inputs
+        self.function = tf.function(call, input_signature=inputs, autograph=False)
 
 
 class DevicePart(NamedTuple):
@@ -31,6 +36,11 @@ class DevicePart(NamedTuple):
 
     weights: list
     signatures: dict[str, Signature]
+
+    @property
+    def weight_count(self) -> int:
+        """How many numbers the variables hold."""
+        return sum(int(weight.shape.num_elements()) for weight in self.weights)
 
 
 def build_parts(pipeline: Pipeline, size: tuple[int, int], max_steps: int) -> dict[str, DevicePart]:
@@ -48,11 +58,7 @@ def save_part(part: DevicePart, folder: Path):
     """Writes a part as a SavedModel, which is what TFLite converts with names of inputs, outputs and signatures."""
     module = tf.Module()
     module.weights = part.weights  # without this a conversion succeeds, to a file of garbage
-    functions = {
-        name: tf.function(signature.call, input_signature=signature.inputs, autograph=False)
-        for name, signature in part.signatures.items()
-    }
-    tf.saved_model.save(module, str(folder), signatures=functions)
+    tf.saved_model.save(module, str(folder), signatures={name: one.function for name, one in part.signatures.items()})
 
 
 def _numbers(*names: str) -> list[tf.TensorSpec]:

@@ -27,7 +27,7 @@ _SCOPES = ("moments", "clip_by_value")  # of TensorFlow's own functions, inside 
 Inputs = Sequence[Mapping[str, np.ndarray]]  # arrays by the names of a part's inputs
 
 
-def compare_pictures(ours: np.ndarray, theirs: np.ndarray, prompts: Sequence[str]) -> list[dict]:
+def compare_images(ours: np.ndarray, theirs: np.ndarray, prompts: Sequence[str]) -> list[dict]:
     """Returns for each picture how far it is from the same one in float32.
 
     "psnr" in dB, at most `BEST_PSNR`; "ssim", the mean over colour channels; "largest_difference" in levels; "differing",
@@ -88,7 +88,7 @@ def _compare_part(float32: Path, quantized: Path, inputs: Inputs, threads: int) 
     names, pictures = list(theirs[0]), {}
     if names == ["colours"]:
         theirs, ours = (np.stack([_channels(one["colours"]) for one in outputs]) for outputs in (theirs, ours))
-        shown = compare_pictures(ours, theirs, [""] * len(ours))
+        shown = compare_images(ours, theirs, [""] * len(ours))
         pictures = {"psnr": min(one["psnr"] for one in shown), "ssim": min(one["ssim"] for one in shown)}
         theirs, ours = ([{"colours": picture} for picture in outputs] for outputs in (theirs, ours))
     errors = {name: _error([one[name] for one in ours], [one[name] for one in theirs]) for name in names}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfsd.converters.device.jobs import CONVERSION_BYTES
+from tfsd.converters.device.convert import CONVERSION_BYTES
 from tfsd.errors import CheckpointError
 from tfsd.runtime.litert import quiet_litert
 from tfsd.runtime.private import private
@@ -45,15 +45,18 @@ class PartSize(NamedTuple):
 
 
 class QuantizationRecipe(NamedTuple):
-    """A way to quantize.
+    """How a bundle is quantized.
 
-    `dense_bytes` and `conv_bytes`: of a weight in the file; `packed_bytes`: of it in LiteRT's own copy; `gate`: the least PSNR
-    in dB that a picture may have against the same one in float32; `points`: the most of a hundred prompts of the embedded model
-    that may be followed less often; `rules`: part -> what sets up its Quantizer, given that and
-    the part's file; `calibrated`: whether the ranges of activations are measured first; `no_gpu`: why no part may run on a GPU,
-    "" if `GPU_PARTS` passed there whole, as `CHECKED` says.
+    - `name`: the key in `RECIPES`.
+    - `dense_bytes`, `conv_bytes`: bytes of a weight in the file; `packed_bytes`: its bytes in LiteRT's own copy.
+    - `gate`: the least PSNR in dB that an image may have against the same one in float32.
+    - `points`: how many prompts in a hundred may be followed less often, for the included model.
+    - `rules`: for each part the function that sets up its Quantizer, given that and the part's file; None quantizes nothing.
+    - `calibrated`: whether the ranges of activations are measured first.
+    - `no_gpu`: why no part may run on a GPU; "" if `GPU_PARTS` passed there whole, as `CHECKED` says.
     """
 
+    name: str
     summary: str
     dense_bytes: float
     conv_bytes: float
@@ -131,33 +134,44 @@ def _all_parts(rule: Callable, **others: Callable) -> dict[str, Callable]:
     return dict.fromkeys(_MODEL_PARTS, rule) | others
 
 
-RECIPES = {
-    "none": QuantizationRecipe("float32 throughout: the same picture as in Python", 4, 4, 4, 45.0, 0, None),
-    "float16": QuantizationRecipe(
+_RECIPES = (
+    QuantizationRecipe(
+        "none",
+        "float32 throughout: the same image as in Python",
+        dense_bytes=4, conv_bytes=4, packed_bytes=4, gate=45.0, points=0, rules=None,
+    ),
+    QuantizationRecipe(
+        "float16",
         "weights in half precision, products in what the delegate has",
-        2, 2, 4, 30.0, 2, _all_parts(_float16),
+        dense_bytes=2, conv_bytes=2, packed_bytes=4, gate=30.0, points=2, rules=_all_parts(_float16),
     ),
-    "dynamic": QuantizationRecipe(
+    QuantizationRecipe(
+        "dynamic",
         "weights int8; activations int8 at every product on CPUs, where it is the fastest, floats on GPUs",
-        1, 1, 1, 15.0, 5, _all_parts(_dynamic),
+        dense_bytes=1, conv_bytes=1, packed_bytes=1, gate=15.0, points=5, rules=_all_parts(_dynamic),
     ),
-    "int8-weights": QuantizationRecipe(
+    QuantizationRecipe(
+        "int8-weights",
         "weights int8, products in float32: least loss in 8 bits on CPUs, but slow there and large in their memory",
-        1, 1, 8, 20.0, 2, _all_parts(_int8_weights),
+        dense_bytes=1, conv_bytes=1, packed_bytes=8, gate=20.0, points=2, rules=_all_parts(_int8_weights),
         no_gpu="LiteRT's GPU accelerator cannot compile dense layers that convert weights to floats; use dynamic there",
     ),
     # The text encoder runs once and is small beside the denoiser, and of its activations single ones are hundreds of times
     # the others: neither one range for all nor four bits are worth it there.
-    "int8": QuantizationRecipe(
+    QuantizationRecipe(
+        "int8",
         "weights int8, activations int8 in ranges measured before, for accelerators without float",
-        1, 1, 1, 15.0, 5, _all_parts(_int8, text_encoder=_dynamic), True,
+        dense_bytes=1, conv_bytes=1, packed_bytes=1, gate=15.0, points=5,
+        rules=_all_parts(_int8, text_encoder=_dynamic), calibrated=True,
     ),
-    "int4": QuantizationRecipe(
+    QuantizationRecipe(
+        "int4",
         "the denoiser's dense layers in 4 bits, all else as dynamic: smallest",
-        0.5625, 1, 0.5625, 12.0, 10, _all_parts(_dynamic, denoiser=_int4),
+        dense_bytes=0.5625, conv_bytes=1, packed_bytes=0.5625, gate=12.0, points=10, rules=_all_parts(_dynamic, denoiser=_int4),
         no_gpu="LiteRT's GPU accelerator crashes on 4-bit weights with one scale per block",
     ),
-}  # fmt: skip
+)  # fmt: skip
+RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 
 
 def known_recipe(name: str, path: Path) -> QuantizationRecipe:

@@ -1,4 +1,4 @@
-"""The report beside a bundle: what its quantization costs, as numbers for programs and as a sheet for people."""
+"""Measures what the quantization of a bundle costs, and writes the report: JSON for programs, a page for people."""
 
 import json
 from collections.abc import Iterator
@@ -11,11 +11,12 @@ from tfsd.api import StableDiffusion
 from tfsd.converters.device.adherence import can_be_judged, measure_adherence
 from tfsd.converters.device.capture import Records, capture_inputs, spread
 from tfsd.converters.device.parts import DevicePart
-from tfsd.converters.device.quality import compare_parts, compare_pictures
-from tfsd.converters.device.recipes import CALIBRATION_CALLS, RECIPES, QuantizationRecipe
+from tfsd.converters.device.quality import compare_images, compare_parts
+from tfsd.converters.device.recipes import CALIBRATION_CALLS, QuantizationRecipe
 from tfsd.converters.device.report_page import write_sheet
 from tfsd.converters.device.verify_bundle import REFERENCE
-from tfsd.device import DeviceBundle
+from tfsd.device import LiteRTLoop
+from tfsd.images import Images
 from tfsd.images.files import encode
 from tfsd.text import own_prompts
 
@@ -37,10 +38,10 @@ _PART_CALLS = 6  # of each part, that its files are compared with
 
 
 class Check(NamedTuple):
-    """How much is drawn for a report.
+    """How many images are made for a report.
 
-    `pictures` of `steps` each, None for ten or as many as the bundle allows; `adherence`: prompts of each kind that the embedded
-    model is asked to follow, in its own size.
+    `pictures`: the images to compare; `steps` for each of them, None for ten or as many as the bundle allows; `adherence`: the
+    prompts of each kind that the included model is asked to follow, in its own size.
     """
 
     pictures: int = len(PROMPTS)
@@ -51,23 +52,25 @@ class Check(NamedTuple):
 class ReferenceData(NamedTuple):
     """What a report compares a bundle with, and what its quantization is calibrated with, all from float32.
 
-    `pictures` uint8 [N, H, W, 3] of `prompts`; `calls` and `calibration`: inputs of the parts; `model` where its adherence is
-    wanted, too, else None, so that nothing keeps it in memory.
+    `images` uint8 [N, H, W, 3] of `prompts`; `calls` and `calibration`: inputs of the parts; `model` if its adherence is measured
+    too, else None, so that nothing keeps it in memory.
     """
 
     prompts: list[str]
-    pictures: np.ndarray
+    images: np.ndarray
     calls: Records
     calibration: Records
     model: StableDiffusion | None
 
 
 @own_prompts()
-def gather(model: StableDiffusion, manifest: dict, parts: dict[str, DevicePart], check: Check) -> ReferenceData:
-    """Returns the evidence that a model's report needs."""
-    recipe, (height, width) = RECIPES[manifest["quantize"]], manifest["size"]
+def gather(
+    model: StableDiffusion, manifest: dict, parts: dict[str, DevicePart], recipe: QuantizationRecipe, check: Check
+) -> ReferenceData:
+    """Returns what the report on a bundle of `model` needs from the model in float32."""
+    height, width = manifest["size"]
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(check.pictures)]
-    pictures = model.text_to_image(prompts, seed=SEED, num_steps=check.steps, height=height, width=width)
+    images = model.text_to_image(prompts, seed=SEED, num_steps=check.steps, height=height, width=width)
     calls, calibration = {}, {}
     if recipe.rules is not None:
         calls = capture_inputs(manifest, parts, PROMPTS[: check.pictures], seed=SEED, num_steps=check.steps)
@@ -76,61 +79,56 @@ def gather(model: StableDiffusion, manifest: dict, parts: dict[str, DevicePart],
         calibration = capture_inputs(manifest, parts, CALIBRATION_PROMPTS[: check.pictures], seed=SEED + 1, num_steps=steps)
     judged = check.adherence and can_be_judged(model.spec, manifest["size"])
     calls, calibration = spread(calls, _PART_CALLS), spread(calibration, CALIBRATION_CALLS)
-    return ReferenceData(prompts, np.asarray(pictures), calls, calibration, model if judged else None)
+    return ReferenceData(prompts, np.asarray(images), calls, calibration, model if judged else None)
 
 
 @own_prompts()
-def make_report(folder: Path, float32: dict[str, Path], evidence: ReferenceData, check: Check) -> tuple[dict, np.ndarray]:
-    """Returns the report of a bundle, and the pictures that it drew, uint8 [N, H, W, 3].
-
-    The first picture becomes a file of the bundle, its reference. `float32`: the parts' files before quantization.
-    """
-    bundle = DeviceBundle(folder)
-    manifest = bundle.manifest
-    recipe = RECIPES[manifest["quantize"]]
+def make_report(
+    bundle: LiteRTLoop, float32: dict[str, Path], reference: ReferenceData, recipe: QuantizationRecipe, check: Check
+) -> tuple[dict, Images]:
+    """Returns the report on a bundle, and its images of the reference's prompts. `float32`: the files before quantization."""
+    manifest, files = bundle.manifest, {name: bundle.folder / file.name for name, file in float32.items()}
     options = {"seed": SEED, "num_steps": check.steps}
-    drawn = bundle.text_to_image(evidence.prompts, **options)
-    (folder / REFERENCE).write_bytes(encode(drawn.pil(0), drawn.recipes[0]))
-    ours = np.asarray(drawn)
-    pictures = compare_pictures(ours, evidence.pictures, evidence.prompts)
+    images = bundle.text_to_image(reference.prompts, **options)
+    compared = compare_images(np.asarray(images), reference.images, reference.prompts)
     report = {
         "model": manifest["name"],
-        "quantize": manifest["quantize"],
+        "quantize": recipe.name,
         "summary": recipe.summary,
         "tfsd": manifest["tfsd"],
         "size": manifest["size"],
-        "bytes": sum(one["bytes"] for name, one in manifest["files"].items() if name.endswith(".tflite")),
+        "bytes": sum(file.stat().st_size for file in files.values()),
         **options,
         **{key: manifest["defaults"][key] for key in ("sampler", "guidance_scale")},
         "gates": [],
-        "lowest_psnr": min(one["psnr"] for one in pictures),
-        "lowest_ssim": min(one["ssim"] for one in pictures),
-        "pictures": pictures,
+        "lowest_psnr": min(one["psnr"] for one in compared),
+        "lowest_ssim": min(one["ssim"] for one in compared),
+        "pictures": compared,
         "parts": {},
         "adherence": None,
     }
     if recipe.rules is not None:
-        files = {name: folder / file.name for name, file in float32.items()}
-        report["parts"] = compare_parts(float32, files, evidence.calls)
-    if evidence.model is not None:
-        report["adherence"] = measure_adherence(bundle, evidence.model, check.adherence, num_steps=check.steps)
+        report["parts"] = compare_parts(float32, files, reference.calls)
+    if reference.model is not None:
+        report["adherence"] = measure_adherence(bundle, reference.model, check.adherence, num_steps=check.steps)
     report["gates"] = list(_gates(report, recipe))
-    return report, ours
+    return report, images
 
 
 def _gates(report: dict, recipe: QuantizationRecipe) -> Iterator[dict]:
-    """Yields what an export must reach: the worst picture's PSNR and, of the embedded model, how many prompts it follows."""
+    """Yields what an export must reach: the worst image's PSNR and, for the included model, how many prompts it follows."""
     lowest, least = report["lowest_psnr"], recipe.gate
     found, limit = f"{lowest:.1f} dB", f"at least {least:.0f} dB"
     yield {"what": "worst PSNR against float32", "found": found, "limit": limit, "passed": lowest >= least}
     if report["adherence"]:
         both, most = report["adherence"]["all"], recipe.points
         found, limit = f"{both['difference']:+.1f} ± {both['margin']:.1f} points", f"at most {most} fewer"
-        certain = both["difference"] + both["margin"]  # a fall that chance explains is none
+        certain = both["difference"] + both["margin"]  # a loss that chance explains does not count
         yield {"what": "prompts followed", "found": found, "limit": limit, "passed": certain >= -most}
 
 
-def write_report(folder: Path, report: dict, ours: np.ndarray, theirs: np.ndarray):
-    """Writes the report of a bundle as JSON and as a page."""
+def write_report(folder: Path, report: dict, images: Images, reference: ReferenceData):
+    """Writes the report on a bundle as JSON and as a page, and the bundle's first image, which `tfsd verify` makes again."""
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    write_sheet(folder, report, ours, theirs)
+    write_sheet(folder, report, np.asarray(images), reference.images)
+    (folder / REFERENCE).write_bytes(encode(images.pil(0), images.recipes[0]))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from tfsd.converters.device.quality import compare_pictures
+from tfsd.converters.device.quality import compare_images
 from tfsd.converters.device.recipes import known_recipe
 from tfsd.converters.saved_model.verify_export import ExportError
 from tfsd.device import MANIFEST, DeviceBundle
@@ -43,7 +43,7 @@ def verify_bundle(folder: str | Path) -> BundleVerdict:
     made = bundle.text_to_image(**{name: recipe[name] for name in _DRAWN})
     with Image.open(file) as picture:
         expected = np.asarray(picture.convert("RGB"))[None]
-    psnr = compare_pictures(np.asarray(made), expected, [recipe["prompt"]])[0]["psnr"]
+    psnr = compare_images(np.asarray(made), expected, [recipe["prompt"]])[0]["psnr"]
     if psnr < gate:
         raise ExportError(
             f"{folder} draws another picture than when it was exported: {psnr:.1f} dB, at least {gate:.0f} expected."

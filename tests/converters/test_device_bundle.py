@@ -14,9 +14,11 @@ from older_bundles import write_format_2
 from PIL import Image
 
 from tfsd.api import load
+from tfsd.converters.device.convert import convert
 from tfsd.converters.device.export import export_tflite
 from tfsd.converters.device.lint import lint, look
-from tfsd.converters.device.manifest import write
+from tfsd.converters.device.manifest import write_manifest
+from tfsd.converters.device.parts import DevicePart, Signature, save_part
 from tfsd.converters.device.recipes import RECIPES, plan_sizes
 from tfsd.converters.device.report import REPORT, Check
 from tfsd.converters.device.report_page import SHEET
@@ -326,6 +328,21 @@ def test_part_too_large_for_phones_is_refused_before_anything_is_loaded(tmp_path
     assert plan_sizes(PRESETS["sd-1.4"])["float16"]["denoiser"].file_bytes == 2 * 859_520_964
 
 
+def test_a_signature_is_traced_once_however_it_is_used(tmp_path):
+    traced = []
+
+    def double(x):
+        traced.append(x)
+        return {"y": 2 * x}
+
+    signature = Signature(double, [tf.TensorSpec([1], tf.float32, name="x")])
+    save_part(DevicePart([], {"run": signature}), tmp_path / "saved")
+    assert list(signature.function.get_concrete_function().structured_outputs) == ["y"]
+    assert signature.function(tf.constant([3.0]))["y"].numpy() == [6.0] and len(traced) == 1
+    convert(tmp_path / "saved", tmp_path / "double.tflite", ["run"], 0)
+    assert look(tmp_path / "double.tflite").signatures == {"run": (["x"], ["y"])}
+
+
 class Refused(tf.Module):
     table = tf.constant([[1.0, 2.0], [3.0, 4.0]])
 
@@ -383,7 +400,7 @@ def test_verify_names_a_reference_without_its_arguments(damaged):
     with Image.open(damaged / REFERENCE) as picture:
         content = encode(picture.convert("RGB"), recipe)
     (damaged / REFERENCE).write_bytes(content)
-    write(damaged, json.loads((damaged / MANIFEST).read_text()))
+    write_manifest(damaged, json.loads((damaged / MANIFEST).read_text()))
     with pytest.raises(CheckpointError, match="reference.png is damaged: its recipe lacks seed"):
         verify_bundle(damaged)
 
@@ -396,6 +413,6 @@ def test_verify_finds_a_bundle_that_draws_another_picture(bundle, tmp_path):
     with Image.open(folder / REFERENCE) as picture:
         content = encode(picture.convert("RGB"), recipe)
     (folder / REFERENCE).write_bytes(content)
-    write(folder, json.loads((folder / MANIFEST).read_text()))
+    write_manifest(folder, json.loads((folder / MANIFEST).read_text()))
     with pytest.raises(ExportError, match="draws another picture than when it was exported: .* dB"):
         verify_bundle(folder)

@@ -10,7 +10,7 @@ import pytest
 
 from tfsd.converters.device import quality
 from tfsd.converters.device.adherence import can_be_judged
-from tfsd.converters.device.quality import compare_parts, compare_pictures, relative_error
+from tfsd.converters.device.quality import compare_images, compare_parts, relative_error
 from tfsd.converters.device.report_page import write_sheet
 from tfsd.specs import PRESETS
 from tfsd.training.recipe import tiny_spec
@@ -30,7 +30,7 @@ def noisy():
 
 
 def test_equal_pictures_are_perfect(noisy):
-    for one in compare_pictures(noisy, noisy, ["a", "b"]):
+    for one in compare_images(noisy, noisy, ["a", "b"]):
         assert one["ssim"] == pytest.approx(1, abs=EXACT) and one["psnr"] == quality.BEST_PSNR
         assert one["largest_difference"] == 0 and one["differing"] == 0
 
@@ -38,7 +38,7 @@ def test_equal_pictures_are_perfect(noisy):
 @pytest.mark.parametrize("offset", [1, 10, 55])
 def test_psnr_of_an_offset_is_its_closed_form(offset, noisy):
     for ours, theirs in ((noisy + np.uint8(offset), noisy), (noisy, noisy + np.uint8(offset))):
-        (first, second) = compare_pictures(ours, theirs, ["a", "b"])
+        (first, second) = compare_images(ours, theirs, ["a", "b"])
         assert first["psnr"] == pytest.approx(20 * math.log10(255 / offset), abs=EXACT)
         assert first["largest_difference"] == second["largest_difference"] == offset and first["differing"] == 1
 
@@ -46,7 +46,7 @@ def test_psnr_of_an_offset_is_its_closed_form(offset, noisy):
 @pytest.mark.parametrize(("ours", "theirs"), [(0, 255), (100, 110), (200, 40)])
 def test_ssim_of_flat_pictures_is_its_closed_form(ours, theirs):
     """Wang et al. 2004, equation 6 alone: without variance the others are 1."""
-    (found,) = compare_pictures(flat(ours), flat(theirs), [""])
+    (found,) = compare_images(flat(ours), flat(theirs), [""])
     constant = (0.01 * 255) ** 2
     expected = (2 * ours * theirs + constant) / (ours**2 + theirs**2 + constant)
     assert found["ssim"] == pytest.approx(expected, abs=EXACT)
@@ -56,7 +56,7 @@ def test_ssim_sees_lost_structure_where_psnr_is_equal(noisy):
     """The same mean square error as an offset that leaves the structure alone."""
     checks = (np.indices((SIDE, SIDE)).sum(0) % 2 * 2 - 1)[None, ..., None] * 20
     smooth = np.broadcast_to(np.arange(SIDE)[:, None, None] * 4 + 80, (1, SIDE, SIDE, 3)).astype(np.uint8)
-    (offset,), (torn,) = (compare_pictures((smooth + by).astype(np.uint8), smooth, [""]) for by in (20, checks))
+    (offset,), (torn,) = (compare_images((smooth + by).astype(np.uint8), smooth, [""]) for by in (20, checks))
     assert offset["psnr"] == pytest.approx(torn["psnr"], abs=EXACT)
     assert torn["ssim"] < 0.5 < offset["ssim"]
 
@@ -71,7 +71,7 @@ def test_ssim_sees_lost_structure_where_psnr_is_equal(noisy):
 )
 def test_pictures_that_do_not_fit_are_refused(ours, prompts, words):
     with pytest.raises(ValueError, match=words):
-        compare_pictures(ours, flat(1), prompts)
+        compare_images(ours, flat(1), prompts)
 
 
 def test_errors_that_are_no_numbers_are_the_worst():
@@ -170,7 +170,7 @@ def example(ours, theirs, prompts) -> dict:
     part |= {"layers": layers, "largest_activation": 1e5, "over_half": {"<em>": 1e5}, "under_half": {}}
     share = {"count": 96, "before": 0.9, "after": 0.89, "lost": 2, "gained": 1, "difference": -1.0, "margin": 3.5}
     report = {"model": "tiny", "quantize": "int8", "seed": 1, "num_steps": 10, "sampler": "ddim", "guidance_scale": 3.0}
-    report |= {"pictures": compare_pictures(ours, theirs, prompts), "parts": {"text_encoder": part}}
+    report |= {"pictures": compare_images(ours, theirs, prompts), "parts": {"text_encoder": part}}
     report |= {"adherence": {"seed": 0, "num_steps": 10, "kinds": {"one": share}, "all": share}, "size": [SIDE, SIDE]}
     gate = {"what": "worst PSNR", "found": "48.1 dB", "limit": "at least 20 dB", "passed": True}
     return report | {"gates": [gate], "bytes": 1_500_000}

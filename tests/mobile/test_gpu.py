@@ -14,8 +14,8 @@ from ai_edge_litert.interpreter import Interpreter
 from recorded import Recorded
 
 from tfsd.converters.device.lint import lint
-from tfsd.converters.device.manifest import write
-from tfsd.converters.device.quality import compare_pictures
+from tfsd.converters.device.manifest import write_manifest
+from tfsd.converters.device.quality import compare_images
 from tfsd.converters.device.recipes import GPU_PARTS, RECIPES, quantize_file
 from tfsd.device import MANIFEST, PARTS, DeviceBundle, load_bundle_manifest
 
@@ -53,7 +53,7 @@ def requantized(source, target, quantize: str):
         part["accelerators"] = list(recipe.accelerators(name))
         if name != "sampling":
             quantize_file(source / part["file"], target / part["file"], name, recipe, calls.get(name, []))
-    write(target, manifest | {"quantize": quantize, "no_gpu": recipe.no_gpu})
+    write_manifest(target, manifest | {"quantize": quantize, "no_gpu": recipe.no_gpu})
     return target
 
 
@@ -107,7 +107,7 @@ def test_picture_drawn_on_the_gpu_is_that_of_the_cpu_within_a_level(quantize, dr
     folder = tmp_path / "same"
     shutil.copytree(bundle_of(SAME[quantize]), folder)
     shutil.copyfile(bundle_of(quantize) / "text_encoder.tflite", folder / "text_encoder.tflite")  # it runs on the CPU
-    write(folder, json.loads((folder / MANIFEST).read_text()))
+    write_manifest(folder, json.loads((folder / MANIFEST).read_text()))
     ours, theirs = np.asarray(drawn(quantize)[0], int), np.asarray(DeviceBundle(folder).text_to_image(**ASKED), int)
     assert np.abs(ours - theirs).max() <= LEVELS
     assert theirs.std() > 20  # there is something to compare
@@ -117,7 +117,7 @@ def test_int8_runs_whole_on_the_gpu_and_reaches_what_its_export_must(drawn, bund
     images, calls = drawn("int8")
     exact = np.asarray(DeviceBundle(bundle_of("none")).text_to_image(**ASKED))
     assert [call["signature"] for call in calls] == ["encode"] + ["step"] * ASKED["num_steps"] + ["decode"]
-    assert compare_pictures(images, exact, [ASKED["prompt"]])[0]["psnr"] >= RECIPES["int8"].gate
+    assert compare_images(images, exact, [ASKED["prompt"]])[0]["psnr"] >= RECIPES["int8"].gate
 
 
 @pytest.mark.parametrize("quantize", [name for name, recipe in RECIPES.items() if recipe.no_gpu])
