@@ -33,7 +33,7 @@ SERVING = [
     "aiohttp>=3.10",
     "prometheus-client>=0.20",
 ]
-DEVICE = ["ai-edge-litert>=2,<3", "ai-edge-quantizer>=0.10,<0.11"]
+DEVICE = ["ai-edge-litert>=2,<3", "ai-edge-quantizer>=0.10,<0.11", "jinja2>=3.1"]
 DEV = ["ruff>=0.17,<0.18", "pre-commit>=4"]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "kubernetes-validate>=1.27", "psutil>=5.9", "PyYAML"]
 # To build the site; ruff formats its signatures. `.ci/run` installs these alone: the sources are read, not imported.
@@ -79,7 +79,11 @@ setup(
     keywords="stable-diffusion text-to-image diffusion tensorflow keras tensorflow-serving tflite litert xla",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["tfsd", "tfsd.*"]),
-    package_data={"tfsd": ["assets/**/*", "py.typed"], "tfsd.serving.server": ["page/*"]},
+    package_data={
+        "tfsd": ["assets/**/*", "py.typed"],
+        "tfsd.converters.device": ["*.html"],
+        "tfsd.serving.server": ["page/*"],
+    },
     install_requires=REQUIRED,
     extras_require={
         "serving": SERVING,

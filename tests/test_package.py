@@ -149,7 +149,8 @@ def test_wheel_has_every_module_and_asset(wheel):
     wanted = {installed(path) for path in MODULES}
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "tfsd/assets").rglob("*") if path.is_file()}
     assert {"tfsd/assets/bpe_simple_vocab_16e6.txt.gz", "tfsd/assets/LICENSE-CLIP"} <= wanted
-    wanted |= {installed(path) for path in (ROOT / "serving/server/page").rglob("*") if path.is_file()} | {"tfsd/py.typed"}
+    wanted |= {installed(path) for path in (ROOT / "serving/server/page").rglob("*") if path.is_file()}
+    wanted |= {"tfsd/py.typed", "tfsd/converters/device/report.html"}
     assert wanted <= packed, sorted(wanted - packed)
     assert "tfsd/removed.py" not in packed
     assert {name.split("/")[0] for name in packed} == {"tfsd", f"tfsd-{tfsd.__version__}.dist-info"}

@@ -210,7 +210,7 @@ def test_the_page_needs_nothing_else(page):
 
 def test_the_page_shows_prompts_as_text(page):
     assert "<script" not in page and "<em>" not in page and "&lt;em&gt; 100,000" in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &quot;red&quot; &amp; &#x27;blue&#x27;" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &#34;red&#34; &amp; &#39;blue&#39;" in page
     assert not {"\u202e", "\x00"} & set(page)
 
 

@@ -23,6 +23,7 @@ VERIFY_EXAMPLES = """  tfsd verify models/tiny/1      a SavedModel
 """
 _SAVED_MODEL_ONLY = {"version": None, "batch_sizes": [1, 2, 4, 8], "batching": "exact", "dtype": "float32", "no_xla": False}
 _REPORT = {"report_pictures": "pictures", "report_steps": "steps", "report_prompts": "adherence"}
+_NEEDED = ("ai_edge_litert", "ai_edge_quantizer", "jinja2")  # for TFLite files
 _TFLITE_ONLY = {"quantize": "none", "overwrite": False, **dict.fromkeys(_REPORT)}
 
 
@@ -114,7 +115,7 @@ def _check_early(args):
 
 
 def _tflite(args) -> int:
-    if missing := [name for name in ("ai_edge_litert", "ai_edge_quantizer") if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         say(f'exporting needs {" and ".join(missing)}: pip install "tfsd[device]"')
         return 1
     if args.size is not None and len(args.size) > 1:
