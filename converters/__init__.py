@@ -1,4 +1,4 @@
-"""Importers of other packages' weights, and `convert`, which makes model folders of them."""
+"""Converts weights of other packages to model folders."""
 
 import math
 import os
@@ -13,13 +13,14 @@ from tfsd.progress import Stages
 from tfsd.samplers.plans import check_fits, find_sampler
 from tfsd.specs import SD_1_4, ModelSpec
 from tfsd.storage.files import require_space
+from tfsd.storage.h5 import StoredTensor
 from tfsd.storage.model_folders import DTYPES, write_model
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 def _diffusers(src: Path, variant: str | None, spec: ModelSpec | None, sampler: str | None, tell: Callable[[str], None]):
-    from tfsd.converters.importers.diffusers import open_folder  # here, since TensorFlow loads with it
+    from tfsd.converters.importers.diffusers import open_folder  # here, since it loads TensorFlow
 
     if spec is not None:
         raise ValueError("A diffusers folder says what its model is; leave spec out.")
@@ -73,7 +74,7 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for the source's own; got {shown(dtype)}.")
     if numerics is not None:
-        SD_1_4.with_numerics(numerics)  # a wrong name need not wait until the source is read
+        SD_1_4.with_numerics(numerics)  # raises for a wrong name before the source is read
     src, dst = Path(src), Path(dst)
     if src.suffix == ".h5" and src.is_file():
         src = src.parent
@@ -84,26 +85,42 @@ def convert(
     told: list[str] = []
 
     def tell(message: str):
-        told.append(message.replace(f"{src}{os.sep}", ""))  # where the folder was is nobody else's business
+        told.append(message.replace(f"{src}{os.sep}", ""))  # the manifest must not show the user's folders
         warnings.warn(message, TfsdWarning, stacklevel=2)
 
     with IMPORTERS[kind](src, variant, spec, sampler, tell) as (found, parts):
-        spec = replace(found, name=name or dst.resolve().name)
-        if numerics is not None:
-            spec = spec.with_numerics(numerics)
-        spec = replace(spec, default_sampler=sampler or spec.default_sampler)
-        check_fits(spec.default_sampler, spec.schedule)
-        total = sum(math.prod(t.shape) * ITEM_BYTES[dtype or t.dtype] for part in parts.values() for t in part.values())
-        require_space(dst, total)
-        streams = {part: ((path, t.read()) for path, t in tensors.items()) for part, tensors in parts.items()}
-        with Stages.within(progress) as stages:
-            stages(f"writing {dst.name}", total, unit="B", scale=True)
-            return write_model(
-                dst,
-                spec,
-                streams,
-                dtype=dtype,
-                notes={"converted_from": kind, **({"warnings": told} if told else {}), **(notes or {})},
-                overwrite=overwrite,
-                progress=lambda part, path, size: stages.advance(size),
-            )
+        spec = _adapted(replace(found, name=name or dst.resolve().name), numerics, sampler)
+        notes = {"converted_from": kind, **({"warnings": told} if told else {}), **(notes or {})}
+        return _write(dst, spec, parts, dtype=dtype, notes=notes, overwrite=overwrite, progress=progress)
+
+
+def _adapted(spec: ModelSpec, numerics: str | None, sampler: str | None) -> ModelSpec:
+    """Returns a source's spec with the numerics and the default sampler that the caller asked for."""
+    if numerics is not None:
+        spec = spec.with_numerics(numerics)
+    spec = replace(spec, default_sampler=sampler or spec.default_sampler)
+    check_fits(spec.default_sampler, spec.schedule)
+    return spec
+
+
+def _write(
+    dst: Path,
+    spec: ModelSpec,
+    parts: Mapping[str, Mapping[str, StoredTensor]],
+    *,
+    dtype: str | None,
+    notes: Mapping,
+    overwrite: bool,
+    progress: bool,
+) -> Path:
+    """Writes the model folder, one tensor at a time."""
+    total = sum(math.prod(t.shape) * ITEM_BYTES[dtype or t.dtype] for part in parts.values() for t in part.values())
+    require_space(dst, total)
+    streams = {part: ((path, t.read()) for path, t in tensors.items()) for part, tensors in parts.items()}
+    with Stages.within(progress) as stages:
+        stages(f"writing {dst.name}", total, unit="B", scale=True)
+
+        def advance(part: str, path: str, size: int):
+            stages.advance(size)
+
+        return write_model(dst, spec, streams, dtype=dtype, notes=notes, overwrite=overwrite, progress=advance)

@@ -1,1 +1,1 @@
-"""Exports for phones: TFLite files, what quantizing them costs, and the folder that an app takes."""
+"""Exports for phones: bundles of TFLite files, their quantization, and benchmarks."""

@@ -1,4 +1,4 @@
-"""How often the pictures of the embedded model show what their prompts say, before it was exported and after."""
+"""Measures how often images of the included model show what their prompts say, in float32 and as exported."""
 
 import functools
 import math
@@ -12,26 +12,26 @@ from tfsd.specs import ModelSpec
 from tfsd.training.evaluate import judge
 from tfsd.training.recipe import tiny_spec
 
-KINDS = ("one", "two")  # of `tfsd.training.scenes`: objects in a prompt
+KINDS = ("one", "two")  # objects in a prompt, as in `tfsd.training.scenes`
 _CERTAINTY = 1.96  # standard errors on both sides of a mean within which the truth is in 95 %
 
 
-class Drawer(Protocol):
-    """What draws pictures of prompts: a `StableDiffusion` or a `DeviceBundle`."""
+class ImageMaker(Protocol):
+    """Makes images from prompts: a `StableDiffusion` or a `DeviceBundle`."""
 
     def text_to_image(self, prompt: Sequence[str], *, seed: int, index: int, num_steps: int) -> np.ndarray:
-        """Returns pictures uint8 [B, H, W, 3]."""
+        """Returns images uint8 [B, H, W, 3]."""
 
 
 def can_be_judged(spec: ModelSpec, size: Sequence[int]) -> bool:
-    """Tells whether the checker can read a model's pictures of `size`: it knows the words of the scenes, in their own size."""
+    """Returns whether the checker can judge a model's images of `size`: it needs the words and the size of the scenes."""
     return spec.text.kept_tokens == tiny_spec().text.kept_tokens and tuple(size) == tuple(spec.default_size)
 
 
-def measure_adherence(ours: Drawer, theirs: Drawer, count: int = 96, seed: int = 0, *, num_steps: int = 10) -> dict:
-    """Returns which share of an export's pictures and of those in float32 have all their objects right, by the checker.
+def measure_adherence(ours: ImageMaker, theirs: ImageMaker, count: int = 96, seed: int = 0, *, num_steps: int = 10) -> dict:
+    """Returns the share of images with all objects right, by the checker, for an export and for float32.
 
-    Both draw the same `count` prompts of each kind, which training never saw, from the same noise. "kinds": for each of
+    Both make images of the same `count` prompts of each kind, which training never saw, from the same noise. "kinds": for each of
     `KINDS`, and "all" for both together: "count", "before" and "after" as shares in [0, 1], "lost" and "gained" prompts,
     "difference" in points (below 0: the export is worse) and "margin", half of its 95 % interval, the prompts being paired.
 
@@ -39,8 +39,8 @@ def measure_adherence(ours: Drawer, theirs: Drawer, count: int = 96, seed: int =
     """
     count = whole("count", count, 1, 100_000)
     before, after = {}, {}
-    for right, drawer in ((before, theirs), (after, ours)):
-        draw = functools.partial(_draw, drawer, seed, num_steps)
+    for right, maker in ((before, theirs), (after, ours)):
+        draw = functools.partial(_draw, maker, seed, num_steps)
         for kind in KINDS:
             verdicts, _ = judge(draw, kind, count, seed)
             right[kind] = np.array([verdict.objects for verdict in verdicts])
@@ -49,12 +49,12 @@ def measure_adherence(ours: Drawer, theirs: Drawer, count: int = 96, seed: int =
     return {"seed": seed, "num_steps": num_steps, "kinds": kinds, "all": both}
 
 
-def _draw(drawer: Drawer, seed: int, num_steps: int, prompts: list[str], index: int) -> np.ndarray:
-    return drawer.text_to_image(prompts, seed=seed, index=index, num_steps=num_steps)
+def _draw(maker: ImageMaker, seed: int, num_steps: int, prompts: list[str], index: int) -> np.ndarray:
+    return maker.text_to_image(prompts, seed=seed, index=index, num_steps=num_steps)
 
 
 def _paired(before: np.ndarray, after: np.ndarray) -> dict:
-    """Compares what was right of the same prompts. Source: the variance of a difference of paired shares, Newcombe 1998."""
+    """Compares the results for the same prompts. Source: the variance of a difference of paired shares, Newcombe 1998."""
     count, lost, gained = len(before), int(np.sum(before & ~after)), int(np.sum(after & ~before))
     variance = (lost + gained - (gained - lost) ** 2 / count) / count**2
     return {

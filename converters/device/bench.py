@@ -1,4 +1,4 @@
-"""Times device files on LiteRT against the same graphs in TensorFlow: those of a bundle, or a full-size model's."""
+"""Times the files of a bundle, or of a full-size model, on LiteRT and the same graphs in TensorFlow."""
 
 import importlib.metadata
 import os
@@ -17,7 +17,7 @@ from tfsd.errors import CheckpointError
 from tfsd.specs import PRESETS, ModelSpec
 from tfsd.storage.model_folders import load_spec, resolve
 
-PARTS = ("text_encoder", "denoiser", "decoder")  # what a full-size model is large in
+PARTS = ("text_encoder", "denoiser", "decoder")  # the large parts of a full-size model
 SIZES = (256, 512)
 _PACKAGES = {"litert": "ai-edge-litert", "tensorflow": "tensorflow"}
 QUANTIZE = ("dynamic", "int8-weights", "float16")
@@ -27,15 +27,16 @@ Report = Callable[[str], None]
 def bench_bundle(
     folder: str | Path, *, threads: int = 2, runs: int = 10, model: str | None = None, report: Report | None = None
 ) -> dict:
-    """Returns what every signature of a bundle takes on LiteRT, and its graph in TensorFlow on as many threads.
+    """Returns the time and memory of every signature of a bundle on LiteRT, and of its graph in TensorFlow.
 
-    `signatures` has a record of each: `part`, `signature`, `file_bytes`, the fields of `Measured`, `tensorflow_s`, the
-    median there, and `ratio`, LiteRT's median divided by it. `model`: what TensorFlow runs; None is the model of that name
-    from which the bundle was exported, and `tensorflow_s` and `ratio` are None if it is not here: `note` then says why.
-    `report(line)` is told what is going on.
+    Both run on `threads` threads. `signatures` has a record of each: `part`, `signature`, `file_bytes`, the fields of `Measured`,
+    `tensorflow_s`, the median in TensorFlow, and `ratio`, LiteRT's median divided by it. `model`: what TensorFlow runs; None is
+    the model of that name from which the bundle was exported. If that does not exist here, `tensorflow_s` and `ratio` are None
+    and `note` says why.
+    `report(line)` is called with what is measured next.
 
-    Raises: `TypeError`, `ValueError` for bad numbers; `CheckpointError` for a folder that is no bundle, for what cannot be
-    run, or for a given `model` that is none or another one than the bundle's.
+    Raises: `TypeError`, `ValueError` for invalid numbers; `CheckpointError` for a folder that is not a bundle, for a file that
+    cannot be run, or for a given `model` that does not exist or is not the bundle's.
     """
     threads, runs, report = whole("threads", threads, 1, 256), whole("runs", runs, 1, 10_000), report or (lambda line: None)
     manifest = load_bundle_manifest(folder)
@@ -77,7 +78,7 @@ def bench_full_size(
     """Returns what converting, quantizing and running the parts of a full-size model takes, with random weights.
 
     `model`: a preset, downloaded or not, or a name or folder of another model; only its spec is read. Per part and side of
-    the picture in `sizes`, `conversions` has a record of the float32 file (`seconds`, `peak_bytes` of that process,
+    the image in `sizes`, `conversions` has a record of the float32 file (`seconds`, `peak_bytes` of that process,
     `file_bytes`) and of its graph in TensorFlow; `signatures` has one per recipe in `quantize`: what quantizing took, what
     `lint` found, and what LiteRT takes, as `bench_bundle` has it. A record of what failed has `error` instead. SD 1.x's U-Net
     takes 16 GB of memory, 9 GB of the folder for temporary files, and minutes.
@@ -110,14 +111,14 @@ def _converted(plain: Path, spec: ModelSpec, size: int, threads: int, runs: int,
         record |= measure_conversion(plain, spec, part, square)._asdict()
         report(f"{part}, {size} px: in TensorFlow")
         graphs = measure_graphs(spec, {part: None}, square, max_steps=50, threads=threads, runs=runs)
-    except CheckpointError as error:  # the minutes that went into the others are not to be lost
+    except CheckpointError as error:  # the results of the other parts are kept
         return record | {"error": str(error)}
     ((signature, graph),) = graphs[part].items()
     return record | {"signature": signature, "tensorflow_s": graph["median_s"]}
 
 
 def _quantized(plain: Path, recipe: str, conversion: dict, threads: int, runs: int) -> dict:
-    """Returns the record of what a recipe makes of a float32 file, and how that runs; the file is gone then."""
+    """Quantizes a float32 file, times it, and returns the record; the quantized file is deleted."""
     part, signature = conversion["part"], conversion["signature"]
     record = {"part": part, "size": conversion["size"], "signature": signature, "quantize": recipe}
     path = plain if recipe == "none" else plain.with_name(f"{part}.{recipe}.tflite")

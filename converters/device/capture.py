@@ -1,6 +1,6 @@
-"""Records what the parts of a bundle are given while they draw: what quantization is calibrated with and judged by.
+"""Records the inputs of a bundle's parts while images are made: quantization is calibrated and judged with them.
 
-The loop is the phones' own, over the parts in TensorFlow, so that no file need be there yet.
+The loop is the one of the apps. It runs the parts in TensorFlow, so no files are needed yet.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ import tensorflow as tf
 from tfsd.converters.device.parts import DevicePart
 from tfsd.device import StepLoop, fitted
 
-Records = dict[str, list[dict[str, np.ndarray]]]  # part -> inputs of its calls, in their order
+Records = dict[str, list[dict[str, np.ndarray]]]  # part -> inputs of its calls, in order
 
 
 class Recorder(StepLoop):
-    """A bundle whose parts are graphs of TensorFlow; `records` keeps what the networks among them were given."""
+    """Runs the parts as graphs of TensorFlow; `records` keeps the inputs of the networks among them."""
 
     def __init__(self, manifest: dict, parts: dict[str, DevicePart]):
         super().__init__(manifest)
@@ -39,7 +39,7 @@ class Recorder(StepLoop):
 
 
 def capture_inputs(manifest: dict, parts: dict[str, DevicePart], prompts: Sequence[str], *, seed: int, num_steps: int) -> Records:
-    """Returns the inputs of the text encoder, the denoiser and the decoder while they draw `prompts`.
+    """Returns the inputs of the text encoder, the denoiser and the decoder while images of `prompts` are made.
 
     Raises: as `StepLoop.text_to_image`.
     """
@@ -49,6 +49,6 @@ def capture_inputs(manifest: dict, parts: dict[str, DevicePart], prompts: Sequen
 
 
 def spread(records: Records, count: int) -> Records:
-    """Returns at most `count` records of each part, evenly spread over its calls, the last one among them."""
+    """Returns at most `count` records of each part, evenly spread over its calls and including the last one."""
     chosen = {part: np.unique(np.linspace(len(calls) - 1, 0, count).round().astype(int)) for part, calls in records.items()}
     return {part: [calls[i] for i in chosen[part]] for part, calls in records.items()}

@@ -1,4 +1,4 @@
-"""Looks into a TFLite file for what phones' runtimes and accelerators refuse."""
+"""Finds what phones' runtimes and accelerators refuse in a TFLite file."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from typing import NamedTuple
 from tfsd.runtime.private import private
 
 MAX_DIMENSIONS = 4
-MAX_BYTES = 2**31 - 1  # of a file; LiteRT reads larger ones on some systems only
+MAX_BYTES = 2**31 - 1  # size of a file; LiteRT reads larger ones only on some systems
 # Builtin operations that LiteRT's GPU accelerator takes: `IrModelBuilder` of its ml_drift delegate. Left out are those whose
-# sums overflow in half precision (SUM, CUMSUM) and what the networks here cannot need.
+# sums overflow in half precision (SUM, CUMSUM), and those that no network here needs.
 GPU_DELEGATE_OPS = frozenset(
     "ABS ADD AVERAGE_POOL_2D BATCH_MATMUL CAST CEIL CONCATENATION CONV_2D COS DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE DIV "
     "ELU EQUAL EXP FLOOR FULLY_CONNECTED GATHER GELU GREATER GREATER_EQUAL HARD_SWISH LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND "
@@ -30,16 +30,16 @@ class Tensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     type: str  # with " in blocks" where blocks of a row have scales of their own
-    constant: bool  # in the file, not computed
+    constant: bool  # whether its values are in the file, not computed
     stored: str  # the type before a DEQUANTIZE that makes it, "" if none does
-    result: bool  # an output of the graph
-    read: bool  # by an operation
+    result: bool  # whether it is an output of the graph
+    read: bool  # whether an operation reads it
 
 
 class Operation(NamedTuple):
     """One operation of a graph."""
 
-    name: str  # builtin, or that of a custom operation
+    name: str  # of the builtin or custom operation
     custom: bool
     inputs: list[Tensor]
     outputs: list[Tensor]
@@ -47,7 +47,7 @@ class Operation(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a file holds."""
+    """What a file contains."""
 
     bytes: int
     operations: list[Operation]
@@ -55,12 +55,12 @@ class Content(NamedTuple):
 
 
 def look(path: Path) -> Content:
-    """Returns what a TFLite file holds. Raises: `ValueError` for a file that is none."""
+    """Returns what a TFLite file contains. Raises: `ValueError` for another kind of file."""
     schema = private("ai_edge_litert:schema_py_generated")
 
     buffer = Path(path).read_bytes()
     if not schema.Model.ModelBufferHasIdentifier(buffer, 0):
-        raise ValueError(f"{path} is no TFLite model.")
+        raise ValueError(f"{path} is not a TFLite model.")
     model = schema.Model.GetRootAs(buffer)
     signatures = {}
     for definition in (model.SignatureDefs(i) for i in range(model.SignatureDefsLength())):
@@ -116,9 +116,9 @@ def dense_layers(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def lint(path: Path, *, gpu: bool) -> list[str]:
-    """Returns what is wrong with a file, a sentence each; none for one that phones take.
+    """Returns a sentence for each problem of a file; an empty list if phones can run it.
 
-    `gpu`: whether it is to run on GPUs, too, which refuse much; CPUs take all builtin operations.
+    `gpu`: whether it must run on GPUs too, which refuse many operations; CPUs run all builtin ones.
     """
     content = look(path)
     custom = sorted({one.name for one in content.operations if one.custom})
@@ -132,7 +132,7 @@ def lint(path: Path, *, gpu: bool) -> list[str]:
 
 
 def _refused(one: Operation) -> str:
-    """Returns why GPU accelerators refuse an operation or compute it wrongly, "" if they do neither."""
+    """Returns why GPU accelerators refuse an operation or compute it wrongly; "" if they run it."""
     tensors = [*one.inputs, *one.outputs]
     if one.name not in GPU_DELEGATE_OPS:
         return f"{one.name}, which no GPU takes"
@@ -146,7 +146,7 @@ def _refused(one: Operation) -> str:
 
 
 def _refused_by_kind(one: Operation) -> str:
-    """Returns the same for what only operations of this name may not have."""
+    """Returns the same for restrictions of single operations."""
     first, out = one.inputs[0], one.outputs[0]
     if one.name == "MUL" and len(first.shape) == len(one.inputs[1].shape):
         sizes = list(zip(first.shape, one.inputs[1].shape))

@@ -1,4 +1,4 @@
-"""Times a TFLite file on LiteRT's CPU runtime, in a process of its own that has no TensorFlow, and tells its memory.
+"""Measures time and memory of a TFLite file on LiteRT's CPU runtime, in a new process without TensorFlow.
 
 `python -m tfsd.converters.device.measure FILE SIGNATURE --threads N --runs R` prints what `measure_signature` returns as JSON.
 """

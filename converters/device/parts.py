@@ -1,7 +1,7 @@
-"""What a phone is given: the pipeline as four graphs, each loaded, run and closed for itself.
+"""Builds the parts of a bundle: the pipeline as four graphs, each of which an app loads, runs and closes separately.
 
-Every signature has fixed shapes and makes one picture, with tensors of at most four dimensions. The loop over steps is the
-app's, so that it can show progress and stop; sampler, guidance and noise are here.
+Every signature has fixed shapes and serves one image, with tensors of at most four dimensions. The app contains the loop over
+steps, so that it can show progress and stop; the graphs contain the sampler, the guidance and the noise.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Signature:
 
 
 class DevicePart(NamedTuple):
-    """What one file holds: functions, and the variables that they use."""
+    """The content of one file: functions, and the variables that they use."""
 
     weights: list
     signatures: dict[str, Signature]
@@ -44,7 +44,7 @@ class DevicePart(NamedTuple):
 
 
 def build_parts(pipeline: Pipeline, size: tuple[int, int], max_steps: int) -> dict[str, DevicePart]:
-    """Returns the parts, by the names of their files, for pictures of `size` (height, width)."""
+    """Returns the parts, by the names of their files, for images of `size` (height, width)."""
     shape = pipeline.latent_shape(*size)
     return {
         "sampling": _sampling(pipeline, shape, max_steps),
@@ -55,9 +55,9 @@ def build_parts(pipeline: Pipeline, size: tuple[int, int], max_steps: int) -> di
 
 
 def save_part(part: DevicePart, folder: Path):
-    """Writes a part as a SavedModel, which is what TFLite converts with names of inputs, outputs and signatures."""
+    """Writes a part as a SavedModel, from which TFLite takes the names of inputs, outputs and signatures."""
     module = tf.Module()
-    module.weights = part.weights  # without this a conversion succeeds, to a file of garbage
+    module.weights = part.weights  # without them the conversion succeeds, but the file has wrong weights
     tf.saved_model.save(module, str(folder), signatures={name: one.function for name, one in part.signatures.items()})
 
 
@@ -73,14 +73,14 @@ def _sampling(pipeline: Pipeline, shape: tuple[int, int, int], max_steps: int) -
     bank, denoiser = PlanBank(pipeline.spec.schedule, max_steps), pipeline.functions.parts.unet
 
     def plan(sampler, num_steps, step):
-        """One row of a plan, how many rows it has, and what the first noise is multiplied by."""
+        """One row of a plan, the number of its rows, and the factor of the initial noise."""
         rows, count, scale = bank.look_up(sampler, num_steps, step)
         row = tf.reshape(rows, [ROW_SIZE])
         features = denoiser.timestep_features(row[:1])
         return {"row": row, "timestep_features": features, "count": count, "init_scale": scale}
 
     def noise(seed, index, stream, scale):
-        """Noise of a seed and index: stream 0 is a picture's first, stream i + 1 that of step i."""
+        """Noise for a seed and index: stream 0 is the initial noise, stream i + 1 the noise of step i."""
         return {"noise": normal_noise(seed, index, stream[0], shape) * scale}
 
     numbers = _numbers("sampler", "num_steps", "step"), _numbers("seed", "index", "stream")
@@ -92,7 +92,7 @@ def _text_encoder(pipeline: Pipeline) -> DevicePart:
     encoder, length = pipeline.functions.parts.text_encoder, pipeline.spec.text.length
 
     def encode(tokens):
-        """Context of the negative prompt's tokens and, below, the prompt's."""
+        """Contexts of the negative prompt's tokens and, in the second row, of the prompt's."""
         return pipeline.functions.encode(tokens)
 
     inputs = [tf.TensorSpec([2, length], tf.int32, name="tokens")]
@@ -104,7 +104,7 @@ def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> DevicePart:
     history = [f"history{i}" for i in range(HISTORY - 1)]
 
     def denoise_and_step(latents, context, timestep_features, row, noise, guidance_scale, history0, history1, history2, history3):
-        """Latents one step further, and `history`, which is the next step's history0; that one's 0 is then history1."""
+        """Latents after the step, and `history`, the next step's history0; this step's history0 is then history1."""
         output = functions.guided(latents, timestep_features, unet.prepare({"context": context}), guidance_scale)
         before = (history0, history1, history2, history3, tf.zeros_like(latents))  # the oldest is never read
         moved, (newest, *_) = step(unpack(row), latents, before, output, noise)
@@ -112,16 +112,16 @@ def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> DevicePart:
         # (LiteRT issue 8599). The maximum changes no number.
         return {"latents": moved, "history": tf.maximum(newest, tf.float32.min)}
 
-    picture, text = (1, *shape), (2, spec.text.length, spec.denoiser.context_width)
+    image, text = (1, *shape), (2, spec.text.length, spec.denoiser.context_width)
     features = (1, spec.denoiser.channels[0])
-    inputs = _floats(latents=picture, context=text, timestep_features=features, row=(ROW_SIZE,), noise=picture)
-    inputs += _floats(guidance_scale=(1,), **{name: picture for name in history})
+    inputs = _floats(latents=image, context=text, timestep_features=features, row=(ROW_SIZE,), noise=image)
+    inputs += _floats(guidance_scale=(1,), **{name: image for name in history})
     return DevicePart([v.value for v in unet.variables], {"step": Signature(denoise_and_step, inputs)})
 
 
 def _decoder(pipeline: Pipeline, shape: tuple[int, int, int], size: tuple[int, int]) -> DevicePart:
     def decode(latents):
-        """The picture as int32 ARGB colours, [H, W]: Kotlin's tensors hold no uint8."""
+        """The image as int32 ARGB colours, [H, W]: Kotlin's tensors hold no uint8."""
         # Split before the cast: LiteRT's GPU accelerator does not split whole numbers.
         levels = tf.split(pipeline.functions.decode_levels(latents), 3, axis=-1)
         red, green, blue = (tf.cast(one, tf.int32) for one in levels)

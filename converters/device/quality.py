@@ -1,4 +1,4 @@
-"""What quantization costs, in numbers: part by part, layer by layer and picture by picture, against float32."""
+"""Measures what quantization costs, compared with float32: in each image, each part and each layer."""
 
 import math
 import re
@@ -12,28 +12,28 @@ import numpy as np
 from tfsd.runtime.litert import quiet_litert
 from tfsd.runtime.private import private
 
-BEST_PSNR = 100.0  # dB; what equal pictures are given, whose true one is infinite
-WORST = 1e6  # relative error that stands for all larger ones, and for values that are no numbers
+BEST_PSNR = 100.0  # dB; stands for the infinite PSNR of equal images
+WORST = 1e6  # relative error that stands for all larger ones, and for NaN
 MOST_LAYERS = 8
-FINITE = 3.4e38  # stands for infinity, which JSON has no word for
+FINITE = 3.4e38  # stands for infinity, which JSON does not have
 LARGEST_HALF, SMALLEST_HALF = 65504.0, 2.0**-14  # float16's largest number, and its smallest with all digits
-_LAYER_INPUTS = 4  # of those given: each tensor of a part is kept for them
+_LAYER_INPUTS = 4  # of the given inputs; all tensors of a part are kept for each
 _HELD = 5 * 2**30  # bytes that all tensors of a part may have together
 _KEPT = 2 * 2**30  # bytes of layers' results in float32 that are kept, more only for a single input
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03  # Wang et al. 2004, section III.C
 
-_SCOPES = ("moments", "clip_by_value")  # of TensorFlow's own functions, inside of layers or of none
+_SCOPES = ("moments", "clip_by_value")  # name scopes of TensorFlow's own functions
 
 Inputs = Sequence[Mapping[str, np.ndarray]]  # arrays by the names of a part's inputs
 
 
 def compare_images(ours: np.ndarray, theirs: np.ndarray, prompts: Sequence[str]) -> list[dict]:
-    """Returns for each picture how far it is from the same one in float32.
+    """Returns how far each image is from the same one in float32.
 
     "psnr" in dB, at most `BEST_PSNR`; "ssim", the mean over colour channels; "largest_difference" in levels; "differing",
     the share of values that are not equal.
     Shapes: ours, theirs uint8 [N, H, W, 3].
-    Raises: `ValueError` for pictures of different shapes, or not one prompt for each.
+    Raises: `ValueError` for images of different shapes, or not one prompt for each.
     Source: Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity".
     """
     import tensorflow as tf
@@ -43,7 +43,7 @@ def compare_images(ours: np.ndarray, theirs: np.ndarray, prompts: Sequence[str])
         found = " and ".join(f"{one.dtype} {list(one.shape)}" for one in (ours, theirs))
         raise ValueError(f"ours and theirs must both be uint8 [N, H, W, 3]; got {found}.")
     if len(prompts) != len(ours):
-        raise ValueError(f"prompts must be one per picture ({len(ours)}); got {len(prompts)}.")
+        raise ValueError(f"prompts must be one per image ({len(ours)}); got {len(prompts)}.")
     psnr = tf.image.psnr(ours, theirs, 255).numpy()
     window = min(_WINDOW, *ours.shape[1:3])
     ssim = tf.image.ssim(ours, theirs, 255, filter_size=window, filter_sigma=_SIGMA, k1=_K1, k2=_K2).numpy()
@@ -63,10 +63,10 @@ def compare_images(ours: np.ndarray, theirs: np.ndarray, prompts: Sequence[str])
 def compare_parts(
     float32: Mapping[str, Path], quantized: Mapping[str, Path], inputs: Mapping[str, Inputs], *, threads: int = 2
 ) -> dict[str, dict]:
-    """Returns for each part of `inputs` how far its quantized file is from the one in float32.
+    """Returns how far the quantized file of each part of `inputs` is from the one in float32.
 
     Errors are the root mean square of the difference over all inputs, relative to that of float32; `WORST` if there is none.
-    "outputs": {name: error}; "relative_error": the largest of them; for colours also "psnr" and "ssim" of the worst picture;
+    "outputs": {name: error}; "relative_error": the largest of them; for colours also "psnr" and "ssim" of the worst image;
     "layers": those with the largest errors in what they return, the worst first, as {"layer", "shape", "relative_error",
     "largest_activation"}; "largest_activation" of any tensor inside, in float32; "over_half" and "under_half": layers with the
     largest value of a tensor that float16 cannot hold, or holds at a loss; "bytes": of both files; "inputs": how many there were.
@@ -80,20 +80,20 @@ def relative_error(difference: float, reference: float) -> float:
     if difference == 0:
         return 0.0
     error = math.sqrt(difference / reference) if reference > 0 else math.inf
-    return error if error < WORST else WORST  # no number is not less than any
+    return error if error < WORST else WORST  # NaN is not less than WORST
 
 
 def _compare_part(float32: Path, quantized: Path, inputs: Inputs, threads: int) -> dict:
     theirs, ours = (_outputs(path, inputs, threads) for path in (float32, quantized))
-    names, pictures = list(theirs[0]), {}
+    names, images = list(theirs[0]), {}
     if names == ["colours"]:
         theirs, ours = (np.stack([_channels(one["colours"]) for one in outputs]) for outputs in (theirs, ours))
         shown = compare_images(ours, theirs, [""] * len(ours))
-        pictures = {"psnr": min(one["psnr"] for one in shown), "ssim": min(one["ssim"] for one in shown)}
-        theirs, ours = ([{"colours": picture} for picture in outputs] for outputs in (theirs, ours))
+        images = {"psnr": min(one["psnr"] for one in shown), "ssim": min(one["ssim"] for one in shown)}
+        theirs, ours = ([{"colours": image} for image in outputs] for outputs in (theirs, ours))
     errors = {name: _error([one[name] for one in ours], [one[name] for one in theirs]) for name in names}
     sizes = {"float32": float32.stat().st_size, "quantized": quantized.stat().st_size}
-    measured = {"relative_error": max(errors.values()), "outputs": errors, **pictures, "inputs": len(inputs), "bytes": sizes}
+    measured = {"relative_error": max(errors.values()), "outputs": errors, **images, "inputs": len(inputs), "bytes": sizes}
     return measured | _compare_layers(float32, quantized, inputs, threads)
 
 
@@ -114,7 +114,7 @@ def _outputs(path: Path, inputs: Inputs, threads: int) -> list[dict[str, np.ndar
 
 
 def _channels(colours: np.ndarray) -> np.ndarray:
-    """Returns int32 ARGB colours [H, W] as a picture uint8 [H, W, 3]."""
+    """Returns int32 ARGB colours [H, W] as an image uint8 [H, W, 3]."""
     return np.stack([colours >> shift & 255 for shift in (16, 8, 0)], axis=-1).astype(np.uint8)
 
 
@@ -124,16 +124,16 @@ def _error(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
 
 
 def _sums(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Returns the sums of squares of the difference, and of what is right."""
+    """Returns the sums of squares of the difference and of the reference."""
     theirs = theirs.astype(np.float64)
     return float(np.sum(np.square(ours - theirs))), float(np.sum(np.square(theirs)))
 
 
 def _compare_layers(float32: Path, quantized: Path, inputs: Inputs, threads: int) -> dict:
-    """Returns what `compare_parts` says of layers, from a few inputs that lie evenly among all."""
+    """Returns what `compare_parts` has about layers, from a few inputs spread evenly over all."""
     tensors = _computed(_interpreter(float32, threads, keep=True))
     names = _layers([one["name"] for one in tensors], float32.stem)
-    last = {names[one["name"]]: one for one in tensors if one["name"] in names}  # what a layer computes last, it returns
+    last = {names[one["name"]]: one for one in tensors if one["name"] in names}  # a layer returns what it computes last
     held, kept = sum(map(_bytes, tensors)), sum(map(_bytes, last.values()))
     if held > _HELD:
         return {"layers": [], "layers_left_out": f"their tensors need {held / 1e9:.1f} GB at once"}
@@ -162,19 +162,19 @@ def _compare_layers(float32: Path, quantized: Path, inputs: Inputs, threads: int
 
 
 def _computed(interpreter) -> list[dict]:
-    """Returns the details of all tensors of floats that a run computes, in the order of the file: that of computing."""
+    """Returns the details of all float tensors that a run computes, in the order in which it computes them."""
     found, given = {}, {one["index"] for one in interpreter.get_input_details()}
     for one in interpreter.get_tensor_details():
         if one["dtype"] == np.float32 and one["name"] and one["index"] not in given and np.all(one["shape"]):
             try:
                 interpreter.get_tensor(one["index"])
-            except ValueError:  # before memory is allotted, only constants have values
+            except ValueError:  # before memory is allocated, only constants have values
                 found[one["name"]] = one
     return list(found.values())
 
 
 def _reference(path: Path, inputs: Inputs, last: Mapping[str, dict], threads: int):
-    """Returns what each layer gives for each input, and the largest absolute value of each tensor."""
+    """Returns the output of each layer for each input, and the largest absolute value of each tensor."""
     interpreter = _interpreter(path, threads, keep=True)
     tensors = _computed(interpreter)
     run, right, largest = interpreter.get_signature_runner(), [], {}
@@ -188,7 +188,7 @@ def _reference(path: Path, inputs: Inputs, last: Mapping[str, dict], threads: in
 
 
 def _distances(path: Path, inputs: Inputs, layers: Mapping[str, str], right: list[dict], threads: int) -> dict[str, np.ndarray]:
-    """Returns the sums of squares, as `_sums`, of each layer whose tensor is in this file, too."""
+    """Returns the sums of squares, as `_sums`, of each layer whose tensor is also in this file."""
     get_tensor_data = private("ai_edge_quantizer.utils.tfl_interpreter_utils:get_tensor_data")
     interpreter = _interpreter(path, threads, keep=True)
     tensors = {layers[one["name"]]: one for one in interpreter.get_tensor_details() if one["name"] in layers}
@@ -203,7 +203,7 @@ def _distances(path: Path, inputs: Inputs, layers: Mapping[str, str], right: lis
 
 
 def _layers(tensors: Sequence[str], part: str) -> dict[str, str]:
-    """Returns the path of the layer that each tensor belongs to, as variables have it; tensors of none are left out.
+    """Returns the path of the layer that each tensor belongs to, as in variable names; other tensors are left out.
 
     A tensor is named after operations that it fuses, `a_1/b_1/Operation;a_1/b_1/Other`; tracing adds the numbers.
     """

@@ -1,6 +1,6 @@
-"""How the weights of a bundle are stored, and how its parts compute with them.
+"""Recipes for quantization: how the weights of a bundle are stored, and how its parts compute with them.
 
-The quantizing itself is ai_edge_quantizer's; here is which layers get what. Rules later in a recipe win over earlier ones.
+ai_edge_quantizer quantizes; a recipe says which layers get what. Later rules of a recipe override earlier ones.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _MODEL_PARTS = {"text_encoder": "text_encoder", "denoiser": "unet", "decoder": "
 
 
 class PartSize(NamedTuple):
-    """What a part will need, in bytes: its file, and memory while it runs, with LiteRT's packed copy, and is converted."""
+    """The bytes that a part needs: its file, its memory while it runs (with LiteRT's packed copy), and while it is converted."""
 
     file_bytes: int
     memory_bytes: int
@@ -68,7 +68,7 @@ class QuantizationRecipe(NamedTuple):
     no_gpu: str = ""
 
     def accelerators(self, part: str) -> tuple[str, ...]:
-        """Returns what a part may run on, the fastest first."""
+        """Returns the accelerators that may run a part, the fastest first."""
         return ("gpu", "cpu") if part in GPU_PARTS and not self.no_gpu else ("cpu",)
 
     def size(self, dense: int, others: int, tables: int) -> PartSize:
@@ -86,7 +86,7 @@ def _weights(bits: int, granularity: str, dtype: str = "INT"):
 
 
 def _update(quantizer, pattern: str, operation: str, weights, activations=None, *, products: str = "INTEGER", by: str = ""):
-    """Adds a rule: layers whose output's name has `pattern`, an operation, and what their numbers become."""
+    """Adds a rule for the layers whose output's name matches `pattern`: an operation, and what its numbers become."""
     qtyping = private("ai_edge_quantizer:qtyping")
     algorithms = private("ai_edge_quantizer.algorithm_manager:AlgorithmName")
     config = qtyping.OpQuantizationConfig(
@@ -175,7 +175,7 @@ RECIPES = {recipe.name: recipe for recipe in _RECIPES}
 
 
 def known_recipe(name: str, path: Path) -> QuantizationRecipe:
-    """Returns the recipe of a name that the manifest at `path` has. Raises: `CheckpointError` for one that this tfsd lacks."""
+    """Returns the recipe that the manifest at `path` names. Raises: `CheckpointError` if this tfsd does not have it."""
     if name not in RECIPES:
         raise CheckpointError(
             f"{path} has quantize {name[:30]!r}; this tfsd knows {', '.join(RECIPES)}. Export it again, or use a newer tfsd."
@@ -184,7 +184,7 @@ def known_recipe(name: str, path: Path) -> QuantizationRecipe:
 
 
 def plan_sizes(spec: ModelSpec) -> dict[str, dict[str, PartSize]]:
-    """Returns what each part of a bundle will need by each recipe, before anything is converted: {recipe: {part: size}}."""
+    """Returns the sizes of each part with each recipe, before anything is converted: {recipe: {part: size}}."""
     from tfsd.models import parameter_count
 
     shapes = part_shapes(spec, tuple(_MODEL_PARTS.values()))
@@ -202,7 +202,7 @@ def plan_sizes(spec: ModelSpec) -> dict[str, dict[str, PartSize]]:
 
 
 def quantize_file(source: Path, target: Path, part: str, recipe: QuantizationRecipe, calls: list[dict]):
-    """Writes `source`, a part's float32 TFLite file, as the recipe has it; `calls`: inputs of the part, to measure ranges with.
+    """Quantizes `source`, a part's float32 TFLite file, by a recipe; `calls`: inputs of the part, to measure ranges.
 
     Raises: `ValueError`, `RuntimeError` of the quantizer.
     """
@@ -216,7 +216,7 @@ def quantize_file(source: Path, target: Path, part: str, recipe: QuantizationRec
         ranges = None
         if made.need_calibration:
             (signature,) = look(source).signatures
-            # Measured inside of LiteRT: no tensor is kept, of which one layer's may have a gigabyte.
+            # Measured inside LiteRT, which keeps no tensors: those of one layer may have a gigabyte.
             mode = private("ai_edge_quantizer.calibrator:CalibrationMode").CALIBRATION_PROFILER_BASED
             with quiet_litert():
                 ranges = made.calibrate({signature: calls}, num_threads=2, mode=mode)
@@ -227,8 +227,8 @@ def quantize_file(source: Path, target: Path, part: str, recipe: QuantizationRec
 def _large_kernels() -> Iterator[None]:
     """Lets the quantizer take kernels of more than 32 MiB.
 
-    It works on those in chunks, after it has made the kernel [outputs, h, w, inputs] a matrix, but not the scales
-    [outputs, 1, 1, 1]: in ai_edge_quantizer 0.10 that raises. Here it gets them a few outputs at a time.
+    It processes those in chunks, for which it reshapes the kernel [outputs, h, w, inputs] to a matrix, but not the scales
+    [outputs, 1, 1, 1]: in ai_edge_quantizer 0.10 that raises. Here it gets a few outputs at a time.
     """
     library = private("ai_edge_quantizer.algorithms.uniform_quantize:uniform_quantize_tensor")
     quantize = private("ai_edge_quantizer.algorithms.uniform_quantize.uniform_quantize_tensor:uniform_quantize")

@@ -1,11 +1,11 @@
-"""What the benchmark of device files found, as tables: rows of text and their header."""
+"""Makes tables of the benchmark's results for device files: rows of text and their header."""
 
 Table = tuple[list[tuple[str, ...]], tuple[str, ...]]
 _TIMES = ("open", "first", "median", "p90", "memory", "TensorFlow", "LiteRT / TF")
 
 
 def bundle_table(found: dict) -> Table:
-    """Returns a row for every signature of what `bench_bundle` returns."""
+    """Returns a row for every signature in the result of `bench_bundle`."""
     rows = [(one["part"], one["signature"], megabytes(one["file_bytes"]), *_times(one)) for one in found["signatures"]]
     return rows, ("part", "signature", "file", *_TIMES)
 
@@ -24,7 +24,7 @@ def conversion_table(found: dict) -> Table:
 
 
 def full_size_table(found: dict) -> Table:
-    """Returns a row for every part, size and recipe of what `bench_full_size` returns; dashes where one failed."""
+    """Returns a row for every part, size and recipe in the result of `bench_full_size`; dashes where one failed."""
     rows = []
     for one in found["signatures"]:
         about = (one["part"], f"{one['size']} px", one["quantize"])
@@ -48,7 +48,7 @@ def _times(one: dict) -> tuple[str, ...]:
 
 
 def seconds(value: float) -> str:
-    """Returns a time in seconds or, if shorter, in milliseconds, with three digits that count."""
+    """Returns a time in seconds or, if shorter, in milliseconds, with three significant digits."""
     return f"{value:.3g} s" if 1 <= value < 100 else f"{value:.0f} s" if value >= 100 else f"{1000 * value:.3g} ms"
 
 

@@ -1,4 +1,4 @@
-"""One configuration file of a diffusers folder, read field by field: a field is honoured, without effect, or refused by name."""
+"""Reads a configuration file of a diffusers folder field by field: each field is used, has no effect, or is refused by name."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from tfsd.errors import CheckpointError, shown
 from tfsd.storage.files import read_json
 
-Tell = Callable[[str], None]  # hears what is ignored or repaired
+Tell = Callable[[str], None]  # called with what is ignored or repaired
 NEWEST = (0, 42)  # release of diffusers whose fields are known here
 UNSUPPORTED = "Such models are not supported."
 
@@ -15,13 +15,13 @@ UNSUPPORTED = "Such models are not supported."
 class Config:
     """A configuration file that remembers which of its fields were read.
 
-    An absent field has the default of the class that it configures; an explicit null has not: diffusers would hand it over.
+    An absent field has the default of the class that it configures. An explicit null does not: diffusers would pass it on.
     """
 
     def __init__(self, path: Path, tell: Tell):
         self.path, self.tell = path, tell
         values = read_json(path, infinite=True)
-        # Fields that had their default when they were saved get the one of the class that reads them, as in diffusers.
+        # Fields that were saved with their default get the default of the class that reads them, as in diffusers.
         defaults = values.get("_use_default_values")
         defaults = defaults if isinstance(defaults, list) else []
         self.values = {name: value for name, value in values.items() if name not in defaults}
@@ -48,7 +48,7 @@ class Config:
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """Returns a switch; null is off, as Python takes it."""
+        """Returns a boolean; null is false, as in Python."""
         self.read.add(name)
         return False if self.values.get(name, default) is None else self.get(name, bool, default)
 
@@ -61,7 +61,7 @@ class Config:
         return tuple(numbers)
 
     def same(self, name: str, count: int, default: int) -> int:
-        """Returns the one integer that a field has on all of `count` levels."""
+        """Returns the integer that a field has on all of `count` levels."""
         numbers = set(self.numbers(name, count, default))
         if len(numbers) != 1:
             raise self.unsupported(name, "the same on all levels")
@@ -91,7 +91,7 @@ class Config:
                 raise self.unsupported(name, "absent")
 
     def ignore_rest(self, owner: str, free: Collection[str], silent: Collection[str] = ()):
-        """Tells which fields were neither read nor are `free` or `silent`: `owner` has no such fields and ignores them.
+        """Tells which fields were not read and are not `free` or `silent`: `owner` ignores them.
 
         Raises: `CheckpointError` if a later release of diffusers wrote such a field, which may have a meaning there.
         """
@@ -111,7 +111,7 @@ class Config:
 
 
 def version_of(values: Mapping) -> tuple[int, ...] | None:
-    """Returns the release of diffusers that wrote a configuration, (0, 6, 0) for instance, None if it does not say."""
+    """Returns the release of diffusers that wrote a configuration, for instance (0, 6, 0); None if it does not say."""
     numbers = re.match(r"\d{1,6}(\.\d{1,6})*", str(values.get("_diffusers_version")))
     return tuple(map(int, numbers[0].split("."))) if numbers else None
 

@@ -1,4 +1,4 @@
-"""Specs from the configuration files of a diffusers folder; what a spec cannot express is refused by name.
+"""Reads specs from the configuration files of a diffusers folder; what a spec cannot express is refused by name.
 
 Source: the constructors of diffusers 0.42.1, which say what an absent field means, and what `StableDiffusionPipeline` repairs
 of outdated files.
@@ -14,17 +14,17 @@ from tfsd.errors import CheckpointError, TfsdWarning
 from tfsd.specs import ModelSpec, SpecError, UNetSpec, VAESpec
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
-COMPONENTS = {  # of model_index.json -> the classes whose pictures ours has
+COMPONENTS = {  # component in model_index.json -> the classes that give the same images as ours
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
-# No effect on a picture: the extractor is the safety checker's, the image encoder the one of image prompts, which are no
-# argument of ours.
+# Without effect on images: the extractor belongs to the safety checker, the image encoder to image prompts, which tfsd does
+# not have.
 INDEX_FREE = ("feature_extractor", "image_encoder", "requires_safety_checker")
 
-# Fields that must have one of these values, of which the first is the one of an absent field.
+# Fields that must have one of these values; an absent field has the first.
 UNET_FIXED = {
     "_class_name": ("UNet2DConditionModel",),
     "act_fn": ("silu", "swish"),
@@ -50,7 +50,7 @@ UNET_OFF = (
     "encoder_hid_dim",
     "encoder_hid_dim_type",
     "mid_block_only_cross_attention",
-    "num_attention_heads",  # diffusers refuses it, too
+    "num_attention_heads",  # diffusers refuses it too
     "num_class_embeds",
     "only_cross_attention",
     "resnet_skip_time_act",
@@ -76,7 +76,7 @@ VAE_FIXED = {
     "use_quant_conv": (True,),
     "use_post_quant_conv": (True,),
 }
-# `StableDiffusionPipeline` applies none of these, so that it is unknown which picture a folder with one means.
+# `StableDiffusionPipeline` applies none of these, so it is unknown which images a folder with one of them should give.
 VAE_OFF = ("latents_mean", "latents_std", "shift_factor")
 # Stable Diffusion's pipelines never read `force_upcast`, which asks for a VAE in float32: here it always runs in float32.
 # `sample_size` is for tiling.
@@ -91,12 +91,12 @@ def warn(message: str):
 def model_spec(folder: Path, *, sampler: str | None = None, tell: Tell = warn) -> ModelSpec:
     """Returns the spec that the configuration files of a diffusers folder describe.
 
-    `sampler`, a key of `SAMPLERS`, takes the place of the scheduler's. `tell` hears of each field that is repaired or
-    ignored, as diffusers repairs and ignores it.
+    `sampler`, a key of `SAMPLERS`, replaces the scheduler's. `tell` is called for each field that is repaired or
+    ignored, as in diffusers.
     Raises: `CheckpointError` naming the file and field that no spec can express.
     """
     if not (folder / "model_index.json").is_file():
-        raise CheckpointError(f"{folder} is no diffusers folder: it has no model_index.json.")
+        raise CheckpointError(f"{folder} is not a diffusers folder: it has no model_index.json.")
     scheduler = _index(Config(folder / "model_index.json", tell))
     try:
         vae = _vae(Config(folder / "vae" / "config.json", tell))
@@ -126,7 +126,7 @@ def model_spec(folder: Path, *, sampler: str | None = None, tell: Tell = warn) -
 
 
 def _index(config: Config) -> str | None:
-    """Returns the class of the scheduler that model_index.json names, which diffusers follows, after a look at the rest."""
+    """Checks model_index.json, and returns the class of the scheduler that it names, which diffusers uses."""
     config.one_of("_class_name", PIPELINES)
     classes, names = {}, (*COMPONENTS, "scheduler", "safety_checker")
     config.read.update(names)
@@ -139,7 +139,7 @@ def _index(config: Config) -> str | None:
         if classes[name] is not None and classes[name] not in allowed:
             raise config.unsupported(name, f"of the class {' or '.join(allowed)}")
     if classes["safety_checker"] is not None:
-        config.tell(f"{config.path}: safety_checker is left out; pictures are not checked.")
+        config.tell(f"{config.path}: safety_checker is left out; images are not checked.")
     config.ignore_rest("a Stable Diffusion pipeline", INDEX_FREE)
     return classes["scheduler"]
 

@@ -164,9 +164,9 @@ def open_folder(
     """Yields the spec of a diffusers folder and its tensors {part: {variable path: tensor}}, nothing read yet.
 
     `variant` chooses among `model.fp16.safetensors` and the like; parts without it are read from their plain files.
-    `sampler`, a key of `SAMPLERS`, takes the place of the scheduler's. `tell` hears what is repaired, ignored or left out, as
-    diffusers does it; by default, these are warnings.
-    Raises: `CheckpointError` if the configuration is of another model, or the tensors are not those it asks for.
+    `sampler`, a key of `SAMPLERS`, replaces the scheduler's. `tell` is called with what is repaired, ignored or left out, as in
+    diffusers; by default, these are warnings.
+    Raises: `CheckpointError` if the configuration belongs to another model, or does not match the tensors.
     """
     folder = Path(folder)
     spec = model_spec(folder, sampler=sampler, tell=tell)
@@ -184,7 +184,7 @@ def open_folder(
 
 
 def _variants(folder: Path, variant: str | None, tell: Tell) -> dict[str, str | None]:
-    """Returns the variant to read of every subfolder."""
+    """Returns the variant to read from every subfolder."""
     if variant is None:
         return dict.fromkeys(FILES)
     found = {subfolder: weight_files(folder / subfolder, stem) for subfolder, (_, stem) in FILES.items()}
@@ -218,7 +218,7 @@ def _match(source: Mapping[str, StoredTensor], spec: ModelSpec, subfolder: str, 
 
 
 def _leave_out(tensors: dict[str, StoredTensor], where: str, tell: Tell):
-    """Removes the tensors of a text encoder that no picture depends on, and tells if that loses something."""
+    """Removes the tensors of a text encoder that do not affect images, and tells which if they contain something."""
     unused = [name for name in tensors if re.fullmatch(UNUSED, name)]
     positions = tensors.pop(POSITIONS, None)
     if positions is not None and not np.array_equal(positions.read().ravel(), np.arange(math.prod(positions.shape))):
@@ -227,11 +227,11 @@ def _leave_out(tensors: dict[str, StoredTensor], where: str, tell: Tell):
         tensors.pop(name, None)
     if unused:
         names = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
-        tell(f"{where}: {names} left out, as in diffusers: no picture depends on it.")
+        tell(f"{where}: {names} left out, as in diffusers: they do not affect images.")
 
 
 def export(spec: ModelSpec, tensors: Mapping[str, Tensors]) -> dict[str, Tensors]:
-    """Returns {folder: (diffusers name, values), ...} for our parts: the way back, one tensor at a time.
+    """Returns {folder: (diffusers name, values), ...} for our parts, the inverse of the import, one tensor at a time.
 
     Raises: `CheckpointError` naming a variable that has no diffusers name.
     """

@@ -1,4 +1,4 @@
-"""The weight files that KerasCV published for Stable Diffusion: matched by order, leaf name and shape."""
+"""Reads the weight files that KerasCV published for Stable Diffusion: matched by order, leaf name and shape."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,8 +22,8 @@ FILES = {
     "decoder": "kcv_decoder.h5",
     "encoder": "vae_encoder.h5",
 }
-WIDTH_2 = 1024  # of the context in Stable Diffusion 2.x; no tensor of 1.x has such a side
-OPTIONAL = ("encoder",)  # published apart; only image-to-image needs it
+WIDTH_2 = 1024  # context width of Stable Diffusion 2.x; no tensor of 1.x has such a side
+OPTIONAL = ("encoder",)  # published separately; only image-to-image needs it
 
 POINTWISE = Layout(ones=(0, 1))  # a 1x1 convolution there, a dense layer here
 LEAVES = ("gamma", "beta", "kernel", "bias")  # the order within a layer
@@ -49,7 +49,7 @@ def _text(spec: CLIPSpec) -> Iterator[str]:
 
 def _unet(spec: UNetSpec) -> Iterator[str]:
     levels = len(spec.channels)
-    yield from ("time/dense0", "conv_in", "time/dense1")  # the file has the order of the graph's depth
+    yield from ("time/dense0", "conv_in", "time/dense1")  # the file is ordered by depth in the graph
     for i in range(levels):
         for j in range(spec.residuals):
             yield from _residual(f"down{i}/residual{j}")
@@ -127,13 +127,13 @@ def legacy_tensors(file: h5py.File) -> dict[str, StoredTensor]:
     """Returns the tensors of a Keras 2 weights file by place and leaf, "0.kernel", nothing read yet.
 
     Layer names are not kept: their numbers depend on what the writing process had made before.
-    Raises: `CheckpointError` if it is no such file.
+    Raises: `CheckpointError` for another kind of file.
     """
     path = Path(file.filename)
     root = file
     if "layer_names" not in file.attrs and "layer_names0" not in file.attrs:
         if "model_weights" not in file:
-            raise CheckpointError(f"{path} is no weights file of Keras 2: it has no attribute layer_names.")
+            raise CheckpointError(f"{path} is not a weights file of Keras 2: it has no attribute layer_names.")
         root = member(file, "model_weights", path)
     tensors: dict[str, StoredTensor] = {}
     for layer in _names(root, "layer_names", path):
@@ -172,8 +172,8 @@ def open_folder(
 ) -> Iterator[tuple[ModelSpec, dict[str, Mapping[str, StoredTensor]]]]:
     """Yields the spec and the tensors {part: {variable path: tensor}} of KerasCV's files, nothing read yet.
 
-    The files say nothing of the model: `spec` does. The image encoder's file may be absent.
-    Raises: `CheckpointError` if a file is missing, damaged or of another model.
+    The files do not describe the model, so `spec` does. The image encoder's file may be absent.
+    Raises: `CheckpointError` if a file is missing, damaged or belongs to another model.
     """
     folder = Path(folder)
     paths = {part: folder / file for part, file in FILES.items() if part not in OPTIONAL or (folder / file).exists()}
@@ -195,8 +195,8 @@ def open_folder(
 def export(path: Path, part: str, spec: ModelSpec, tensors: Mapping[str, np.ndarray], layers: Iterable = ()):
     """Writes a part's variables {path: values} as a Keras 2 weights file; complete or not at all.
 
-    `layers`, pairs of a layer's name and the names of its weights, groups them as a published file does;
-    without, every weight is a layer of its own.
+    `layers`, pairs of a layer's name and the names of its weights, groups them as in a published file;
+    without it, every weight is a separate layer.
     """
     shapes = {name: values.shape for name, values in tensors.items()}
     rules = rules_of(part, spec, shapes)

@@ -1,4 +1,4 @@
-"""The rule engine of every importer: other names for tensors, matched exactly with variables of ours."""
+"""Rules that match the tensors of another package exactly with our variables; every importer uses them."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ class Layout(NamedTuple):
     ones: tuple[int, ...] = ()
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Returns our shape of a foreign tensor's shape, or None where this layout cannot apply."""
+        """Returns our shape for a foreign tensor's shape, or None if this layout cannot apply."""
         if self.axes is not None:
             if len(shape) != len(self.axes):
                 return None
@@ -54,7 +54,7 @@ class Rule(NamedTuple):
 
 
 class Match(NamedTuple):
-    """What a rule says of one tensor: the name on the other side and the layout between."""
+    """What a rule says about a tensor: its name on the other side, and the layout."""
 
     target: str
     layout: Layout
@@ -151,7 +151,7 @@ def _misfit(where: str, model: str, *, unknown: Sequence, unset: Sequence, wrong
 
 
 def invert(tensors: Iterable[tuple[str, np.ndarray]], rules: Rules) -> Iterator[tuple[str, np.ndarray]]:
-    """Returns an iterator of (foreign name, values) for variables of ours: the way back of `assign`.
+    """Yields (foreign name, values) for our variables: the inverse of `assign`.
 
     Raises: `CheckpointError` naming a variable that no rule fits.
     """

@@ -23,16 +23,16 @@ _OF_THRESHOLD = ("dynamic_thresholding_ratio", "sample_max_value")  # read with 
 
 @dataclass(frozen=True)
 class SchedulerClass:
-    """A class of diffusers as one of our samplers, beside the fields that all classes have."""
+    """A scheduler class of diffusers as one of our samplers, without the fields that all classes have."""
 
     sampler: str
-    spacing: str = "linspace"  # where the file is silent
+    spacing: str = "linspace"  # if the file does not say
     karras: str | None = None  # the sampler for `use_karras_sigmas`
-    set_alpha_to_one: bool | None = None  # where the file is silent; None if the class has no such field
-    clips: bool = False  # has `clip_sample`, true where the file is silent
-    fixed: Mapping[str, tuple] = field(default_factory=dict)  # what our sampler can be; the first value is the default
-    required: tuple[str, ...] = ()  # fields of `fixed` whose default is something else
-    free: tuple[str, ...] = ()  # no effect on a picture, given the values of `fixed`
+    set_alpha_to_one: bool | None = None  # if the file does not say; None if the class has no such field
+    clips: bool = False  # has `clip_sample`, true if the file does not say
+    fixed: Mapping[str, tuple] = field(default_factory=dict)  # values that our sampler supports; the first is the default
+    required: tuple[str, ...] = ()  # fields of `fixed` with another default
+    free: tuple[str, ...] = ()  # without effect on images, given the values of `fixed`
 
 
 CLASSES = {
@@ -104,17 +104,17 @@ def schedule_of(config: Config, kind: str, sampler: str | None) -> tuple[Schedul
 
 def _require_sampler(config: Config, kind: str, known: SchedulerClass | None, sampler: str | None):
     if kind.startswith(("FlowMatch", "FlowMap")):
-        raise CheckpointError(f"{config.path}: {kind} is for models of flow matching. {UNSUPPORTED}")
+        raise CheckpointError(f"{config.path}: {kind} is for flow matching models. {UNSUPPORTED}")
     if known is None and sampler is None:
         raise CheckpointError(
-            f"{config.path}: the scheduler {kind} is not supported. Another sampler draws other pictures, and wrong ones with a "
+            f"{config.path}: the scheduler {kind} is not supported. Another sampler gives other images, and wrong ones with a "
             f"distilled model. To use one of {', '.join(SAMPLERS)} all the same, name it with --sampler (in Python: sampler=)."
         )
 
 
 def _schedule(config: Config, known: SchedulerClass | None, spacing: str) -> ScheduleSpec:
-    """Returns what all classes have. Classes that we do not know must say what their noise levels are."""
-    # The first releases had `predict_epsilon`; later ones ignore it, so that false would give a wrong picture.
+    """Returns the schedule from the fields that all classes have. Unknown classes must state their noise levels."""
+    # The first releases had `predict_epsilon`; later ones ignore it, so that false would give a wrong image.
     config.fixed({"trained_betas": (None,), "predict_epsilon": (True,)})
     prediction = PREDICTIONS[config.one_of("prediction_type", tuple(PREDICTIONS), "epsilon")]
     zero_snr = config.flag("rescale_betas_zero_snr", False)
@@ -137,7 +137,7 @@ def _schedule(config: Config, known: SchedulerClass | None, spacing: str) -> Sch
 
 
 def _steps_offset(config: Config, spacing: str) -> int:
-    """Returns 1, which `StableDiffusionPipeline` makes of every other offset."""
+    """Returns 1, with which `StableDiffusionPipeline` replaces every other offset."""
     config.read.add("steps_offset")
     given = config.values.get("steps_offset", 0)
     if given is not None:
@@ -149,7 +149,7 @@ def _steps_offset(config: Config, spacing: str) -> int:
 
 
 def _sampler(config: Config, kind: str, known: SchedulerClass, schedule: ScheduleSpec) -> str:
-    """Returns the sampler, after a look at each field of its class."""
+    """Checks the fields of a class, and returns the sampler."""
     for name, allowed in known.fixed.items():
         config.one_of(name, allowed, None if name in known.required else allowed[0], advice=OVERRIDE)
     if known.clips and config.flag("clip_sample", True):

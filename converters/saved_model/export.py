@@ -19,7 +19,7 @@ from tfsd.arguments.checks import side_of, whole
 from tfsd.arguments.table import model_defaults
 from tfsd.converters.saved_model.graph_requests import ExportLimits, request_defaults
 from tfsd.converters.saved_model.signatures import Signatures
-from tfsd.converters.saved_model.verify_export import FORMAT, MANIFEST, REFERENCE_PICTURE, TOLERANCE, ExportError, draw
+from tfsd.converters.saved_model.verify_export import FORMAT, MANIFEST, REFERENCE_IMAGE, TOLERANCE, ExportError, draw
 from tfsd.converters.saved_model.versions import free_version, served_name
 from tfsd.converters.saved_model.warmup import write_warmup
 from tfsd.errors import CheckpointError, shown
@@ -198,7 +198,7 @@ def _manifest(model: StableDiffusion, limits: ExportLimits, name: str, version: 
 
 @own_prompts()
 def _reference(folder: Path, model: StableDiffusion, limits: ExportLimits) -> dict:
-    """Draws one picture with the export and with Python, compares them, and returns what `verify` needs to draw it again."""
+    """Makes one image with the export and one with Python, compares them, and returns what `verify` needs to repeat it."""
     inputs = request_defaults(model.spec, limits)
     inputs |= {"prompt": REFERENCE_PROMPT, "seed": 1, "num_steps": min(REFERENCE_STEPS, limits.max_steps)}
     expected = np.asarray(model.text_to_image(inputs["prompt"], **{k: v for k, v in inputs.items() if k != "prompt"}))
@@ -206,7 +206,7 @@ def _reference(folder: Path, model: StableDiffusion, limits: ExportLimits) -> di
     drawn = tf.io.decode_png(file).numpy()
     worst = int(np.abs(drawn.astype(int) - expected[0]).max())
     if worst > TOLERANCE:
-        raise ExportError(f"The exported graph draws another picture than Python: levels differ by up to {worst}.")
-    (folder / REFERENCE_PICTURE).write_bytes(file)
+        raise ExportError(f"The exported graph makes another image than Python: levels differ by up to {worst}.")
+    (folder / REFERENCE_IMAGE).write_bytes(file)
     own = encode_png(expected).numpy()[0]
     return {"inputs": inputs, "png_sha256": hashlib.sha256(file).hexdigest(), "same_bytes_as_python": own == file}

@@ -1,4 +1,4 @@
-"""The plans of all samplers and numbers of steps, as tables of a graph in which no Python runs."""
+"""The plans of all samplers and numbers of steps, as tables in an exported graph."""
 
 import numpy as np
 import tensorflow as tf
@@ -37,13 +37,13 @@ class PlanBank(tf.Module):
             stages("making the graph's tables")
         starts = 1 + np.cumsum(counts).reshape(counts.shape) - counts
         self.longest = int(counts.max())
-        self.rows = tf.Variable(np.concatenate(rows), trainable=False, name="rows")  # row 0 is where finished pictures rest
+        self.rows = tf.Variable(np.concatenate(rows), trainable=False, name="rows")  # finished images stay at row 0
         self.starts = tf.Variable(starts.astype(np.int32), trainable=False, name="starts")
         self.counts = tf.Variable(counts, trainable=False, name="counts")
         self.scales = tf.Variable(scales.astype(np.float32), trainable=False, name="init_scales")
 
     def known(self, sampler):
-        """Tells of each sampler [B] whether it has a name that is known."""
+        """Returns whether each sampler [B] has a known name."""
         return tf.reduce_any(self._matches(sampler), axis=1)
 
     def _matches(self, sampler):
@@ -57,7 +57,7 @@ class PlanBank(tf.Module):
     def look_up(self, which, num_steps, steps):
         """Returns rows `steps` [S] of the plans of samplers numbered as in `self.samplers`: [B, S, ROW_SIZE], counts, scales."""
         place = tf.stack([which, num_steps - 1], axis=1)
-        # Of their values: TFLite has no gather_nd of a variable.
+        # `value()`, since TFLite has no gather_nd for variables.
         start, count, scale = (tf.gather_nd(table.value(), place) for table in (self.starts, self.counts, self.scales))
         start = start[:, None]
         plan = tf.gather(self.rows, tf.where(steps[None, :] < count[:, None], start + steps[None, :], 0))

@@ -1,4 +1,4 @@
-"""Checks an exported SavedModel wherever it is: its files, and that it still draws its reference picture."""
+"""Verifies an exported SavedModel: its files are undamaged, and it still makes its reference image."""
 
 import hashlib
 import warnings
@@ -11,7 +11,7 @@ from tfsd.errors import CheckpointError, TfsdWarning, shown
 from tfsd.storage.files import check_files, read_json
 
 MANIFEST = "assets.extra/manifest.json"
-REFERENCE_PICTURE = "assets.extra/reference.png"
+REFERENCE_IMAGE = "assets.extra/reference.png"
 FORMAT = 3  # of exports; 1 had TensorFlow's own SiLU in its graphs, 2 one program for all of text to image
 TOLERANCE = 1  # levels of 255: other processors and versions of TensorFlow add the same numbers in another order
 _OUTDATED = (
@@ -23,7 +23,7 @@ _NEEDED = ("name", "version", "sizes", "batching", "batch_sizes", "files", "refe
 
 
 class ExportError(CheckpointError):
-    """An export that does not draw what it should, or cannot be made."""
+    """An export makes another image than it should, or cannot be written."""
 
 
 class OutdatedExportWarning(TfsdWarning):
@@ -31,7 +31,7 @@ class OutdatedExportWarning(TfsdWarning):
 
 
 class ExportVerdict(NamedTuple):
-    """What a check found: whether the picture has the very bytes, and what share of its values is one level off."""
+    """The result of `verify`: whether the image has the same bytes, and which share of its values is one level off."""
 
     same_bytes: bool
     share: float
@@ -44,7 +44,7 @@ def load_manifest(folder: str | Path, *, oldest: int = 1) -> dict:
     """
     folder = Path(folder)
     if not (folder / "saved_model.pb").is_file() or not (folder / MANIFEST).is_file():
-        raise CheckpointError(f"{folder} is no version of an export. `tfsd export saved_model` makes DIR/NAME/VERSION.")
+        raise CheckpointError(f"{folder} is not a version of an export. `tfsd export saved_model` makes DIR/NAME/VERSION.")
     manifest = read_json(folder / MANIFEST)
     missing = [key for key in _NEEDED if key not in manifest]
     if missing:
@@ -62,9 +62,9 @@ def load_manifest(folder: str | Path, *, oldest: int = 1) -> dict:
 
 
 def verify(folder: str | Path) -> ExportVerdict:
-    """Draws the reference picture of an export again and compares it with the one made when it was exported.
+    """Makes the reference image of an export again and compares it with the one made when it was exported.
 
-    Warns of an export of an older format. Raises: `CheckpointError` for damage; `ExportError` if the picture is another one.
+    Warns of an export of an older format. Raises: `CheckpointError` for damage; `ExportError` if the image is another one.
     """
     folder = Path(folder)
     manifest = load_manifest(folder)
@@ -75,21 +75,21 @@ def verify(folder: str | Path) -> ExportVerdict:
     try:
         file = draw(folder, reference["inputs"])
     except (tf.errors.OpError, KeyError, ValueError, OSError) as error:
-        raise ExportError(f"{folder} cannot draw its reference picture: {str(error).strip().splitlines()[-1]}") from error
+        raise ExportError(f"{folder} cannot make its reference image: {str(error).strip().splitlines()[-1]}") from error
     if hashlib.sha256(file).hexdigest() == reference["png_sha256"]:
         return ExportVerdict(True, 0.0)
-    made, expected = tf.io.decode_png(file), tf.io.decode_png((folder / REFERENCE_PICTURE).read_bytes())
+    made, expected = tf.io.decode_png(file), tf.io.decode_png((folder / REFERENCE_IMAGE).read_bytes())
     if made.shape != expected.shape:
-        raise ExportError(f"{folder} draws its reference picture in another size: {made.shape} instead of {expected.shape}.")
+        raise ExportError(f"{folder} makes its reference image in another size: {made.shape} instead of {expected.shape}.")
     difference = tf.abs(tf.cast(made, tf.int32) - tf.cast(expected, tf.int32))
     worst = int(tf.reduce_max(difference))
     if worst > TOLERANCE:
-        raise ExportError(f"{folder} draws another picture than when it was exported: levels differ by up to {worst}.")
+        raise ExportError(f"{folder} makes another image than when it was exported: levels differ by up to {worst}.")
     return ExportVerdict(False, float(tf.reduce_mean(tf.cast(difference > 0, tf.float32))))
 
 
 def draw(folder: Path, inputs: dict) -> bytes:
-    """Returns the PNG file that the SavedModel in `folder` draws for one row of inputs."""
+    """Returns the PNG file that the SavedModel in `folder` makes from one row of inputs."""
     loaded = tf.saved_model.load(str(folder))  # kept until the end: its signatures do not keep its variables
     call = loaded.signatures["text_to_png"]
     specs = call.structured_input_signature[1]

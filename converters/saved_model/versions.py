@@ -1,4 +1,4 @@
-"""Where an export for TensorFlow Serving goes: the name under which it is served, and its version. Imports no TensorFlow."""
+"""The name under which an export is served, and the number of its version. Does not import TensorFlow."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from tfsd.errors import CheckpointError
 
 
 def served_name(model: str) -> str:
-    """Returns the name under which a model of this name is served: in letters that URLs and file systems take."""
+    """Returns the name under which a model is served: its name in characters that URLs and file systems allow."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip(".-") or "model"
 
 

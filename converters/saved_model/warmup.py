@@ -1,4 +1,4 @@
-"""Requests that TensorFlow Serving sends to itself when it has loaded a SavedModel, so that no client waits for compiling."""
+"""Writes the warm-up requests that TensorFlow Serving runs after loading a SavedModel, so that no client waits for XLA."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ WARMUP = "assets.extra/tf_serving_warmup_requests"
 def write_warmup(folder: Path, name: str, signatures: Signatures, limits: ExportLimits) -> Path:
     """Writes one request of one step for every signature, size and batch size, and returns the file.
 
-    Raises: `ImportError` where tensorflow-serving-api, whose messages these are, is not installed.
+    Raises: `ImportError` if tensorflow-serving-api, which defines the messages, is not installed.
     """
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 

@@ -280,5 +280,5 @@ def test_a_tokenizer_that_pads_to_less_than_the_positions_is_refused(configurati
 def test_the_safety_checker_is_left_out_with_a_word(configurations):
     edit(configurations, "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
     assert read(configurations)[1] == [
-        f"{configurations / 'model_index.json'}: safety_checker is left out; pictures are not checked."
+        f"{configurations / 'model_index.json'}: safety_checker is left out; images are not checked."
     ]

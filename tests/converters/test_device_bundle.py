@@ -382,7 +382,7 @@ def test_lint_finds_what_accelerators_refuse(tmp_path):
     assert "1 GATHER with other than one dimension of indices" in found
     assert "1 ADD whose sum is an output and is used again" in found
     assert not lint(file, gpu=False)  # the CPU takes them
-    with pytest.raises(ValueError, match="is no TFLite model"):
+    with pytest.raises(ValueError, match="is not a TFLite model"):
         (tmp_path / "text").write_text("no model")
         look(tmp_path / "text")
 
@@ -405,7 +405,7 @@ def test_verify_names_a_reference_without_its_arguments(damaged):
         verify_bundle(damaged)
 
 
-def test_verify_finds_a_bundle_that_draws_another_picture(bundle, tmp_path):
+def test_verify_finds_a_bundle_that_makes_another_image(bundle, tmp_path):
     assert verify_bundle(bundle).equal
     folder = tmp_path / "other"
     shutil.copytree(bundle, folder)
@@ -414,5 +414,5 @@ def test_verify_finds_a_bundle_that_draws_another_picture(bundle, tmp_path):
         content = encode(picture.convert("RGB"), recipe)
     (folder / REFERENCE).write_bytes(content)
     write_manifest(folder, json.loads((folder / MANIFEST).read_text()))
-    with pytest.raises(ExportError, match="draws another picture than when it was exported: .* dB"):
+    with pytest.raises(ExportError, match="makes another image than when it was exported: .* dB"):
         verify_bundle(folder)

@@ -66,7 +66,7 @@ def test_ssim_sees_lost_structure_where_psnr_is_equal(noisy):
     [
         (flat(1, 2), [""], "must both be uint8"),
         (flat(1).astype(float), [""], "must both be"),
-        (flat(1), ["", ""], "one per picture"),
+        (flat(1), ["", ""], "one per image"),
     ],
 )
 def test_pictures_that_do_not_fit_are_refused(ours, prompts, words):

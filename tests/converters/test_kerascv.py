@@ -224,7 +224,7 @@ def _no_names(file):
         (_link, r"'bias:0' is missing or a link"),
         (_through_a_tensor, r"'bias:0/more' leads through a tensor"),
         (_numbers, r"layer_names of / is damaged"),
-        (_no_names, r"is no weights file of Keras 2"),
+        (_no_names, r"is not a weights file of Keras 2"),
     ],
 )
 def test_a_file_of_another_shape_is_refused_and_nothing_is_written(copy, change, message):

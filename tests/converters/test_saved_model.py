@@ -293,5 +293,5 @@ def test_export_that_draws_another_picture_is_found_out(folder, tmp_path):
     manifest = json.loads((copy / MANIFEST).read_text())
     manifest["reference"]["inputs"]["seed"] += 1
     (copy / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(ExportError, match="draws another picture than when it was exported: levels differ by up to"):
+    with pytest.raises(ExportError, match="makes another image than when it was exported: levels differ by up to"):
         verify(copy)
