@@ -31,7 +31,7 @@ from tfsd.storage.files import check_files, read_json
 from tfsd.text import Tokenizer, warn_of_unknown_words
 
 MANIFEST = "manifest.json"
-FORMATS = (2, 3)  # that can be read; the last is written. In 2 the input `timestep_features` of `step` is called `waves`
+FORMATS = (2, 3)  # readable ones; exports write the last. In 2 the input `timestep_features` of `step` is called `waves`
 HISTORY = 4  # earlier values that the signature `step` takes, newest first
 _NEEDED = {"format", "name", "identity", "quantize", "size", "latents", "tokenizer", "samplers", "max_steps", "defaults"}
 _NEEDED |= {"max_index", "seed_period", "parts", "files"}

@@ -77,7 +77,7 @@ def export_tflite(
         new_folder(out, kind="device", overwrite=overwrite) as new,
         tempfile.TemporaryDirectory() as work,
     ):
-        stages("loading, tracing and drawing references")
+        stages("loading, tracing and making reference images")
         saved, manifest, reference = _prepare(model, Path(work), recipe, size, max_steps, check)
         gc.collect()  # frees a large model before the conversion: Keras' layers are reference cycles
         files = _convert(saved, Path(work), stages)
