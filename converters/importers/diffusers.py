@@ -1,4 +1,4 @@
-"""Diffusers folders of Stable Diffusion 1.x and 2.x: names, layouts and configurations."""
+"""Reads diffusers folders of Stable Diffusion 1.x and 2.x: names and layouts of their tensors."""
 
 import contextlib
 import math

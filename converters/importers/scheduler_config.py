@@ -1,4 +1,4 @@
-"""The schedule and the sampler that the scheduler configuration of a diffusers folder describes.
+"""Reads the schedule and the sampler from the scheduler configuration of a diffusers folder.
 
 Source: the constructors of diffusers 0.42.1 and what `StableDiffusionPipeline` repairs of outdated configurations.
 """

@@ -1,4 +1,4 @@
-"""What a path given as a source of weights holds, and what to say of sources that cannot be read. Loads no TensorFlow."""
+"""Detects the kind of a source of weights, and explains why others cannot be read. Does not load TensorFlow."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ ELSEWHERE = "tfsd reads diffusers folders"
 SINGLE_FILE = f"{ELSEWHERE}, which diffusers makes: StableDiffusionPipeline.from_single_file({{name!r}}).save_pretrained(FOLDER)"
 PART = f"{ELSEWHERE} of safetensors, which diffusers' save_pretrained(FOLDER) writes"
 
-# Patterns of tensors' names -> what a file with such a tensor is.
+# Pattern of a tensor's name -> the kind of file that contains it.
 TENSORS = {
     r"conditioner[.]embedders[.].*": "a single-file checkpoint of Stable Diffusion XL, which is not supported",
     r"model[.]diffusion_model[.]joint_blocks[.].*": "a checkpoint of Stable Diffusion 3, which is not supported",
@@ -45,7 +45,7 @@ def detect(src: Path) -> str:
 
 
 def of_version_2() -> str:
-    """Returns the end of the message on KerasCV's files of Stable Diffusion 2.1."""
+    """Returns the end of the error message for KerasCV's files of Stable Diffusion 2.1."""
     return "KerasCV's Stable Diffusion 2.1; of KerasCV only 1.x is read. Convert a diffusers folder of Stable Diffusion 2.x."
 
 
@@ -58,7 +58,7 @@ def _held(src: Path) -> str:
 
 
 def _explained(src: Path) -> str | None:
-    """Returns what a source is that is known but cannot be read, or None."""
+    """Returns a description of a source that is recognised but cannot be read; None for others."""
     if not src.is_dir():
         return _explained_file(src)
     if (src / "saved_model.pb").is_file() or (src / "denoiser.tflite").is_file():

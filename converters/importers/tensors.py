@@ -1,4 +1,4 @@
-"""Readers of other packages' tensor files: safetensors, single or sharded."""
+"""Reads tensor files of other packages: safetensors, single or sharded."""
 
 import contextlib
 import re
@@ -67,9 +67,9 @@ def weight_files(folder: Path, stem: str) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist.")
-    # Of a whole file and an index beside it, diffusers takes the index and transformers, which reads text encoders, the file.
+    # If there are both a whole file and an index, diffusers reads the index; transformers, for text encoders, the file.
     whole_first = stem == TRANSFORMERS_STEM
-    # The variant's place in the name of an index has changed twice.
+    # Releases of diffusers put the variant at three different places in the name of an index.
     names = re.compile(rf"{re.escape(stem)}{VARIANT}\.safetensors(?:{VARIANT}\.index{VARIANT}\.json)?")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: ((path.suffix == ".json") == whole_first, path.name)):
@@ -91,7 +91,7 @@ def holdings(folder: Path) -> str:
 def safetensors_files(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
     """Returns the files of `<stem>[.variant].safetensors` in a folder: one, or the shards its index lists.
 
-    Without `variant` the plain file goes first; where only one variant is there, it is that one.
+    Without `variant`, the plain file; if there is none, the only variant.
     Raises: `CheckpointError` if there is none, several fit, or the index leads out of the folder.
     """
     found = weight_files(folder, stem)

@@ -1,4 +1,4 @@
-"""The spec of the text encoder of a diffusers folder, from its configuration and the files of its tokenizer.
+"""Reads the spec of a diffusers folder's text encoder from its configuration and the files of its tokenizer.
 
 Source: `CLIPTextConfig` of transformers 5.23.0, whose defaults absent fields have.
 """
@@ -48,7 +48,7 @@ def text_spec(config: Config, tokenizer: Path) -> CLIPSpec:
 
 
 def _length(config: Config, tokenizer: Path) -> int:
-    """Returns how many tokens a prompt has: as many as there are positions, and as many as the tokenizer pads to."""
+    """Returns the length of a prompt in tokens: the number of positions, which the tokenizer's length must not fall below."""
     length = config.get("max_position_embeddings", int, 77)
     if (tokenizer / "tokenizer_config.json").is_file():
         own = Config(tokenizer / "tokenizer_config.json", config.tell)
@@ -58,7 +58,7 @@ def _length(config: Config, tokenizer: Path) -> int:
 
 
 def _special_tokens(config: Config, tokenizer: Path, vocabulary: int) -> tuple[int, int, int]:
-    """Returns start, end and padding token; the tokenizer's files know best."""
+    """Returns start, end and padding token, from the tokenizer's files if possible."""
     names = ("bos_token", "eos_token", "pad_token")
     sources = [tokenizer / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
     source = next((path for path in sources if path.is_file() and set(names) <= set(read_json(path))), None)
@@ -77,8 +77,8 @@ def _special_tokens(config: Config, tokenizer: Path, vocabulary: int) -> tuple[i
     start, end, pad = (config.get(f"{name}_id", int, default) for name, default in zip(names, (49406, 49407, 1)))
     if end != 2 and pad != 1:
         return start, end, pad
-    # Published text encoders say 0, 2 and 1, or leave the last to a default of 1; none of these is what the tokenizer has.
-    if config.values.get("hidden_act", "quick_gelu") != "quick_gelu":  # SD 1.x; 2.x pads with 0, others with who knows what
+    # Published text encoders say 0, 2 and 1, or leave the last to its default of 1; the tokenizer has other numbers.
+    if config.values.get("hidden_act", "quick_gelu") != "quick_gelu":  # SD 1.x; 2.x pads with 0, others are unknown
         raise CheckpointError(f"{tokenizer} is needed to know the padding token; it has no vocabulary or no special tokens.")
     own = vocabulary - 2, vocabulary - 1, vocabulary - 1
     if (start, end, pad) != own:
