@@ -58,7 +58,9 @@ def save_part(part: DevicePart, folder: Path):
     """Writes a part as a SavedModel, from which TFLite takes the names of inputs, outputs and signatures."""
     module = tf.Module()
     module.weights = part.weights  # without them the conversion succeeds, but the file has wrong weights
-    tf.saved_model.save(module, str(folder), signatures={name: one.function for name, one in part.signatures.items()})
+    # Graphs that are traced already: saving would trace functions again.
+    graphs = {name: signature.function.get_concrete_function() for name, signature in part.signatures.items()}
+    tf.saved_model.save(module, str(folder), signatures=graphs)
 
 
 def _numbers(*names: str) -> list[tf.TensorSpec]:

@@ -338,7 +338,8 @@ def test_a_signature_is_traced_once_however_it_is_used(tmp_path):
     signature = Signature(double, [tf.TensorSpec([1], tf.float32, name="x")])
     save_part(DevicePart([], {"run": signature}), tmp_path / "saved")
     assert list(signature.function.get_concrete_function().structured_outputs) == ["y"]
-    assert signature.function(tf.constant([3.0]))["y"].numpy() == [6.0] and len(traced) == 1
+    assert signature.function(tf.constant([3.0]))["y"].numpy().tolist() == [6.0]
+    assert len(traced) == 1
     convert(tmp_path / "saved", tmp_path / "double.tflite", ["run"], 0)
     assert look(tmp_path / "double.tflite").signatures == {"run": (["x"], ["y"])}
 
