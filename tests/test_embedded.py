@@ -59,6 +59,7 @@ def test_pictures_follow_prompts_as_often_as_the_report_says(tiny):
         assert measured[name] >= share - spread, f"{name}: {measured[name]} of 32, reported {share}"
 
 
+@pytest.mark.slow
 def test_a_wrong_prompt_is_told_from_the_right_one(tiny):
     """The checker passes what a picture was asked to show, not any picture."""
     from tfsd.training import checker

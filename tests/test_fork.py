@@ -25,6 +25,7 @@ print(model.text_to_image("a red star", num_steps=1, seed=1).shape)
 CALLS = ['model.text_to_image("a", num_steps=1)', 'model.encode_text("a")', "tfsd.load(sys.argv[1])", 'tfsd.text_to_image("a")']
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this system does not fork")
 def test_a_forked_child_gets_an_error_and_the_parent_goes_on(toy_folder):
     command = [sys.executable, "-c", SCRIPT, str(toy_folder), *CALLS]

@@ -54,6 +54,7 @@ def test_a_device_bundle_registers_no_gradient(toy_folder, tmp_path):
     export_tflite(toy_folder, tmp_path / "toy", check=Check(pictures=1, steps=1, adherence=0))
 
 
+@pytest.mark.slow
 def test_training_registers_no_gradient(toy_folder):
     spec = load_spec(toy_folder)
     parts = build(spec, dtype="mixed_bfloat16")

@@ -258,7 +258,8 @@ def test_masked_positions_get_no_weight_and_nothing_is_infinite(dtype):
     q, k, v = (tf.cast(random.normal(size=(1, 2, 6, 4)), dtype) for _ in range(3))
     mask = np.triu(np.full((6, 6), models.layers.MASKED, "float32"), 1)
     first = tf.cast(attend(q, k, v, mask), "float32")[0, 0]
-    np.testing.assert_array_equal(first, tf.reshape(tf.cast(v[0, :, 0], "float32"), (-1,)))  # sees itself alone
+    own = tf.reshape(tf.cast(v[0, :, 0], "float32"), (-1,))  # the first position sees itself alone
+    np.testing.assert_allclose(first, own, rtol=2e-7)  # softmax of one logit is 1 to the last bit, or off by it on some CPUs
 
 
 @pytest.mark.parametrize("dtype", HALF)

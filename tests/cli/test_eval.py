@@ -8,6 +8,7 @@ from command_line import one_line
 from PIL import Image
 
 
+@pytest.mark.slow
 def test_report_outlives_a_sheet_that_fails(place, run, monkeypatch):
     """The folder vanishes while the pictures are made."""
     from tfsd.training import checker

@@ -5,33 +5,13 @@ import pytest
 import tensorflow as tf
 from exports import ServingSession, pixels, request
 
-from tfsd.api import load
 from tfsd.converters.saved_model.export import export_saved_model
-from tfsd.converters.saved_model.graph_requests import ExportLimits
-from tfsd.converters.saved_model.signatures import Signatures
 from tfsd.serving.server.engine import Engine
 from tfsd.serving.wire.errors import ServerError
 
 # Exports draw prompts that the exporter chose, so a warning about their words would not help the caller.
-pytestmark = pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")]
 WORDS = "are NaN or infinite in float16: float16 ends at 65504. Use dtype bfloat16 or float32."
-
-
-def test_the_signatures_that_an_export_is_made_of_fail_for_what_is_not_finite(overflowing_folder, tmp_path):
-    """The slow tests below ask the same of whole exports."""
-    model = load(overflowing_folder, dtype="float16", jit_compile=False)
-    limits = ExportLimits(sizes=((32, 32),), batch_sizes=(1,), max_steps=1, exact=False)
-    functions = Signatures(model.pipeline, limits, assets=tmp_path).functions()
-    for signature, what in (("text_to_png", "latents"), ("encode", "context")):
-        options = {} if signature == "encode" else {"num_steps": 1}
-        with pytest.raises(tf.errors.InvalidArgumentError) as error:
-            functions[signature](**tensors(prompt="a dog", **options))
-        assert f"The {what} of the model {WORDS}" in error.value.message
-        assert functions[signature](**tensors(prompt="a red star", **options))
-
-
-def tensors(**values) -> dict:
-    return {name: tf.constant(value) for name, value in request(**values).items()}
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["graph", "xla"])
@@ -46,7 +26,6 @@ def session(folder):
         yield session
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("signature", "what"), [("text_to_png", "latents"), ("text_to_image", "latents"), ("encode", "context")])
 def test_a_picture_that_is_not_finite_fails_its_request(signature, what, session):
     options = {} if signature == "encode" else {"num_steps": 1}
@@ -56,7 +35,6 @@ def test_a_picture_that_is_not_finite_fails_its_request(signature, what, session
     assert session(signature, request(prompt="a red star", **options))
 
 
-@pytest.mark.slow
 def test_decoded_images_are_checked_too(session):
     latents = np.zeros((1, 4, 4, 4), "float32")
     assert pixels(session("decode", {"latents": latents})["png_bytes"][0]).shape == (32, 32, 3)
@@ -64,7 +42,6 @@ def test_decoded_images_are_checked_too(session):
         session("decode", {"latents": latents + 3e38})  # finite, and beyond float32 once it is scaled
 
 
-@pytest.mark.slow
 def test_of_a_job_only_the_rows_that_are_not_finite_fail(folder):
     engine = Engine(folder)
     inputs = {"prompt": [b"a red star", b"a dog"], "num_steps": [2]}
