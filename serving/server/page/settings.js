@@ -5,7 +5,7 @@ import { ARGUMENTS } from "./arguments.js";
 const SEED_MIN = BigInt(ARGUMENTS.seed.low);
 const SEED_MAX = BigInt(ARGUMENTS.seed.high);
 const SENT = Object.keys(ARGUMENTS).filter((name) => ARGUMENTS[name].column !== null);
-const TEXTS = SENT.filter((name) => ARGUMENTS[name].kind === "text");
+const TEXTS = ["prompt", "negative_prompt"];
 // Those that a field of the form holds as a number: a seed has too many digits, and a choice of sizes has both sides.
 const NUMBERS = SENT.filter((name) => ["whole", "real"].includes(ARGUMENTS[name].kind))
   .filter((name) => !["seed", "height", "width"].includes(name));
@@ -30,7 +30,11 @@ export class Settings {
     this.fields = form.elements;
     this.models = models;
     this.#options(this.fields.model, models.map((model) => [keyOf(model), labelOf(model, models)]));
-    for (const name of NUMBERS) [this.fields[name].min, this.fields[name].max] = [ARGUMENTS[name].low, ARGUMENTS[name].high];
+    this.numbers = NUMBERS.filter((name) => this.fields.namedItem(name) !== null);
+    for (const name of this.numbers) {
+      this.fields[name].min = ARGUMENTS[name].low;
+      this.fields[name].max = ARGUMENTS[name].high;
+    }
     form.querySelector("#model-field").hidden = models.length < 2;
     this.useModel(models[0], true);
   }
@@ -71,7 +75,7 @@ export class Settings {
       prompt: fields.prompt.value,
       negative_prompt: fields.negative_prompt.value,
       seed,
-      ...Object.fromEntries(NUMBERS.map((name) => [name, fields[name].valueAsNumber])),
+      ...Object.fromEntries(this.numbers.map((name) => [name, fields[name].valueAsNumber])),
       sampler: fields.sampler.value,
       height,
       width,
@@ -84,7 +88,7 @@ export class Settings {
     const { fields } = this;
     const problems = this.#fillModel(given);
     for (const name of TEXTS) fields[name].value = given.get(name) ?? "";
-    for (const name of NUMBERS) {
+    for (const name of this.numbers) {
       if (!given.has(name)) continue;
       const value = given.get(name);
       fields[name].value = value;
