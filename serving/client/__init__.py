@@ -1,1 +1,1 @@
-"""Clients of the embedded server and of TensorFlow Serving, for threads and for coroutines."""
+"""Clients of `tfsd serve` and of TensorFlow Serving, for threads and for asyncio."""

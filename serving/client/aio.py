@@ -1,4 +1,4 @@
-"""The client for programs of coroutines; what is not waiting it shares with `tfsd.serving.client.sync`."""
+"""The client for asyncio, of `tfsd serve` and of TensorFlow Serving."""
 
 import asyncio
 import functools
@@ -14,7 +14,8 @@ from tfsd.arguments.options import ServerOptions, takes_options
 from tfsd.arguments.table import GRAPH, Seeds, Texts
 from tfsd.images import Images
 from tfsd.progress import Progress
-from tfsd.serving.client.base import METADATA, POLL_SECONDS, PREDICT, WATCH, Attempts, Caller, Tracker, new_request_id
+from tfsd.serving.client.attempts import Attempts
+from tfsd.serving.client.base import METADATA, POLL_SECONDS, PREDICT, WATCH, Caller, new_request_id
 from tfsd.serving.client.requests import (
     Answer,
     Columns,
@@ -25,6 +26,7 @@ from tfsd.serving.client.requests import (
     row_count,
     warn_of_truncation,
 )
+from tfsd.serving.client.tracker import Tracker
 
 
 class AsyncClient(Caller):
@@ -117,7 +119,7 @@ class AsyncClient(Caller):
         return answer_of(response, row_count(request), headers)
 
     async def _tried(self, method: str, request, attempts: Attempts, request_id: str | None = None):
-        """Returns the answer of a method, tried as often as `attempts` allows, and the headers at its end."""
+        """Returns the answer of a method, with retries by `attempts`, and its trailing metadata."""
         for tried in itertools.count(1):
             headers = self._headers(request_id)
             try:
@@ -127,20 +129,20 @@ class AsyncClient(Caller):
                 await asyncio.sleep(attempts.wait_after(error, tried))
 
     async def _watch(self, request_id: str, attempts: Attempts, hear: Callable):
-        """Lets `hear` have what the server tells of a request's progress, if it tells anything."""
+        """Passes the server's reports about a request to `hear`, if it sends any."""
         while True:
-            await asyncio.sleep(POLL_SECONDS)  # a little later than the request, so that the server knows of it
+            await asyncio.sleep(POLL_SECONDS)  # a little later than the request, so that the server knows it
             try:
                 name = StringValue(value=request_id)
                 async for message in self._call[WATCH](name, timeout=attempts.remaining(), metadata=self._headers()):
-                    hear(message)  # until it failed, too: then it may be tried again
+                    hear(message)  # also of a failed attempt, which may be repeated
             except grpc.RpcError as error:
                 if not self._watch_again(error):
                     return
 
 
 async def _ended(tasks):
-    """Cancels tasks and waits for their end, whatever it is."""
+    """Cancels tasks and waits until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""What a client sends and what it makes of the answers: checked arguments, PredictRequests, pictures with recipes."""
+"""A client's requests and answers: checked arguments, PredictRequests, and images with recipes."""
 
 import io
 import math
@@ -23,25 +23,25 @@ from tfsd.serving.wire.errors import WARNING_KEY, ServerError
 
 _MAX_WARNING = 4096  # bytes
 INPUTS = columns()  # input -> its kind of tensor; output likewise
-# Of each kind: its number, the field of its values, and numpy's name.
+# Kind -> (number, field of the values, numpy's name).
 _KINDS = {
     "float32": (1, "float_val", "<f4"),
     "int32": (3, "int_val", "<i4"),
     "string": (7, "string_val", None),
     "int64": (9, "int64_val", "<i8"),
 }
-Columns = dict[str, list | None]  # an input's name -> one value per picture; None until the model's own are known
+Columns = dict[str, list | None]  # input -> one value per image; None stands for the model's default
 
 
 class ModelInputs(NamedTuple):
-    """What a model's signature takes: the names of its inputs, empty if the server does not tell, and their defaults."""
+    """The names of a signature's inputs, empty if the server does not list them, and their defaults."""
 
     names: frozenset[str]
     defaults: dict
 
 
 class Answer(NamedTuple):
-    """What came back for one call: PNG files, how many tokens of each prompt were cut off, the model's version, a warning."""
+    """The answer to one RPC: PNG files, how many tokens of each prompt were cut off, the model's version, a warning."""
 
     pngs: list[bytes]
     truncated: list[tuple[int, int]]  # of the prompt and of the negative prompt
@@ -50,7 +50,7 @@ class Answer(NamedTuple):
 
 
 def request_columns(method: Callable, prompt: Texts, batch_size: int, seed: Seeds, options: Mapping) -> Columns:
-    """Returns the inputs of a request to a client's method; what depends on the model, its server checks.
+    """Returns the inputs for the arguments of a client's method. The server checks what depends on the model.
 
     Raises: `TypeError`, `ValueError` naming the argument.
     """
@@ -74,13 +74,13 @@ def _require_unicode(name: str, texts: list[str]):
 
 
 def filled(given: Columns, model: ModelInputs) -> Columns:
-    """Returns the inputs with the model's own values where none were given.
+    """Returns the inputs with the model's defaults for those that were not given.
 
-    They are sent, although a server would fill them in: so the recipe says what was drawn even where another version of
-    the model took its place in the meantime, and servers that know no defaults get all they need. Arguments that an export of
-    an earlier version does not have are left out while they have their default value.
+    Defaults are sent, although servers would add them: the recipe is then right even if another version of the model has
+    replaced this one, and servers without defaults get all inputs. Arguments that an older export does not have are omitted
+    if they have their default value.
 
-    Raises: `ValueError` naming an argument for which the model has no value of its own, or that it does not have.
+    Raises: `ValueError` naming an argument for which the model has no default, or that it does not have.
     """
     full, batch = {}, len(given["prompt"])
     for name, values in given.items():
@@ -88,7 +88,7 @@ def filled(given: Columns, model: ModelInputs) -> Columns:
             if values is not None and any(value != ARGUMENTS[name].default for value in values):
                 raise ValueError(f"{name} must be left out: the server's model has no such input. Export it again.")
         elif values is None and name not in model.defaults:
-            raise ValueError(f"{name} must be given: the server's model says no value of its own.")
+            raise ValueError(f"{name} must be given: the server's model has no default for it.")
         else:
             full[name] = [model.defaults[name]] * batch if values is None else values
     return full
@@ -105,13 +105,13 @@ def model_spec(name: str, version: int | str | None, signature: str = ""):
 
 
 def predict_requests(given: Columns, spec, max_batch: int) -> list:
-    """Returns the PredictRequests for all pictures, each with at most `max_batch` rows.
+    """Returns the PredictRequests for all images, each with at most `max_batch` rows.
 
-    They have no output filter: exports of other versions may lack an output that this one reads.
+    They have no output filter, since older exports may lack an output that this client reads.
     """
     batch = len(given["prompt"])
     parts = -(-batch // max_batch)
-    bounds = [batch * i // parts for i in range(parts + 1)]  # calls of about one size take about one time
+    bounds = [batch * i // parts for i in range(parts + 1)]  # of similar sizes, so that they take similar times
     requests = []
     for first, last in zip(bounds, bounds[1:]):
         request = protos.PredictRequest(model_spec=spec)
@@ -122,7 +122,7 @@ def predict_requests(given: Columns, spec, max_batch: int) -> list:
 
 
 def row_count(request) -> int:
-    """Returns how many pictures a PredictRequest asks for."""
+    """Returns the number of images that a PredictRequest asks for."""
     return request.inputs["prompt"].tensor_shape.dim[0].size
 
 
@@ -136,7 +136,7 @@ def tensor_of(values: Sequence, kind: str):
 
 
 def values_of(tensor, count: int, kind: str) -> list:
-    """Returns the `count` values of a TensorProto in either of its forms; floats are the shortest that are the same.
+    """Returns the `count` values of a TensorProto, as content or as a field; floats are rounded to the shortest equal number.
 
     Raises: `ServerError` INTERNAL for another type or number of values.
     """
@@ -148,16 +148,16 @@ def values_of(tensor, count: int, kind: str) -> list:
         values = np.frombuffer(tensor.tensor_content, numpy_name).tolist()
     else:
         values = list(getattr(tensor, field))
-        values += values[-1:] * (count - len(values))  # of equal values TensorFlow writes the last one once
+        values += values[-1:] * (count - len(values))  # TensorFlow writes equal values at the end only once
     if len(values) != count:
         raise ServerError("INTERNAL", f"The server sent {len(values)} values for {count} of {kind}.")
     return [float(str(np.float32(value))) for value in values] if kind == "float32" else values
 
 
 def inputs_of(response, name: str, signature: str) -> ModelInputs:
-    """Returns the inputs of a model, and their values if they are left out, of the answer to GetModelMetadata.
+    """Returns the inputs of a model and their defaults, from the answer to GetModelMetadata.
 
-    Raises: `ServerError` FAILED_PRECONDITION if the model has no such signature, INTERNAL for what cannot be read.
+    Raises: `ServerError` FAILED_PRECONDITION if the model has no such signature, INTERNAL for a damaged answer.
     """
     found = parsed(protos.SignatureDefMap, response.metadata["signature_def"].value).signature_def
     if signature not in found:
@@ -171,7 +171,7 @@ def inputs_of(response, name: str, signature: str) -> ModelInputs:
 
 
 def parsed(kind: type, data: bytes):
-    """Returns the message that bytes stand for; raises `ServerError` INTERNAL if they are none."""
+    """Parses a message. Raises: `ServerError` INTERNAL if it is damaged."""
     try:
         return kind.FromString(data)
     except (DecodeError, UnicodeDecodeError):
@@ -179,14 +179,14 @@ def parsed(kind: type, data: bytes):
 
 
 def answer_of(data: bytes, rows: int, headers: Iterable[tuple[str, str | bytes]] = ()) -> Answer:
-    """Returns what the bytes of a PredictResponse hold; raises `ServerError` INTERNAL unless it is `rows` pictures."""
+    """Parses a PredictResponse. Raises: `ServerError` INTERNAL unless it has `rows` images."""
     response = parsed(protos.PredictResponse, data)
     for name in ("png_bytes", "truncated_tokens"):
         if name not in response.outputs:
             raise ServerError("INTERNAL", f"The server's answer has no {name} but {', '.join(response.outputs) or 'nothing'}.")
     pngs = values_of(response.outputs["png_bytes"], rows, "string")
     truncated = values_of(response.outputs["truncated_tokens"], rows, "int32")
-    negative = [0] * rows  # of exports of format 1, which do not count them
+    negative = [0] * rows  # exports of format 1 do not count them
     if "truncated_negative_tokens" in response.outputs:
         negative = values_of(response.outputs["truncated_negative_tokens"], rows, "int32")
     warning = dict(headers or ()).get(WARNING_KEY, b"")
@@ -195,9 +195,9 @@ def answer_of(data: bytes, rows: int, headers: Iterable[tuple[str, str | bytes]]
 
 
 def images_of(given: Columns, answers: Iterable[Answer], model: str) -> Images:
-    """Returns the pictures of all answers, with recipes that make them again.
+    """Returns the images of all answers, with recipes that make them again.
 
-    Raises: `ServerError` INTERNAL for a file that is no picture of the size that was asked for.
+    Raises: `ServerError` INTERNAL for a file that is not an image of the requested size.
     """
     answers = list(answers)
     pngs = [png for answer in answers for png in answer.pngs]
@@ -209,23 +209,25 @@ def images_of(given: Columns, answers: Iterable[Answer], model: str) -> Images:
 
 def _pixels(png: bytes, height: int, width: int) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
-            found = f"{picture.mode} {picture.height} x {picture.width}"
-            if found == f"RGB {height} x {width}":  # seen before the pixels are unpacked: a small file can hold many
-                return np.asarray(picture)
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            found = f"{image.mode} {image.height} x {image.width}"
+            if (
+                found == f"RGB {height} x {width}"
+            ):  # checked before the pixels are decompressed, as a small file can have very many
+                return np.asarray(image)
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # PIL's, for damaged files
-        raise ServerError("INTERNAL", f"The server sent a picture that cannot be read ({error}).") from error
-    raise ServerError("INTERNAL", f"The server sent a picture that is {found}, not RGB {height} x {width}.")
+        raise ServerError("INTERNAL", f"The server sent an image that cannot be read ({error}).") from error
+    raise ServerError("INTERNAL", f"The server sent an image that is {found}, not RGB {height} x {width}.")
 
 
 def warn_of_truncation(given: Columns, answers: Iterable[Answer], stacklevel: int):
-    """Warns, once per prompt, of text that the model did not read, and of words in it that the model never learned."""
+    """Warns, once per prompt, about text that the model did not read, and about words that it was not trained on."""
     _warn_of_words(answers, stacklevel + 1)
     counts = list(zip(*(pair for answer in answers for pair in answer.truncated)))
     cut = {(name, text): n for name, many in zip(("prompt", "negative_prompt"), counts) for text, n in zip(given[name], many)}
     if not any(cut.values()):
         return
-    from tfsd.text import PromptTruncationWarning  # not above: it costs a client as much time as all the rest
+    from tfsd.text import PromptTruncationWarning  # imported late, as it takes as long as the rest of the client
 
     for (name, text), count in cut.items():
         if count:
@@ -237,7 +239,7 @@ def warn_of_truncation(given: Columns, answers: Iterable[Answer], stacklevel: in
 def _warn_of_words(answers: Iterable[Answer], stacklevel: int):
     messages = dict.fromkeys(answer.warning for answer in answers if answer.warning)
     if messages:
-        from tfsd.text import UnknownWordsWarning  # as above
+        from tfsd.text import UnknownWordsWarning  # imported late, as above
 
         for message in messages:
             warnings.warn(message, UnknownWordsWarning, stacklevel=stacklevel + 1)

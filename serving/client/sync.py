@@ -1,4 +1,4 @@
-"""Pictures from a server: the embedded one or TensorFlow Serving, by the arguments of `tfsd.text_to_image`."""
+"""The client for threads, of `tfsd serve` and of TensorFlow Serving."""
 
 import collections
 import contextlib
@@ -16,7 +16,8 @@ from tfsd.arguments.options import ServerOptions, takes_options
 from tfsd.arguments.table import GRAPH, Seeds, Texts
 from tfsd.images import Images
 from tfsd.progress import Cancelled, Progress
-from tfsd.serving.client.base import METADATA, POLL_SECONDS, PREDICT, WATCH, Attempts, Caller, Tracker, new_request_id
+from tfsd.serving.client.attempts import Attempts
+from tfsd.serving.client.base import METADATA, POLL_SECONDS, PREDICT, WATCH, Caller, new_request_id
 from tfsd.serving.client.requests import (
     Answer,
     Columns,
@@ -27,6 +28,7 @@ from tfsd.serving.client.requests import (
     row_count,
     warn_of_truncation,
 )
+from tfsd.serving.client.tracker import Tracker
 
 
 class Client(Caller):
@@ -35,7 +37,7 @@ class Client(Caller):
     Several threads may share one client.
     """
 
-    _lock = threading.Lock()  # for the moment in which a channel is made
+    _lock = threading.Lock()  # held while a channel is opened
 
     def __enter__(self) -> "Client":
         return self
@@ -95,7 +97,7 @@ class Client(Caller):
                 model = self._learn(self._tried(METADATA, self._metadata_request(), attempts, running)[0])
             columns = filled(columns, model)
             answers = self._predict_all(columns, show, attempts, running)
-        except BaseException:  # Ctrl-C, too: nothing of this call shall go on
+        except BaseException:  # also Ctrl-C: no RPC of this call may continue
             running.cancel()
             self._forget_inputs()
             raise
@@ -131,7 +133,7 @@ class Client(Caller):
         return answer_of(response, row_count(request), headers)
 
     def _tried(self, method: str, request, attempts: Attempts, running: "_Running", request_id: str | None = None):
-        """Returns the answer of a method, tried as often as `attempts` allows, and the headers at its end."""
+        """Returns the answer of a method, with retries by `attempts`, and its trailing metadata."""
         for tried in itertools.count(1):
             call = self._call[method].future(request, timeout=attempts.remaining(), metadata=self._headers(request_id))
             try:
@@ -141,14 +143,14 @@ class Client(Caller):
 
     @contextlib.contextmanager
     def _watching(self, request_id: str, attempts: Attempts, hear: Callable | None) -> Iterator[None]:
-        """Lets `hear` have what the server tells of a request's progress, if it tells anything."""
+        """Passes the server's reports about a request to `hear`, if it sends any."""
         if hear is None:
             yield
             return
         over, streams = threading.Event(), collections.deque(maxlen=1)
 
         def read():
-            while not over.wait(POLL_SECONDS):  # a little later than the request, so that the server knows of it
+            while not over.wait(POLL_SECONDS):  # a little later than the request, so that the server knows it
                 try:
                     stream = self._call[WATCH](
                         StringValue(value=request_id), timeout=attempts.remaining(), metadata=self._headers()
@@ -157,7 +159,7 @@ class Client(Caller):
                     if over.is_set():
                         stream.cancel()
                     for message in stream:
-                        hear(message)  # until it failed, too: then it may be tried again
+                        hear(message)  # also of a failed attempt, which may be repeated
                 except grpc.RpcError as error:
                     if not self._watch_again(error):
                         return
@@ -174,7 +176,7 @@ class Client(Caller):
 
 
 class _Running:
-    """The RPCs of one call of a method: they are cancelled together."""
+    """The RPCs of one call of a method, which are cancelled together."""
 
     def __init__(self):
         self._calls: set[grpc.Future] = set()
@@ -182,7 +184,7 @@ class _Running:
         self._cancelled = threading.Event()
 
     def result(self, call: grpc.Future):
-        """Returns what an RPC does; raises `Cancelled` if it was, else what it raises."""
+        """Returns the result of an RPC. Raises: `Cancelled` if it was cancelled, else its error."""
         with self._lock:
             self._calls.add(call)
         try:
@@ -196,12 +198,12 @@ class _Running:
                 self._calls.discard(call)
 
     def sleep(self, seconds: float):
-        """Waits; raises `Cancelled` as soon as it was."""
+        """Waits. Raises: `Cancelled` as soon as the call is cancelled."""
         if self._cancelled.wait(seconds):
             raise Cancelled("The request was cancelled.")
 
     def cancel(self):
-        """Cancels what runs and what is yet to run."""
+        """Cancels the RPCs that run and those that have not started."""
         self._cancelled.set()
         with self._lock:
             calls = list(self._calls)

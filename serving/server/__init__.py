@@ -1,1 +1,1 @@
-"""The embedded server."""
+"""The server of `tfsd serve`."""

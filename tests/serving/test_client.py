@@ -230,7 +230,7 @@ def test_picture_that_would_fill_the_memory_is_not_unpacked(draw):
     """Its header says 100 000 pixels a side."""
     data = bytearray(png(picture(1, 0)))
     data[16:24] = (100_000).to_bytes(4, "big") * 2
-    with serving(Scripted([answers(png_bytes=[bytes(data)])])) as address, pytest.raises(ServerError, match="picture that"):
+    with serving(Scripted([answers(png_bytes=[bytes(data)])])) as address, pytest.raises(ServerError, match="image that"):
         draw(address, "a")
 
 

@@ -12,8 +12,8 @@ from stand_in import TLS, Engine, held, picture, served
 
 from tfsd import Cancelled
 from tfsd.progress import Progress
-from tfsd.serving.client.base import Tracker
 from tfsd.serving.client.sync import Client
+from tfsd.serving.client.tracker import Tracker
 from tfsd.serving.server.models import Models
 from tfsd.serving.server.server import Server, ServerOptions, running
 from tfsd.serving.wire.errors import ServerError
