@@ -34,7 +34,7 @@ SERVING = [
     "prometheus-client>=0.20",
 ]
 DEVICE = ["ai-edge-litert>=2,<3", "ai-edge-quantizer>=0.10,<0.11", "jinja2>=3.1"]
-DEV = ["ruff>=0.17,<0.18", "pre-commit>=4"]
+DEV = ["ruff>=0.17,<0.18", "mypy>=2,<3", "pre-commit>=4"]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "kubernetes-validate>=1.27", "psutil>=5.9", "PyYAML"]
 # To build the site; ruff formats its signatures. `.ci/run` installs these alone: the sources are read, not imported.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2", "ruff"]

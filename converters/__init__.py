@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tfsd.converters.importers.sources import detect
 from tfsd.errors import TfsdWarning, shown
@@ -19,7 +20,7 @@ from tfsd.storage.model_folders import DTYPES, write_model
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
-def _diffusers(src: Path, variant: str | None, spec: ModelSpec | None, sampler: str | None, tell: Callable[[str], None]):
+def _diffusers(src: Path, variant: str | None, spec: ModelSpec | None, sampler: str | None, tell: Callable[[str], None]) -> Any:
     from tfsd.converters.importers.diffusers import open_folder  # here, since it loads TensorFlow
 
     if spec is not None:
@@ -27,7 +28,7 @@ def _diffusers(src: Path, variant: str | None, spec: ModelSpec | None, sampler: 
     return open_folder(src, variant=variant, sampler=sampler, tell=tell)
 
 
-def _kerascv(src: Path, variant: str | None, spec: ModelSpec | None, sampler: str | None, tell: Callable[[str], None]):
+def _kerascv(src: Path, variant: str | None, spec: ModelSpec | None, sampler: str | None, tell: Callable[[str], None]) -> Any:
     from tfsd.converters.importers.kerascv import open_folder
 
     if variant is not None:
@@ -48,7 +49,7 @@ def convert(
     name: str | None = None,
     overwrite: bool = False,
     progress: bool = False,
-    notes: Mapping | None = None,
+    notes: Mapping[str, Any] | None = None,
     variant: str | None = None,
     spec: ModelSpec | None = None,
     sampler: str | None = None,
@@ -84,7 +85,7 @@ def convert(
     sampler = None if sampler is None else find_sampler(sampler)
     told: list[str] = []
 
-    def tell(message: str):
+    def tell(message: str) -> None:
         told.append(message.replace(f"{src}{os.sep}", ""))  # the manifest must not show the user's folders
         warnings.warn(message, TfsdWarning, stacklevel=2)
 

@@ -4,6 +4,7 @@ import os
 import reprlib
 import sys
 import warnings
+from typing import Any
 
 LIMIT = 60  # characters of a value in a message
 _PACKAGES = ("tfsd",)
@@ -22,7 +23,7 @@ class TfsdWarning(UserWarning):
     """The base of all warnings of this package, by which the command line tells them from those of its libraries."""
 
 
-def warn(message: str, category: type[TfsdWarning]):
+def warn(message: str, category: type[TfsdWarning]) -> None:
     """Warns of something in the code that called this package, at the line that did."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _PACKAGES:
@@ -37,7 +38,7 @@ class _Short(reprlib.Repr):
         self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = self.maxdeque = self.maxarray = 6
         self.maxlevel = 3
 
-    def repr1(self, x, level: int) -> str:
+    def repr1(self, x: Any, level: int) -> str:
         """Returns the text of a value, or of one inside another."""
         if isinstance(x, os.PathLike):
             x = os.fspath(x)
@@ -51,14 +52,14 @@ class _Short(reprlib.Repr):
             return self._array(x, level)
         return super().repr1(x, level)
 
-    def _array(self, x, level: int) -> str:
+    def _array(self, x: Any, level: int) -> str:
         if type(x).__module__.split(".")[0] == "numpy" and x.shape == () and not x.dtype.hasobject:
             item = x.item()
             return str(x) if isinstance(item, float) else self.repr1(item, level)  # float32's 0.1 is no other number
         return f"{type(x).__name__} {getattr(x.dtype, 'name', x.dtype)} [{', '.join(map(str, x.shape))}]"
 
 
-def shown(value, limit: int = LIMIT) -> str:
+def shown(value: object, limit: int = LIMIT) -> str:
     """Returns a value as messages show it: on one line of at most about `limit` characters.
 
     Arrays and tensors are shown by type, dtype and shape: `ndarray int32 [1, 77]`.

@@ -209,7 +209,7 @@ def _clear_errors(file: PublishedFile, url: str, part: Path | None = None) -> It
     try:
         yield
     except Exception as error:  # requests', httpx' or the client's own, depending on its release
-        if part is not None and isinstance(error, OSError) and errno.errorcode.get(error.errno) in _OF_DISKS:
+        if part is not None and isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in _OF_DISKS:
             raise CheckpointError(f"{part} cannot be written: {error.strerror}. Make room, then run it again.") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CheckpointError(

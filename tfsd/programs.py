@@ -4,6 +4,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -35,7 +36,7 @@ class Programs:
 
     def __init__(self, function: Callable, *, jit_compile: bool):
         self._function, self._jit_compile = function, jit_compile
-        self._programs: dict[tuple, Callable] = {}
+        self._programs: dict[tuple, Any] = {}
         self._lock = threading.Lock()
 
     def __call__(self, *arguments):

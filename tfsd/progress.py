@@ -37,7 +37,8 @@ class Stages:
         self.label, self.name = "", ""
         self.drawn = bool(wanted) and _draws(sys.stderr)
         self._keep = keep
-        self._done, self._total, self._unit, self._scale, self._began = 0, None, "step", False, time.monotonic()
+        self._total: int | None = None
+        self._done, self._unit, self._scale, self._began = 0, "step", False, time.monotonic()
         self._lock, self._over = threading.RLock(), threading.Event()
         self._depth = 0
         self.interrupted = False  # set once Ctrl-C was pressed, by whoever hears it
@@ -147,7 +148,8 @@ def _draws(file) -> bool:
 @contextlib.contextmanager
 def aside() -> Iterator[None]:
     """Takes an open line away while something else is written to the terminal."""
-    with _opened().aside() if _opened() is not None else contextlib.nullcontext():
+    opened = _opened()
+    with contextlib.nullcontext() if opened is None else opened.aside():
         yield
 
 

@@ -57,7 +57,7 @@ def places(parser: Parser) -> Iterator[Place]:
     """Yields what can stand behind each command; the first is behind `tfsd` alone, where a prompt's options may, too."""
     found = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     helps = {action.dest: action.help for action in found._choices_actions}
-    below = [_place(name, helps[name], sub) for name, sub in found.choices.items()]
+    below = [_place(name, helps[name] or "", sub) for name, sub in found.choices.items()]
     top, draws = _place("", "", parser), next(place for place in below if place.command == "generate")
     names = {name for option in top.options for name in option.names}
     options = top.options + [option for option in draws.options if not names & set(option.names)]
@@ -67,12 +67,13 @@ def places(parser: Parser) -> Iterator[Place]:
 
 
 def _place(command: str, help: str, parser: Parser) -> Place:
-    options, words = [], []
+    options: list[Option] = []
+    words: list[str] = []
     for action in parser._actions:
         values = _VALUES.get(action.dest, tuple(map(str, action.choices or ())))
         if action.option_strings:
             shown = action.help if isinstance(action.help, str) else ""  # what is made for help alone may cost imports
-            options.append(Option(action.option_strings, None if action.nargs == 0 else values, shown))
+            options.append(Option(list(action.option_strings), None if action.nargs == 0 else values, shown))
         else:
             words += values
     return Place(command, help, options, words)

@@ -30,6 +30,6 @@ def models(args) -> int:
     if args.json:
         print_json([entry._asdict() | {"path": str(entry.path) if entry.path else None} for entry in entries])
         return 0
-    rows = [(e.name, e.state, f"{e.bytes / 1e6:.1f} MB" if e.bytes else "", e.licence, e.path or "") for e in entries]
+    rows = [(e.name, e.state, f"{e.bytes / 1e6:.1f} MB" if e.bytes else "", e.licence, str(e.path or "")) for e in entries]
     print_table(rows, ("name", "state", "size", "licence", "folder"))
     return 0

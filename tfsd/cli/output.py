@@ -20,10 +20,10 @@ class Output:
         files = pictures[:1] if args.grid else pictures
         self._folder = _folder(args.out)
         if args.out == "-":
-            self._names = [None]
+            self._names: list[Path | None] = [None]
             _require_pipe(args.flags["out"], len(files))
         else:
-            self._names = self._named(files, args.n)
+            self._names = [*self._named(files, args.n)]
         self._left = iter(self._names)
 
     def _named(self, files: list[dict], n: int) -> list[Path]:

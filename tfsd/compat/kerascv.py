@@ -32,7 +32,7 @@ def kerascv_names(function: _Function) -> _Function:
                 kwargs[ours] = kwargs.pop(theirs)
         return function(*args, **kwargs)
 
-    return renamed
+    return renamed  # type: ignore[return-value]
 
 
 def points_to_load(init: _Function) -> _Function:
@@ -47,4 +47,4 @@ def points_to_load(init: _Function) -> _Function:
             )
         init(self, *args, **kwargs)
 
-    return checked
+    return checked  # type: ignore[return-value]

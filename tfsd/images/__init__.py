@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, TypeVar, cast, overload
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,8 @@ from tfsd.images.files import (
 
 __all__ = ["ImageFileError", "Images", "Picture", "check_targets", "file_names", "free_names", "read_recipe"]
 
+_Self = TypeVar("_Self", bound="_WithRecipes")
+
 
 class _WithRecipes(np.ndarray):
     """Pixels whose `recipes` say how they were made; empty for what was computed from such pixels.
@@ -33,32 +35,32 @@ class _WithRecipes(np.ndarray):
     changed. Of numpy's methods only `copy` keeps the recipes.
     """
 
-    recipes: list[dict]
+    recipes: list[dict[str, Any]]
     _SHAPE: str  # of what can be shown and saved
 
-    def __array_finalize__(self, other):
+    def __array_finalize__(self, other: Any) -> None:
         self.recipes = []
 
-    def __array_wrap__(self, array, context=None, return_scalar=False):
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         return np.asarray(array)[()] if return_scalar else np.asarray(array)
 
-    def __array_function__(self, function, types, args, kwargs):
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         result = super().__array_function__(function, types, args, kwargs)
         return np.asarray(result) if isinstance(result, _WithRecipes) and not result.recipes else result
 
-    def copy(self, order: str = "C"):
+    def copy(self: _Self, order: Literal["K", "A", "C", "F"] | None = "C") -> _Self:
         """Returns a copy of pixels and recipes."""
-        copied = super().copy(order)
+        copied: _Self = super().copy(order)
         copied.recipes = copy.deepcopy(self.recipes)
         return copied
 
-    def __copy__(self):
+    def __copy__(self: _Self) -> _Self:
         return self.copy()
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self: _Self, memo: Any) -> _Self:
         return self.copy()
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         plain = np.asarray(self)
         return (_recorded, (type(self), plain, self.recipes)) if self.recipes else plain.__reduce__()
 
@@ -93,15 +95,15 @@ class Picture(_WithRecipes):
 
     _SHAPE = "[H, W, 3]"
 
-    def __new__(cls, pixels: np.ndarray, recipe: Mapping) -> "Picture":
+    def __new__(cls, pixels: np.ndarray, recipe: Mapping[str, Any]) -> "Picture":
         """Raises: `ValueError` unless these are a picture and a recipe of values that JSON can hold."""
-        return _recorded(cls, pixels, [recipe])
+        return cast("Picture", _recorded(cls, pixels, [recipe]))
 
-    def __getitem__(self, key) -> Any:
+    def __getitem__(self, key: Any) -> Any:
         return np.asarray(self)[key]
 
     @property
-    def recipe(self) -> dict:
+    def recipe(self) -> dict[str, Any]:
         """How the image was made. Raises: `ValueError` for arrays that were computed from images."""
         self._pixels()
         return self.recipes[0]
@@ -109,7 +111,8 @@ class Picture(_WithRecipes):
     @property
     def seed(self) -> int:
         """The seed of the image. With its index and the rest of its recipe, it makes the same image again."""
-        return self.recipe["seed"]
+        seed: int = self.recipe["seed"]
+        return seed
 
     def pil(self) -> Image.Image:
         """Returns the image as a PIL image."""
@@ -133,17 +136,17 @@ class Images(_WithRecipes):
 
     _SHAPE = "[B, H, W, 3]"
 
-    def __new__(cls, pixels: np.ndarray, recipes: Sequence[Mapping]) -> "Images":
+    def __new__(cls, pixels: np.ndarray, recipes: Sequence[Mapping[str, Any]]) -> "Images":
         """Raises: `ValueError` unless these are pictures and as many recipes, of values that JSON can hold."""
-        return _recorded(cls, pixels, recipes)
+        return cast("Images", _recorded(cls, pixels, recipes))
 
-    @overload
+    @overload  # type: ignore[override]  # arrays of numpy have no items of another class
     def __getitem__(self, key: SupportsIndex) -> Picture: ...
     @overload
     def __getitem__(self, key: slice) -> "Images": ...
     @overload
     def __getitem__(self, key: Any) -> Any: ...
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Any:
         part = np.asarray(self)[key]
         if not self._whole() or key is None or isinstance(key, tuple):
             return part
@@ -163,6 +166,10 @@ class Images(_WithRecipes):
         """The seed of each image. With its index and the rest of its recipe, it makes the same image again."""
         return [recipe["seed"] for recipe in self.recipes]
 
+    @overload
+    def pil(self, i: int) -> Image.Image: ...
+    @overload
+    def pil(self, i: None = None) -> list[Image.Image]: ...
     def pil(self, i: int | None = None) -> Image.Image | list[Image.Image]:
         """Returns image `i` as a PIL image, or a list of all.
 
@@ -221,7 +228,7 @@ class Images(_WithRecipes):
         write_files({name: encode(*self.sheet(columns), name.suffix, quality=quality)}, overwrite=overwrite)
         return name
 
-    def sheet(self, columns: int | None = None) -> tuple[Image.Image, dict]:
+    def sheet(self, columns: int | None = None) -> tuple[Image.Image, dict[str, Any]]:
         """Returns all images as one, as `grid` does, and the recipe for a file of it, which contains theirs.
 
         Raises: as `grid`.
@@ -242,7 +249,7 @@ def _count(pixels: np.ndarray, kind: type[_WithRecipes]) -> int:
     return len(pixels) if pixels.ndim == 4 else 1
 
 
-def _recorded(kind: type[_WithRecipes], pixels: np.ndarray, recipes: Sequence[Mapping]):
+def _recorded(kind: type[_WithRecipes], pixels: np.ndarray, recipes: Sequence[Mapping[str, Any]]) -> Any:
     """Returns pixels as a `kind` with recipes. Raises: `ValueError` as the classes say."""
     pixels = np.asarray(pixels)
     count = _count(pixels, kind)
@@ -261,7 +268,7 @@ def _png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """Returns a value that JSON can hold: numpy's numbers become Python's."""
     value = value.item() if isinstance(value, np.generic) else value
     json.dumps(value, allow_nan=False)  # raises for what has no place in a recipe

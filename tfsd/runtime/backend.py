@@ -26,7 +26,7 @@ def backend() -> tuple[str, str]:
     return str(name), f"{path} says so"
 
 
-def require_tensorflow():
+def require_tensorflow() -> None:
     """Raises `BackendError` unless Keras runs on TensorFlow."""
     name, why = backend()
     if name != "tensorflow":

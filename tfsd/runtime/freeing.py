@@ -6,6 +6,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 
 def free_memory():
@@ -34,7 +35,8 @@ class OwnHeap:
 
     def make(self, call: Callable[[], object]):
         """Returns what `call` returns in the thread, or raises what it raises. To be called once."""
-        made, done = [], threading.Event()
+        made: list[tuple[Any, BaseException | None]] = []
+        done = threading.Event()
         threading.Thread(target=self._make, args=(call, made, done), name=self._name, daemon=True).start()
         done.wait()
         value, error = made.pop()  # the thread keeps the list

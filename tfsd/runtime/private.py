@@ -7,7 +7,7 @@ name has changed, the error says which version is there and which was tested.
 import importlib
 import inspect
 from importlib import metadata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class VersionError(ImportError):
@@ -57,7 +57,7 @@ def private(name: str):
     module, _, attributes = name.partition(":")
     installed = _installed(assumed.package)
     try:
-        found = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
         for attribute in attributes.split("."):
             submodule = f"{found.__name__}.{attribute}" if inspect.ismodule(found) else ""
             if submodule and not hasattr(found, attribute):
@@ -80,7 +80,7 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def _changed(assumed: Private, installed: str, what: str) -> VersionError:
+def _changed(assumed: Private, installed: str | None, what: str) -> VersionError:
     package = assumed.package
     return VersionError(
         f"{package} {installed} has {what}; this package was tested with {package} {assumed.tested}. "

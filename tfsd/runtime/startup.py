@@ -9,7 +9,7 @@ from collections.abc import Iterator
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # 0 shows everything, 1 hides information, 2 warnings, 3 errors
 
 
-def quiet_imports():
+def quiet_imports() -> None:
     """Makes the next `import tensorflow` a quiet one, unless it was imported before or the user set `LEVEL` below 2.
 
     TensorFlow reads `LEVEL` when it is imported, so it is set for that moment alone. Some lines are written past it:
@@ -28,7 +28,7 @@ class _Finder:
         specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = functools.partial(_run_quietly, spec.loader.exec_module)
+            spec.loader.exec_module = functools.partial(_run_quietly, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 
 

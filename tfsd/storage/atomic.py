@@ -21,7 +21,7 @@ from tfsd.storage.folders import contents, listed_files, require_replaceable
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tfsd.errors import CheckpointError
 
@@ -18,14 +19,14 @@ def require_fields(path: Path, manifest: dict):
         if not isinstance(file, str) or file not in manifest["files"]:
             raise CheckpointError(f"{path} is damaged: it does not say in which of its files {name} is.")
     for name, fits in _fields(manifest):
-        value = manifest
+        value: Any = manifest
         for key in name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if not fits(value):
             raise CheckpointError(f"{path} is damaged: {name} is missing or not what it should be.")
 
 
-def _fields(manifest: dict) -> Iterator[tuple[str, Callable[[object], bool]]]:
+def _fields(manifest: dict) -> Iterator[tuple[str, Callable[[Any], bool]]]:
     """Yields where a value is, its keys joined by dots, and whether one found there fits; in the order of the apps."""
     yield "name", _is_text
     yield "identity", lambda value: isinstance(value, dict)

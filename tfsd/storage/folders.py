@@ -37,8 +37,8 @@ def own_files(folder: Path, kind: str) -> list[str]:
         raise CheckpointError(f"{keep}: it is not empty and no {shown}, as it has no {place}. Give another folder.")
     manifest = read_json(folder / place)
     files, number = manifest.get("files"), manifest.get("format")
-    ours = type(number) is int and number > 0 and isinstance(manifest.get("tfsd"), str) and isinstance(files, dict)
-    if not ours or manifest.get("kind", kind if mark in files else None) != kind:
+    ours = type(number) is int and number > 0 and isinstance(manifest.get("tfsd"), str)
+    if not ours or not isinstance(files, dict) or manifest.get("kind", kind if mark in files else None) != kind:
         raise CheckpointError(f"{keep}: its {place} is not that of a {shown} that tfsd wrote. Give another folder.")
     found = contents(folder)
     if foreign := sorted(found - set(files) - {place}):
@@ -50,7 +50,7 @@ def own_files(folder: Path, kind: str) -> list[str]:
 
 def contents(folder: Path) -> set[str]:
     """Returns the files in a folder and its subfolders, and the links, wherever they lead."""
-    found = set()
+    found: set[str] = set()
     for root, folders, files in os.walk(folder, onerror=_raise):
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
         found.update(Path(root, name).relative_to(folder).as_posix() for name in [*files, *links])

@@ -42,12 +42,13 @@ def merges() -> list[tuple[str, str]]:
     Pieces are written in the alphabet of `byte_alphabet`, at the end of a word with `</w>` behind.
     Raises: `RuntimeError` if the file is not the published one.
     """
-    packed = resources.files("tfsd").joinpath("assets", VOCABULARY_FILE).read_bytes()
+    packed = (resources.files("tfsd") / "assets" / VOCABULARY_FILE).read_bytes()
     digest = hashlib.sha256(packed).hexdigest()
     if digest != VOCABULARY_SHA256:
         raise RuntimeError(f"{VOCABULARY_FILE} must have sha256 {VOCABULARY_SHA256}; got {digest}. Install tfsd again.")
     lines = gzip.decompress(packed).decode("utf-8").split("\n")
-    return [tuple(line.split()) for line in lines[1 : 1 + MERGES]]  # the first line is a heading
+    pairs = (line.split() for line in lines[1 : 1 + MERGES])  # the first line is a heading
+    return [(left, right) for left, right in pairs]
 
 
 @lru_cache(maxsize=1)
@@ -64,7 +65,7 @@ def vocabulary() -> Vocabulary:
         ids[left + right] = FIRST_MERGE + rank
         pieces.append(pieces[pair[0]] + pieces[pair[1]])
         ends_word.append(ends_word[pair[1]])
-    byte_ids = [ids[letter] for letter in sorted(alphabet, key=alphabet.get)]
+    byte_ids = [ids[letter] for letter in sorted(alphabet, key=alphabet.__getitem__)]
     return Vocabulary(tuple(byte_ids), ranks, tuple(pieces), tuple(ends_word))
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Mapping
+from typing import Any
 
 from PIL import Image, features
 
@@ -17,7 +18,7 @@ from tfsd.arguments.checks import whole
 from tfsd.images.files import exif, png
 from tfsd.images.files.formats import FORMATS, QUALITY, image_path
 from tfsd.images.files.infotext import foreign_recipe, infotext, parse_infotext
-from tfsd.images.files.limits import MAX_TEXT
+from tfsd.images.files.limits import MAX_TEXT, FilePath
 from tfsd.images.files.names import file_names, free_names
 from tfsd.images.files.writing import FileThereError, ImageFileError, NoRecipeError, check_targets, write_files
 
@@ -30,7 +31,7 @@ RECIPE_KEY = "tfsd"
 READABLE_KEY = "parameters"
 
 
-def encode(picture: Image.Image, recipe: Mapping, ending: str = ".png", *, quality: int | None = None) -> bytes:
+def encode(picture: Image.Image, recipe: Mapping[str, Any], ending: str = ".png", *, quality: int | None = None) -> bytes:
     """Returns the file of a picture in the format of a file name's `ending`, with the recipe inside.
 
     JPEG and WebP are lossy: the pixels change a little, the less the higher `quality`, from 1 to 100 (default: 95).
@@ -60,7 +61,7 @@ def encode(picture: Image.Image, recipe: Mapping, ending: str = ".png", *, quali
     return file.getvalue()
 
 
-def _texts(recipe: Mapping) -> tuple[str, str, str]:
+def _texts(recipe: Mapping[str, Any]) -> tuple[str, str, str]:
     """Returns a recipe as JSON, as readable text, and the software that made it."""
     text = json.dumps(recipe, ensure_ascii=False, allow_nan=False)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # half a surrogate pair: so JSON writes it, too
@@ -70,7 +71,7 @@ def _texts(recipe: Mapping) -> tuple[str, str, str]:
     return text, shown, f"tfsd {recipe.get('tfsd', '')}".strip()
 
 
-def read_recipe(path: str | os.PathLike) -> dict:
+def read_recipe(path: FilePath) -> dict[str, Any]:
     """Returns the recipe that a PNG, JPEG or WebP file carries, without decoding its pixels.
 
     A grid has {"columns": ..., "pictures": [recipe, ...]}. The file's contents tell its format, not its name.
@@ -82,7 +83,7 @@ def read_recipe(path: str | os.PathLike) -> dict:
     return _parsed(text, path)
 
 
-def read_parameters(path: str | os.PathLike) -> str:
+def read_parameters(path: FilePath) -> str:
     """Returns the text that image generators write, from a PNG, JPEG or WebP file; `parse_infotext` takes it apart.
 
     Files of this package have it, too, but their recipe says more.
@@ -97,7 +98,7 @@ def read_parameters(path: str | os.PathLike) -> str:
     return text
 
 
-def _first_text(path: str | os.PathLike, key: str) -> str | None:
+def _first_text(path: FilePath, key: str) -> str | None:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageFileError(f"{path} is no file.")
@@ -128,7 +129,7 @@ def _number(text: str) -> float:
     return number
 
 
-def _parsed(text: str, path) -> dict:
+def _parsed(text: str, path: FilePath) -> dict[str, Any]:
     try:
         recipe = json.loads(text, parse_constant=_number, parse_float=_number)
     except (ValueError, RecursionError) as error:

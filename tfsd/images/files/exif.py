@@ -9,8 +9,9 @@ import os
 import struct
 import zlib
 from collections.abc import Collection, Iterator
+from typing import BinaryIO
 
-from tfsd.images.files.limits import MAX_TEXT, unpacked
+from tfsd.images.files.limits import MAX_TEXT, FilePath, unpacked
 from tfsd.images.files.writing import ImageFileError
 
 JPEG_SIGNATURE = b"\xff\xd8"
@@ -53,7 +54,7 @@ def _directory(start: int, entries: list[tuple[int, int, bytes]]) -> bytes:
     return head + struct.pack(">I", 0) + values
 
 
-def read_texts(file, path, keys: Collection[str]) -> Iterator[tuple[str, str]]:
+def read_texts(file: BinaryIO, path: FilePath, keys: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yields (key, text) of a JPEG or WebP file: "tfsd", the recipe, and "parameters", as far as they are in `keys`.
 
     Raises: `ImageFileError` for a damaged file or text.
@@ -68,7 +69,7 @@ def read_texts(file, path, keys: Collection[str]) -> Iterator[tuple[str, str]]:
             yield "parameters", _comment_text(comment)
 
 
-def require_whole(file, path):
+def require_whole(file: BinaryIO, path: FilePath) -> None:
     """Raises `ImageFileError` if a JPEG or WebP file was cut short, wherever that is; the pixels are not decoded.
 
     A WebP file begins with its length. A JPEG file ends with a marker that its pixels, as they are coded, cannot contain.
@@ -89,7 +90,7 @@ def require_whole(file, path):
         raise ImageFileError(f"{path} is damaged: it ends too early. Download or copy it again.")
 
 
-def _jpeg_blocks(file, path) -> Iterator[bytes]:
+def _jpeg_blocks(file: BinaryIO, path: FilePath) -> Iterator[bytes]:
     """Yields the EXIF blocks among a JPEG file's segments, up to the pixels or the end marker, which are not read."""
     for _ in range(_MAX_SEGMENTS):
         head = file.read(2)
@@ -111,7 +112,7 @@ def _jpeg_blocks(file, path) -> Iterator[bytes]:
     raise ImageFileError(f"{path} has more than {_MAX_SEGMENTS} segments.")
 
 
-def _webp_blocks(file, path) -> Iterator[bytes]:
+def _webp_blocks(file: BinaryIO, path: FilePath) -> Iterator[bytes]:
     """Yields the EXIF chunks of a WebP file."""
     file.seek(12)
     for _ in range(_MAX_SEGMENTS):
@@ -132,7 +133,7 @@ def _webp_blocks(file, path) -> Iterator[bytes]:
     raise ImageFileError(f"{path} has more than {_MAX_SEGMENTS} chunks.")
 
 
-def _tags(block: bytes, path) -> dict[int, bytes]:
+def _tags(block: bytes, path: FilePath) -> dict[int, bytes]:
     """Returns the values of one byte per item in an EXIF block's inner directory, by their tags."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None:
@@ -174,7 +175,7 @@ def _comment_text(comment: bytes) -> str:
     return data.decode("utf-16-le" if little else "utf-16-be", "replace").rstrip("\0")
 
 
-def _decoded(data: bytes, path) -> str:
+def _decoded(data: bytes, path: FilePath) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tfsd.errors import shown
 from tfsd.images.files.limits import MAX_TEXT
@@ -17,7 +17,7 @@ class Format(NamedTuple):
     lossy: bool
     max_side: int  # pixels
     max_exif: int = 0  # bytes
-    options: dict = {}
+    options: dict[str, Any] = {}
 
 
 _JPEG = Format("JPEG", True, 65500, 65533, {"subsampling": 0})  # 0: colours at full resolution

@@ -1,13 +1,15 @@
 """Bounds on what is read from untrusted picture files."""
 
+import os
 import zlib
 
 from tfsd.images.files.writing import ImageFileError
 
+FilePath = str | os.PathLike[str]
 MAX_TEXT = 4 * 2**20  # bytes of UTF-8; a prompt has at most 64 KB, a grid many of them
 
 
-def unpacked(data: bytes, path) -> bytes:
+def unpacked(data: bytes, path: FilePath) -> bytes:
     """Returns zlib's `data` unpacked; raises `ImageFileError` if it is damaged or has more than `MAX_TEXT` bytes."""
     unpacker = zlib.decompressobj()
     try:

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tfsd.errors import shown
 from tfsd.images.files.formats import image_path
@@ -22,7 +23,7 @@ _RESERVED = {
 }
 
 
-def file_names(path: str | Path, recipes: Sequence[Mapping]) -> list[Path]:
+def file_names(path: str | Path, recipes: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Returns the file name of each picture, as `Images.save` documents it.
 
     Raises: `ValueError` if the name has no picture format's ending, has an unknown field or a brace without its
@@ -40,10 +41,10 @@ def file_names(path: str | Path, recipes: Sequence[Mapping]) -> list[Path]:
     return names
 
 
-def _filled(pattern: str, n: str, recipe: Mapping) -> str:
+def _filled(pattern: str, n: str, recipe: Mapping[str, Any]) -> str:
     values = {"n": n, "prompt": slug(str(recipe.get("prompt") or "")), "seed": recipe.get("seed"), "index": recipe.get("index")}
 
-    def field(found: re.Match) -> str:
+    def field(found: re.Match[str]) -> str:
         if found[1] not in values:
             known = ", ".join(f"{{{name}}}" for name in values)
             raise ValueError(f"path may have the fields {known}; got {found[0]} in {shown(pattern)}.")
@@ -60,7 +61,7 @@ def slug(text: str) -> str:
     name is one that Windows has for a device.
     """
     composed = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text[:_MAX_READ]).lower())
-    kept = []
+    kept: list[str] = []
     for character in composed:
         kind = unicodedata.category(character)
         if kind in ("Mn", "Mc") and kept and kept[-1] != "-" and not _VARIATION.match(character):
@@ -86,7 +87,8 @@ def free_names(texts: Sequence[str], folder: str | Path = ".") -> list[Path]:
     names = [unicodedata.normalize("NFC", name).lower() for name in os.listdir(folder)]  # as disks may compare them
     stems = {Path(name).stem for name in names if name.endswith(".png")}
     taken = stems | {re.sub(r"-[0-9]+$", "", stem) for stem in stems}
-    numbers, free = {}, []
+    numbers: dict[str, int] = {}
+    free = []
     for text in texts:
         name = stem = slug(text)
         while name in taken:

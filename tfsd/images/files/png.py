@@ -4,10 +4,11 @@ import os
 import struct
 import zlib
 from collections.abc import Collection, Iterator, Mapping
+from typing import BinaryIO
 
 from PIL.PngImagePlugin import PngInfo
 
-from tfsd.images.files.limits import MAX_TEXT, unpacked
+from tfsd.images.files.limits import MAX_TEXT, FilePath, unpacked
 from tfsd.images.files.writing import ImageFileError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -23,7 +24,7 @@ def text_chunks(texts: Mapping[str, str]) -> PngInfo:
     return info
 
 
-def read_texts(file, path, keys: Collection[str]) -> Iterator[tuple[str, str]]:
+def read_texts(file: BinaryIO, path: FilePath, keys: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yields (key, text) of the text chunks of `keys` in a PNG file; others are passed over, the pixels unread.
 
     Raises: `ImageFileError` for a damaged file or text.
@@ -32,12 +33,11 @@ def read_texts(file, path, keys: Collection[str]) -> Iterator[tuple[str, str]]:
         raise ImageFileError(f"{path} is no PNG file.")
     for kind, data in _chunks(file, path):
         key, _, rest = data.partition(b"\0")
-        key = key.decode("latin-1")
-        if key in keys:
-            yield key, _text_of(kind, rest, path)
+        if (name := key.decode("latin-1")) in keys:
+            yield name, _text_of(kind, rest, path)
 
 
-def require_whole(file, path):
+def require_whole(file: BinaryIO, path: FilePath) -> None:
     """Raises `ImageFileError` if a PNG file was cut short, wherever that is; by the lengths of its chunks, which are not read."""
     size = file.seek(0, os.SEEK_END)
     file.seek(len(SIGNATURE))
@@ -50,7 +50,7 @@ def require_whole(file, path):
             return
 
 
-def _chunks(file, path) -> Iterator[tuple[bytes, bytes]]:
+def _chunks(file: BinaryIO, path: FilePath) -> Iterator[tuple[bytes, bytes]]:
     for _ in range(_MAX_CHUNKS):
         head = file.read(8)
         if len(head) < 8:
@@ -68,7 +68,7 @@ def _chunks(file, path) -> Iterator[tuple[bytes, bytes]]:
     raise ImageFileError(f"{path} has more than {_MAX_CHUNKS} chunks.")
 
 
-def _text_of(kind: bytes, rest: bytes, path) -> str:
+def _text_of(kind: bytes, rest: bytes, path: FilePath) -> str:
     """Returns the text of a chunk after its key."""
     if kind == b"tEXt":
         return rest.decode("latin-1")

@@ -20,11 +20,11 @@ class NoRecipeError(ImageFileError):
 class FileThereError(ImageFileError):
     """A file that is there and may not be replaced."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         super().__init__(f"{path} exists. Give another name, or allow overwriting it.")
 
 
-def check_targets(paths: Sequence[Path]):
+def check_targets(paths: Sequence[Path]) -> None:
     """Finds out, before any work is done for them, whether files can be written.
 
     Raises: `ImageFileError` for a missing or read-only folder, for a folder in the place of a file, or no free space.
@@ -46,7 +46,7 @@ def check_targets(paths: Sequence[Path]):
             _write(scratch / "probe", b"\0", folder)
 
 
-def write_files(files: Mapping[Path, bytes], *, overwrite: bool = True):
+def write_files(files: Mapping[Path, bytes], *, overwrite: bool = True) -> None:
     """Writes all files or, as far as a file system allows, none: each appears complete, under its name at last.
 
     Raises: `FileThereError` if one exists and `overwrite` is false; `ImageFileError` if one cannot be written.
@@ -86,7 +86,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
         yield scratch
 
 
-def _add(written: Path, path: Path):
+def _add(written: Path, path: Path) -> None:
     """Gives a file its name, unless another file has it: of two programs that do so at once, one fails."""
     try:
         os.link(written, path)
@@ -101,7 +101,7 @@ def _add(written: Path, path: Path):
             raise
 
 
-def _reserve(path: Path):
+def _reserve(path: Path) -> None:
     try:
         with open(path, "xb"):
             pass
@@ -111,14 +111,14 @@ def _reserve(path: Path):
         raise ImageFileError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
-def _replace(written: Path, path: Path):
+def _replace(written: Path, path: Path) -> None:
     try:
         os.replace(written, path)
     except OSError as error:
         raise ImageFileError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
-def _write(path: Path, data: bytes, shown: Path):
+def _write(path: Path, data: bytes, shown: Path) -> None:
     try:
         with open(path, "xb") as file:
             file.write(data)
