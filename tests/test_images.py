@@ -107,17 +107,17 @@ def test_a_picture_survives_pickling_and_copying():
 def test_what_was_computed_from_a_picture_is_none(tmp_path):
     for other in (pictures()[0].astype("float32"), pictures()[0].reshape(-1, 3), pictures()[0].T):
         for call in (other.pil, lambda other=other: other.save(tmp_path / "a.png"), lambda other=other: other.recipe):
-            with pytest.raises(ValueError, match=r"Only whole uint8 pictures \[H, W, 3\]"):
+            with pytest.raises(ValueError, match=r"Only whole uint8 images \[H, W, 3\]"):
                 call()
         assert other._repr_png_() is None and repr(other).startswith("Picture([[") and "\n" in str(other)
 
 
 def test_pictures_describe_themselves_on_one_line():
     images = pictures(3)
-    assert repr(images) == str(images) == "<Images: 3 pictures of 16 x 8 pixels: 'a red star' and 2 more prompts>"
-    assert repr(images[:1]) == "<Images: 1 picture of 16 x 8 pixels: 'a red star'>"
+    assert repr(images) == str(images) == "<Images: 3 images of 16 x 8 pixels: 'a red star' and 2 more prompts>"
+    assert repr(images[:1]) == "<Images: 1 image of 16 x 8 pixels: 'a red star'>"
     untold = Images(np.asarray(images), [recipe | {"prompt": None} for recipe in images.recipes])  # of `generate_image`
-    assert repr(untold) == "<Images: 3 pictures of 16 x 8 pixels>" and repr(untold[0]) == "<Picture of 16 x 8 pixels>"
+    assert repr(untold) == "<Images: 3 images of 16 x 8 pixels>" and repr(untold[0]) == "<Picture of 16 x 8 pixels>"
     assert repr(images[0]) == f"{images[0]}" == "<Picture of 16 x 8 pixels: 'a red star'>"
     assert str(np.asarray(images)).startswith("[[[[")
     assert len(repr(Images(np.asarray(images)[:1], [recipe(prompt="x" * 10**6)]))) < 150
@@ -200,7 +200,7 @@ def test_grid_refuses_columns_that_are_no_number(columns):
 
 
 def test_what_was_computed_from_pictures_cannot_be_saved_as_one(tmp_path):
-    with pytest.raises(ValueError, match="Only whole uint8 pictures"):
+    with pytest.raises(ValueError, match="Only whole uint8 images"):
         pictures().astype("float32").save(tmp_path / "a.png")
 
 
@@ -251,7 +251,7 @@ def test_patterns_name_the_pictures(pattern, expected):
 @pytest.mark.parametrize(
     "path, message",
     [
-        ("{seed}.png", "a name of its own"),
+        ("{seed}.png", "a different name"),
         ("{steps}.png", r"\{n\}, \{prompt\}, \{seed\}, \{index\}; got \{steps\}"),
         ("{}.png", "got {}"),
         ("out.gif", r"must end in .png, .jpg, .jpeg or .webp; got 'out.gif'"),

@@ -128,7 +128,7 @@ def test_every_number_of_a_spec_has_limits():
 @pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": [Infinity]}', '{"a": -Infinity}'])
 def test_json_with_what_json_does_not_have_is_refused(text, tmp_path):
     (tmp_path / "spec.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"spec\.json is damaged: -?(NaN|Infinity) is no number"):
+    with pytest.raises(CheckpointError, match=r"spec\.json is damaged: -?(NaN|Infinity) is not a number"):
         read_json(tmp_path / "spec.json")
 
 

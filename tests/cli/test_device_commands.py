@@ -33,7 +33,7 @@ def test_folder_that_is_no_bundle_is_one_line(place, run):
 def test_bundle_is_exported_verified_and_draws(place, run):
     status, out, _ = run("export", "tflite", "--model", "toy", "--out", "bundle", "--quantize", "float16", "--max-steps", "5")
     assert status == 0 and "denoiser" in out and out.splitlines()[-1] == "bundle"
-    assert run("verify", "bundle")[:2] == (0, "bundle is undamaged and draws its reference picture, byte for byte.\n")
+    assert run("verify", "bundle")[:2] == (0, "bundle is undamaged and draws its reference image, byte for byte.\n")
     status, _, err = run("export", "tflite", "--model", "toy", "--out", "bundle")
     assert status == 1 and one_line(err) and "exists and is not empty. Give --overwrite to replace this bundle" in err
     assert start("verify", "bundle", "--quiet", extra={"TF_CPP_MIN_LOG_LEVEL": ""}).communicate()[1] == ""  # LiteRT is silent

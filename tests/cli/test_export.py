@@ -91,7 +91,7 @@ def test_file_in_the_place_of_a_folder_is_found_before_work_begins(argv, place, 
 
 def test_folder_that_is_no_export_cannot_be_verified(place, run):
     status, out, err = run("verify", "toy")
-    assert (status, out) == (1, "") and one_line(err) and "toy is no export: neither a version" in err
+    assert (status, out) == (1, "") and one_line(err) and "toy is not an export: it is neither a version" in err
     assert made(".") == []
 
 

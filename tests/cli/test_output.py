@@ -47,12 +47,12 @@ def test_picture_on_standard_output_is_the_file(place, tmp_path):
 def test_terminal_gets_no_bytes_of_a_picture(place, run, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     status, out, err = run(*toy("a star", "--output", "-"))
-    assert (status, out) == (2, "") and one_line(err) and "--output - writes a picture's bytes" in err
+    assert (status, out) == (2, "") and one_line(err) and "--output - writes the bytes of an image" in err
 
 
 def test_several_pictures_do_not_fit_standard_output(place, run):
     status, _, err = run(*toy("a star", "-n", "2", "-o", "-"))
-    assert status == 2 and one_line(err) and "-o - takes one picture; got 2. Add --grid" in err
+    assert status == 2 and one_line(err) and "-o - takes one image; got 2. Add --grid" in err
 
 
 @pytest.mark.parametrize("text", ["# only\n  # comments\n", "", "\n"])

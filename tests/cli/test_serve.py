@@ -31,7 +31,7 @@ def loggers():
         (("missing",), 1, "missing does not exist"),
         (("--model-config-file", "missing"), 1, "missing does not exist"),
         (("--model-config-file", "empty"), 1, "ModelConfigList"),
-        (("--model-config-file", "wrong"), 1, "wrong is no ModelServerConfig in text form"),
+        (("--model-config-file", "wrong"), 1, "wrong is not a ModelServerConfig in text form"),
         ((".",), 1, "holds no exported model"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

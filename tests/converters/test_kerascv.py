@@ -245,7 +245,7 @@ def test_the_files_of_another_model_are_refused(published):
 def test_a_truncated_file_is_one_line(copy, keep):
     path = copy / FILES["unet"]
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"kcv_diffusion_model\.h5 is damaged or no HDF5 file") as caught:
+    with pytest.raises(CheckpointError, match=r"kcv_diffusion_model\.h5 is damaged or not an HDF5 file") as caught:
         with open_folder(copy, spec=SMALL):
             pass
     assert "\n" not in str(caught.value)

@@ -45,7 +45,7 @@ def test_a_flipped_bit_is_found(folder, name):
 def test_a_truncated_file_is_refused_without_its_hash_too(folder, keep):
     file = folder / "decoder.weights.h5"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"decoder\.weights\.h5 is damaged or no HDF5 file"):
+    with pytest.raises(CheckpointError, match=r"decoder\.weights\.h5 is damaged or not an HDF5 file"):
         load_parts(folder, SPEC, parts=("decoder",), verify=False)
 
 

@@ -1,4 +1,4 @@
-"""`tfsd bench`: time and memory of the full-size U-Net, on random weights; `tfsd bench device`: of what phones run."""
+"""`tfsd bench`: time and memory of the full-size U-Net, on random weights; `tfsd bench device`: the same of what phones run."""
 
 import importlib.util
 import json
@@ -33,8 +33,8 @@ def add_bench(commands):
         "bench",
         bench,
         help="time the full-size U-Net, or a bundle for phones",
-        description="Times steps of Stable Diffusion's full-size U-Net, or another model's, with random weights, and tells "
-        "its peak memory. `tfsd bench device` times what phones run instead; see its own --help.",
+        description="Times steps of Stable Diffusion's full-size U-Net, or another model's, with random weights, and "
+        "reports its peak memory. `tfsd bench device` times what phones run instead; see its own --help.",
         examples=EXAMPLES,
     )
     add = parser.add_argument
@@ -45,7 +45,7 @@ def add_bench(commands):
         default=_OWN["size"],
         help="height and width in pixels, a multiple of 8 (default: 256)",
     )
-    add("--batch", type=integer(1, 64), default=_OWN["batch"], help="pictures at once (default: 1)")
+    add("--batch", type=integer(1, 64), default=_OWN["batch"], help="images at once (default: 1)")
     add("--steps", type=integer(1, 1000), default=_OWN["steps"], help="steps to time after the first (default: 5)")
     add("--dtype", nargs="+", choices=DTYPES, default=_OWN["dtype"], help="one or more")
     add(
@@ -65,10 +65,11 @@ def _add_device(commands):
         "device",
         bench_device,
         help="time a bundle for phones on LiteRT, against TensorFlow",
-        description="Runs every signature of a bundle on LiteRT's CPU runtime, each in a process of its own, and the same graph "
-        "in TensorFlow in float32 on as many threads. Tells the time to open and prepare the file, the first run, the median and "
-        "the 90th percentile of the others, the most memory above an empty process, and LiteRT's median as a multiple of "
-        "TensorFlow's: below 1 is faster. With --full-size, converts and quantizes a full-size model with random weights first.",
+        description="Runs every signature of a bundle on LiteRT's CPU runtime, each in a separate process, and the same "
+        "graph in TensorFlow in float32 on as many threads. Reports the time to open and prepare the file, the first run, the "
+        "median and the 90th percentile of the others, the most memory above an empty process, and LiteRT's median as a "
+        "multiple of TensorFlow's: below 1 is faster. With --full-size, converts and quantizes a full-size model with "
+        "random weights first.",
         examples=DEVICE_EXAMPLES,
     )
     add = parser.add_argument
@@ -78,7 +79,7 @@ def _add_device(commands):
     add("--runs", type=integer(1, 10_000), help="to time after the first (default: 10, with --full-size 3)")
     add("--model", dest="device_model", metavar="MODEL", help="what TensorFlow runs (default: the model of which the bundle was "
         "made, if it is here; with --full-size sd-1.4)")  # fmt: skip
-    add("--sizes", type=integer(64, 2048), nargs="+", metavar="PX", help="with --full-size: sides of the pictures "
+    add("--sizes", type=integer(64, 2048), nargs="+", metavar="PX", help="with --full-size: sides of the images "
         "(default: 256 512)")  # fmt: skip
     add("--quantize", nargs="+", metavar="HOW", help="with --full-size: recipes of `tfsd export tflite` (default: dynamic "
         "int8-weights float16)")  # fmt: skip
@@ -89,7 +90,7 @@ def _add_device(commands):
 
 
 def bench(args) -> int:
-    """Runs the command; TensorFlow is loaded in processes of their own, one for each setting."""
+    """Runs the command; TensorFlow is loaded in a separate process for each setting."""
     from tfsd.benchmark import as_line, benchmark_unet
 
     jit = {"both": (True, False), "on": (True,), "off": (False,)}[args.jit]
@@ -99,7 +100,7 @@ def bench(args) -> int:
             print(as_line(record), flush=True)
 
     with stages(args.json) as shown:
-        shown("timing, each setting in a process of its own")
+        shown("timing, each setting in a separate process")
         records = benchmark_unet(
             model=args.model,
             size=args.size,
@@ -151,7 +152,7 @@ def _check_device(args):
         raise UsageError("give a bundle DIR, or --full-size. `tfsd export tflite` makes bundles")
     for name in _FULL_SIZE_ONLY:
         if not args.full_size and getattr(args, name) is not None:
-            raise UsageError(f"--{name} requires --full-size; a bundle has its own. Leave it out")
+            raise UsageError(f"--{name} requires --full-size; a bundle was made with its own. Leave it out")
     if args.json_file is not None and (Path(args.json_file).is_dir() or not Path(args.json_file).parent.is_dir()):
         raise UsageError(f"--json must be a file in a folder that is there; got {shown(args.json_file, 300)}")
     needed = ("ai_edge_litert", "ai_edge_quantizer") if args.full_size else ("ai_edge_litert",)

@@ -1,4 +1,4 @@
-"""`tfsd completion`: what a shell needs to complete commands and options, made from the parser."""
+"""`tfsd completion`: scripts that complete commands and options in a shell, made from the parser."""
 
 import argparse
 import re

@@ -9,7 +9,7 @@ from tfsd.specs.limits import DTYPES, NUMERICS
 
 EXAMPLES = """  tfsd convert ~/stable-diffusion-v1-5 sd15              a diffusers folder of safetensors
   tfsd convert ~/.keras/datasets sd14 --dtype float16     KerasCV's four .h5 files
-  tfsd convert ~/a-distilled-model fast --sampler euler   where the source's own sampler is none of ours
+  tfsd convert ~/a-distilled-model fast --sampler euler   if tfsd does not have the source's sampler
   tfsd "a lighthouse in a storm" --model ./sd15
 """
 

@@ -1,4 +1,4 @@
-"""`tfsd eval`: how well a model's pictures follow their prompts."""
+"""`tfsd eval`: how well a model's images follow their prompts."""
 
 from tfsd.cli.parsing import add_command, integer, real
 from tfsd.cli.terminal import print_json, quiet_tensorflow, stages
@@ -22,12 +22,12 @@ def add_eval(commands):
     )
     add = parser.add_argument
     add("--model", default="tiny", help="a name from `tfsd models`, or a model folder (default: tiny)")
-    add("--n", type=integer(1, 100_000), default=200, help="pictures per kind of prompt (default: 200)")
-    add("--seed", type=integer(0, 2**31 - 3), default=0, help="of prompts and pictures (default: 0)")
-    add("--steps", type=integer(1), default=None, help="of the sampler (default: the model's)")
+    add("--n", type=integer(1, 100_000), default=200, help="images per kind of prompt (default: 200)")
+    add("--seed", type=integer(0, 2**31 - 3), default=0, help="seed of prompts and images (default: 0)")
+    add("--steps", type=integer(1), default=None, help="steps of the sampler (default: the model's)")
     add("--scale", type=real(0, 100), default=None, help="guidance (default: the model's)")
     add("--sampler", default=None, help="a name from `tfsd generate --help` (default: the model's)")
-    add("--sheet", metavar="FILE", default=None, help="PNG file to show the first pictures in")
+    add("--sheet", metavar="FILE", default=None, help="PNG file to show the first images in")
     add("--json", action="store_true", help="as JSON")
     add("--quiet", action="store_true", help="no progress")
     return parser

@@ -1,4 +1,4 @@
-"""`tfsd export` and `tfsd verify`: a model in the form that TensorFlow Serving or a phone loads, and the check of it."""
+"""`tfsd export` and `tfsd verify`: writes a model for TensorFlow Serving or for phones, and checks such an export."""
 
 import importlib.util
 import itertools
@@ -44,23 +44,23 @@ def add_export(commands):
     add("--model", default="tiny", help="a name from `tfsd models`, or a model folder (default: tiny)")
     add("--out", required=True, metavar="DIR", help="the folder of models, or of the bundle")
     add("--version", type=integer(1), default=None, help="number of the version (default: the next one)")
-    add("--size", type=size, action="append", metavar="HxW", help="height x width that may be asked for; repeat it for "
-        "several, of which the first one is the default (default: the model's)")  # fmt: skip
-    add("--batch-sizes", type=integer(1, 64), nargs="+", default=[1, 2, 4, 8], metavar="N", help="pictures of one request: "
-        "filled up to the next of these, at most the last (default: 1 2 4 8)")  # fmt: skip
-    add("--max-steps", type=integer(1, 1000), default=None, help="that may be asked for (default: 100, for tflite 50)")
-    add("--batching", choices=("exact", "fused"), default="exact", help="exact: every picture is computed alone, several side "
+    add("--size", type=size, action="append", metavar="HxW", help="height x width that requests may ask for; repeat the "
+        "option for several sizes, the first is the default (default: the model's)")  # fmt: skip
+    add("--batch-sizes", type=integer(1, 64), nargs="+", default=[1, 2, 4, 8], metavar="N", help="sizes of batches: a "
+        "request is padded to the next of these, and the last is the limit (default: 1 2 4 8)")  # fmt: skip
+    add("--max-steps", type=integer(1, 1000), default=None, help="most steps of a request (default: 100, for tflite 50)")
+    add("--batching", choices=("exact", "fused"), default="exact", help="exact: every image is computed alone, several side "
         "by side, and has the same bytes in any batch; fused: a batch at once, for GPUs (default: exact)")  # fmt: skip
-    add("--dtype", choices=DTYPES, default="float32", help="of weights and products, but for the "
+    add("--dtype", choices=DTYPES, default="float32", help="of weights and matrix products, except in the "
         "VAE (default: float32)")  # fmt: skip
     add("--no-xla", action="store_true", help="do not compile; TensorFlow Serving compiles only when started with "
         "--xla_cpu_compilation_enabled (or --xla_gpu_compilation_enabled), and refuses compiled exports otherwise")  # fmt: skip
     add("--quantize", choices=QUANTIZATIONS, default="none", help=_recipes)
-    add("--report-pictures", type=integer(1, 64), default=None, metavar="N", help="tflite only: pictures that the report on "
+    add("--report-pictures", type=integer(1, 64), default=None, metavar="N", help="tflite only: images that the report on "
         "quality compares (default: 4)")  # fmt: skip
-    add("--report-steps", type=integer(1, 1000), default=None, metavar="N", help="of each of them (default: 10)")
-    add("--report-prompts", type=integer(0, 10_000), default=None, metavar="N", help="of one object and as many of two, that the "
-        "report on tiny counts as followed or not (default: 48)")  # fmt: skip
+    add("--report-steps", type=integer(1, 1000), default=None, metavar="N", help="steps of each of them (default: 10)")
+    add("--report-prompts", type=integer(0, 10_000), default=None, metavar="N", help="prompts with one object, and as many with "
+        "two, by which the report on tiny counts how many images follow their prompt (default: 48)")  # fmt: skip
     add("--overwrite", action="store_true", help="tflite only: replace a bundle")
     add("--quiet", action="store_true", help="no progress and no plan")
     return parser
@@ -79,8 +79,8 @@ def add_verify(commands):
         "verify",
         verify,
         help="check the files of an export, and its reference image",
-        description="Checks the files of an export and draws its reference picture again, on this machine and with this "
-        "TensorFlow or LiteRT. Exit status 1 if a file is damaged or the picture is another one.",
+        description="Checks the files of an export and draws its reference image again, on this machine and with this "
+        "TensorFlow or LiteRT. Exits with 1 if a file is damaged or the image differs.",
         examples=VERIFY_EXAMPLES,
     )
     parser.add_argument("folder", metavar="DIR", help="a version of a SavedModel (models/tiny/1) or a bundle for phones")
@@ -179,14 +179,14 @@ def verify(args) -> int:
     kind = _kind(Path(args.folder))
     with stages(args.quiet) as shown:
         quiet_tensorflow(shown)
-        shown("checking files and drawing the reference picture")
+        shown("checking files and drawing the reference image")
         verdict = {"saved_model": _verify_saved_model, "bundle": _verify_bundle}[kind](args.folder)
-    print(f"{args.folder} is undamaged and draws its reference picture{verdict}.")
+    print(f"{args.folder} is undamaged and draws its reference image{verdict}.")
     return 0
 
 
 def _kind(folder: Path) -> str:
-    """Returns which kind of export a folder is. Raises: `CheckpointError` if it is none, naming one in it if there is one."""
+    """Returns which kind of export a folder is. Raises: `CheckpointError` for other folders."""
     from tfsd.storage.files import read_json
 
     if not folder.exists():
@@ -198,7 +198,8 @@ def _kind(folder: Path) -> str:
     below = sorted(path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/saved_model.pb"))
     hint = f" Its versions are in it: tfsd verify {below[-1]}." if below else ""
     raise CheckpointError(
-        f"{folder} is no export: neither a version of `tfsd export saved_model` nor a bundle of `tfsd export tflite`.{hint}"
+        f"{folder} is not an export: it is neither a version by `tfsd export saved_model` nor a bundle by "
+        f"`tfsd export tflite`.{hint}"
     )
 
 

@@ -1,4 +1,4 @@
-"""`tfsd load-test`: what a server bears, and what it costs."""
+"""`tfsd load-test`: throughput, latency and memory of a server under load."""
 
 import importlib.util
 import signal
@@ -12,18 +12,19 @@ from tfsd.cli.terminal import print_json, print_table, quiet_tensorflow
 from tfsd.errors import shown
 
 EXAMPLES = """  tfsd load-test models                                   starts `tfsd serve models` itself, and stops it
-  tfsd load-test models --compare --overhead              what batching gains, and what the server adds to the model
-  tfsd load-test models --requests 200 --concurrency 100 --max-queue 32     more than it takes: see what is refused
+  tfsd load-test models --compare --overhead              the gain by batching, and the time that the server adds
+  tfsd load-test models --requests 200 --concurrency 100 --max-queue 32     more than it accepts: shows what is refused
   tfsd load-test --server 127.0.0.1:8500 --rest 127.0.0.1:8501 --json       a server that runs already
   tfsd load-test --server 127.0.0.1:8500 --token-file token.txt --tls-ca cert.pem    one that asks for a token
 
-Each request asks for --rows pictures of one prompt, with seeds of its own; --concurrency of them are on their way at any
-time. Latency is what a client waits for an answer: with more requests at once than the server has cores it is mostly the
-queue. p90 means: 90 of 100 requests took at most as long. Batches are rows computed together in one job: an export that
-promises the same bytes alone and in company (exact) has one row per job, and as many jobs at once as there are cores.
+Each request asks for --rows images of one prompt, each with another seed; --concurrency requests are always under way.
+Latency is the time that a client waits for an answer: with more requests at once than the server has cores it is mostly
+time in the queue. p90 means: 90 of 100 requests took at most as long. Batches are rows computed together in one
+job: an exact export, which gives the same bytes alone and in a batch, has one row per job, and as many jobs at once as there
+are cores.
 
---compare answers the same requests one after another and all at once; a ratio above 1 is what company gains.
---overhead asks for single pictures and takes off the time that the model needs for them in this process (it is loaded here,
+--compare answers the same requests one after another and all at once; a ratio above 1 is the gain.
+--overhead asks for single images and subtracts the time that the model needs for them in this process (it is loaded here,
 too, from DIR): the rest is what gRPC and REST, queue and chunks of steps add.
 
 It exits with 1 if a request failed for another reason than a full queue."""
@@ -37,28 +38,28 @@ def add_load_test(commands):
         commands,
         "load-test",
         load_test,
-        help="measure how a server copes with many requests",
+        help="measure a server under many requests",
         description="Measures throughput, latency, batches, refusals and memory of `tfsd serve` under many requests.",
         examples=EXAMPLES,
     )
     add = parser.add_argument
     add("dir", metavar="DIR", nargs="?", help="folder of models to serve for the test, as for `tfsd serve`")
-    add("--requests", type=integer(1, 100_000), default=64, metavar="N", help="in all (default: 64)")
-    add("--concurrency", type=integer(1, 512), default=8, metavar="N", help="on their way at once (default: 8)")
-    add("--rows", type=integer(1, 8), default=1, metavar="N", help="pictures of one request (default: 1)")
-    add("--steps", type=integer(1, 1000), default=None, metavar="N", help="of each picture (default: the model's own)")
+    add("--requests", type=integer(1, 100_000), default=64, metavar="N", help="requests in all (default: 64)")
+    add("--concurrency", type=integer(1, 512), default=8, metavar="N", help="requests at once (default: 8)")
+    add("--rows", type=integer(1, 8), default=1, metavar="N", help="images of one request (default: 1)")
+    add("--steps", type=integer(1, 1000), default=None, metavar="N", help="steps of each image (default: the model's)")
     add("--seconds", type=real(0.1, 86400), default=300.0, metavar="S", help="after which it gives up (default: 300)")
     add("--compare", action="store_true", help="also --concurrency requests together against one after another")
     add("--overhead", action="store_true", help="also what the server adds to the model's own time; needs DIR")
-    add("--max-queue", type=integer(1, 100_000), metavar="ROWS", help="pictures that may wait, in the server started for DIR")
+    add("--max-queue", type=integer(1, 100_000), metavar="ROWS", help="images that may wait, in the server started for DIR")
     add("--model", metavar="NAME", help="which of the server's models (default: the only one in DIR, else tiny)")
     add("--json", action="store_true", help="as JSON")
     add = parser.add_argument_group("a server that runs already").add_argument
     add("--server", metavar="HOST:PORT", help="its gRPC address")
     add("--rest", metavar="HOST:PORT", help="its HTTP address, for its own counts and for --overhead")
-    add("--token-file", metavar="FILE", help="send the token that FILE holds; readable on the way without --tls-ca")
+    add("--token-file", metavar="FILE", help="send the token that FILE holds; sent unencrypted without --tls-ca")
     add("--tls-ca", metavar="FILE", help="encrypt, and trust servers with a certificate by this authority")
-    add("--allow-remote", action="store_true", help="load servers on other machines, too: only your own")
+    add("--allow-remote", action="store_true", help="also load servers on other machines; only your own")
     return parser
 
 
@@ -94,17 +95,17 @@ def _check(args):
     if args.dir is not None and not Path(args.dir).exists():
         raise FileNotFoundError(f"{args.dir} does not exist. tfsd export saved_model makes a folder of models.")
     if args.overhead and args.dir is None:
-        raise UsageError("--overhead needs DIR, too: the model's own time is taken with the export in it.")
+        raise UsageError("--overhead requires DIR, too: the model's own time is measured with the export in it.")
     for name in _SERVER_ONLY:
         if args.server is None and getattr(args, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} requires --server. Add --server HOST:PORT")
     if args.server is not None and args.max_queue is not None:
-        raise UsageError("--max-queue cannot be given with --server, which has a queue of its own. Leave it out")
+        raise UsageError("--max-queue cannot be given with --server: that server has its own queue. Leave it out")
     for name in ("server", "rest"):
         address = getattr(args, name)
         if address is not None and not args.allow_remote and not _is_local(address):
             raise UsageError(
-                f"--{name} must be of this machine; got {shown(address)}. --allow-remote if that server is yours to load."
+                f"--{name} must be an address of this machine; got {shown(address)}. Add --allow-remote if that server is yours."
             )
 
 
@@ -177,7 +178,7 @@ def _lines(report: dict):
     if load["unfinished"]:
         yield "unfinished", f"{load['unfinished']} when the time was over"
     yield from ((f"error {code}", str(count)) for code, count in load["errors"].items())
-    yield "throughput", f"{load['pictures_per_second']:.2f} pictures/s over {load['seconds']:.1f} s"
+    yield "throughput", f"{load['pictures_per_second']:.2f} images/s over {load['seconds']:.1f} s"
     if load["latency_ms"]:
         yield "latency", ", ".join(f"{name} {value:.1f} ms" for name, value in load["latency_ms"].items())
     if load["batches"] is not None:

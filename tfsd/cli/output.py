@@ -39,7 +39,7 @@ class Output:
         return names
 
     def save(self, images):
-        """Writes the next file, a grid or one picture, and prints its name."""
+        """Writes the next file, a grid or one image, and prints its name."""
         from tfsd.images import free_names
         from tfsd.images.files import FileThereError
 
@@ -71,7 +71,7 @@ class Output:
 
 
 def _folder(out: str | None) -> str | None:
-    """Returns the folder in which names are to be found for the pictures; None if `out` names them."""
+    """Returns the folder in which names are to be found for the images; None if `out` names them."""
     if out is None:
         return "."
     if out != "-" and (os.path.isdir(out) or out.endswith(("/", os.sep))):
@@ -83,6 +83,6 @@ def _folder(out: str | None) -> str | None:
 
 def _require_pipe(flag: str, count: int):
     if count > 1:
-        raise UsageError(f"{flag} - takes one picture; got {count}. Add --grid, or give the name of a file or folder.")
+        raise UsageError(f"{flag} - takes one image; got {count}. Add --grid, or give the name of a file or folder.")
     if sys.stdout is None or sys.stdout.isatty():
-        raise UsageError(f"{flag} - writes a picture's bytes, which no terminal shows. Redirect them: {flag} - > x.png")
+        raise UsageError(f"{flag} - writes the bytes of an image, which a terminal cannot show. Redirect them: {flag} - > x.png")

@@ -1,4 +1,4 @@
-"""What all commands' parsers share: one-line errors, usual names of options, and types that say what they expect."""
+"""The parser of all commands: one-line errors, aliases of options, and types whose errors say what is expected."""
 
 import argparse
 import difflib
@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument(*names, **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
-        """Returns what was parsed, and no rest: what is not known is an error here, where its help page is known."""
+        """Returns what was parsed, and no rest: an unknown option is an error here, where its help page is known."""
         args = list(args or ())
         self._flags = {action.dest: _typed(action, args) for action in self._actions if action.option_strings}
         namespace, rest = super().parse_known_args(args, namespace)

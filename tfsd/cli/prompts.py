@@ -11,9 +11,9 @@ _MAX_FILE = 16 * 2**20  # bytes of a file of prompts
 
 
 def read_prompts(args, commands) -> list[str]:
-    """Returns the prompts to draw; `commands` are the names that a word may have been meant as.
+    """Returns the prompts to draw; `commands` are the names of commands, for hints.
 
-    Raises: `UsageError` where there are none, or not those that were meant.
+    Raises: `UsageError` if there are none, or if they look like a mistake.
     """
     if args.prompts is not None and args.prompt:
         raise UsageError("give prompts or --prompts FILE, not both. See tfsd generate --help.")
@@ -23,13 +23,13 @@ def read_prompts(args, commands) -> list[str]:
     if not args.prompt:
         raise UsageError('a prompt is missing, as in: tfsd "a red star". See tfsd generate --help.')
     if not args.allow_empty and not all(prompt.strip() for prompt in args.prompt):
-        raise UsageError("the prompt is empty. Give a word, or --allow-empty to draw what the model makes of nothing.")
+        raise UsageError("the prompt is empty. Give a word, or --allow-empty to draw from an empty prompt.")
     option = next((word for word in args.prompt if word.startswith("-") and " " not in word), None)
     if len(args.prompt) > 1 and option is not None:  # only after -- does it get here
         raise UsageError(f"everything after -- is a prompt, also {shown(option)}; put options before it: tfsd --n 2 -- list.")
     if len(args.prompt) > 1 and not any(" " in prompt for prompt in args.prompt):
         command = near(args.prompt[0], commands)
-        hint = f" {shown(args.prompt[0])} is no command; did you mean '{command}'?" if command else ""
+        hint = f" {shown(args.prompt[0])} is not a command; did you mean '{command}'?" if command else ""
         raise UsageError(f'put the prompt in quotes: tfsd "{" ".join(args.prompt)[:200]}".{hint}')
     return args.prompt
 

@@ -1,4 +1,4 @@
-"""`tfsd generate --server` and `--device-bundle`: the pictures are made by an export, and nothing of a model is loaded here."""
+"""`tfsd generate --server` and `--device-bundle`: images by an export, without a model loaded here."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from tfsd.arguments.table import DEVICE, GRAPH
 from tfsd.cli.parsing import UsageError, integer, real
 from tfsd.cli.request_options import fixed_options
 
-_FIXED = {"dtype": "float32", "numerics": None, "no_jit": False}  # by the export; with what means "not given"
+_FIXED = {"dtype": "float32", "numerics": None, "no_jit": False}  # by the export; the defaults
 _SERVER_ONLY = ("token_file", "tls_ca", "timeout")
 _MAX_TOKEN_FILE = 8192  # bytes
 
@@ -22,13 +22,13 @@ def add_server_options(parser):
     """Adds the options about a server to the parser of `generate`."""
     add = parser.add_argument_group("from a server (of `tfsd serve` or TensorFlow Serving)").add_argument
     add("--server", default=None, metavar="HOST:PORT", help="let this gRPC server make them; --model is its name there")
-    add("--token-file", default=None, metavar="FILE", help="send the token that FILE holds; readable on the way without --tls-ca")
+    add("--token-file", default=None, metavar="FILE", help="send the token that FILE holds; sent unencrypted without --tls-ca")
     add("--tls-ca", default=None, metavar="FILE", help="encrypt, and trust servers with a certificate by this authority")
     add("--timeout", type=real(0.001, 10**6), default=None, metavar="S", help="seconds for a batch (default: 300)")
 
 
 def check_options(args):
-    """Raises: `UsageError` for options of --server or --device-bundle without it, and for those that it cannot have."""
+    """Raises: `UsageError` for options of --server or --device-bundle without it, and for those that do not apply to it."""
     flags = args.flags
     for owner, example, names in (("server", "HOST:PORT", _SERVER_ONLY), ("device_bundle", "DIR", ("threads",))):
         for name in names:
@@ -41,13 +41,13 @@ def check_options(args):
     fixed = fixed_options(DEVICE if bundle else GRAPH) | _FIXED | ({"model": "tiny"} if bundle else {})
     for name, default in fixed.items() if given else ():
         if getattr(args, name) != default:
-            raise UsageError(f"{flags[name]} cannot be given with {given[0]}: its model was exported with what it has")
+            raise UsageError(f"{flags[name]} cannot be given with {given[0]}: the export fixes it. Leave it out")
 
 
 def connect(args):
     """Returns the client for `args.server`, on which nothing was called yet.
 
-    Raises: `UsageError` for an address that is none; `OSError` for files that cannot be read or if gRPC is missing.
+    Raises: `UsageError` for an invalid address; `OSError` for files that cannot be read or if gRPC is missing.
     """
     try:
         import grpc  # noqa: F401

@@ -1,4 +1,4 @@
-"""`tfsd serve`: exported models over gRPC and HTTP, in the words of TensorFlow Serving, with a page to try them."""
+"""`tfsd serve`: serves exported models with TensorFlow Serving's gRPC and REST APIs, and a page to try them."""
 
 import importlib.util
 import os
@@ -48,7 +48,7 @@ def add_serve(commands):
         type=real(0, 86400),
         default=2.0,
         metavar="S",
-        help="between looks for versions; 0: never (default: 2)",
+        help="seconds between checks for new versions; 0: never (default: 2)",
     )
     _add_network(parser.add_argument_group("network"))
     _add_limits(parser.add_argument_group("limits"))
@@ -89,8 +89,8 @@ def _words(text: str) -> list[str]:
 
 def _add_limits(group):
     add = group.add_argument
-    add("--max-queue", type=integer(1, 100_000), default=64, metavar="ROWS", help="pictures that may wait (default: 64)")
-    add("--batch-wait-ms", type=real(0, 10_000), default=2.0, metavar="MS", help="to wait for company in a batch (default: 2)")
+    add("--max-queue", type=integer(1, 100_000), default=64, metavar="ROWS", help="images that may wait (default: 64)")
+    add("--batch-wait-ms", type=real(0, 10_000), default=2.0, metavar="MS", help="wait this long to fill a batch (default: 2)")
     size = real(0.001, 2047)
     add("--max-message-mb", type=size, metavar="MB", help="of a gRPC request (default: what the models take, at least 4)")
     add("--max-body-mb", type=size, metavar="MB", help="of a REST request (default: likewise, as text)")
@@ -176,7 +176,7 @@ def _config(path: Path):
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), ModelServerConfig()), path.absolute().parent
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is no ModelServerConfig in text form: {error}") from None
+        raise CheckpointError(f"{path} is not a ModelServerConfig in text form: {error}") from None
 
 
 def announce(server):

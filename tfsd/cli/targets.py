@@ -1,4 +1,4 @@
-"""Folders that commands write: whether they may, found out before minutes are spent on what goes there."""
+"""Checks that a folder can be written, before a command spends minutes on its contents."""
 
 import os
 from pathlib import Path

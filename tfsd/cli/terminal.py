@@ -1,4 +1,4 @@
-"""What commands say, and keeping TensorFlow from saying more."""
+"""Output of the commands: errors, warnings, tables and progress, without what TensorFlow logs."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ _MAX_MESSAGE = 1000  # letters of an error; a prompt in it may have many more
 
 
 def cut(message: str) -> str:
-    """Returns a message that is not too long to read."""
+    """Returns a message, cut if it is too long to read."""
     return message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "..."
 
 
@@ -34,7 +34,7 @@ def describe(error: Exception) -> tuple[int, str]:
     if isinstance(error, (CheckpointError, OSError, BackendError, VersionError, NotFiniteError)):
         return 1, message
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-        return 1, "out of memory. Smaller pictures, fewer at once (--batch) or --dtype bfloat16 take less."
+        return 1, "out of memory. Smaller images, fewer at once (--batch) or --dtype bfloat16 take less."
     return 1, f"{type(error).__name__}: {message.rstrip('.')} (--debug shows where)"
 
 
@@ -63,7 +63,7 @@ def _naming_output() -> Iterator[None]:
 
 
 class _Output:
-    """A text stream whose failures say that they are those of standard output."""
+    """A text stream whose errors name standard output."""
 
     def __init__(self, stream):
         self._stream = stream

@@ -1,4 +1,4 @@
-"""`tfsd tokens`: what a prompt becomes, and what of it no model reads."""
+"""`tfsd tokens`: the tokens of a prompt, and what is cut off."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def add_tokens(commands):
     )
     parser.add_argument("prompt", nargs="?", type=prompt_text, help="in quotes")
     parser.add_argument("--file", metavar="FILE", help='JSON lines with a "prompt" each; - is standard input')
-    parser.add_argument("--model", default=None, help="whose length and words to go by (default: Stable Diffusion 1.x)")
+    parser.add_argument("--model", default=None, help="model whose length and words count (default: Stable Diffusion 1.x)")
     parser.add_argument("--no-ftfy", action="store_true", help="do not repair text first; KerasCV does not")
     return parser
 
@@ -39,7 +39,7 @@ def tokens(args) -> int:
     from tfsd.text import Tokenizer
 
     if (args.prompt is None) == (args.file is None):
-        raise UsageError("give a prompt or --file FILE, one of them")
+        raise UsageError("give either a prompt or --file FILE")
     spec = CLIPSpec()
     if args.model is not None:
         from tfsd.storage.model_folders import load_spec, resolve
@@ -101,7 +101,7 @@ def _prompt(line: bytes, where: str) -> str:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: is no JSON ({error})") from error
+        raise UsageError(f"{where}: is not JSON ({error})") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         shown = line[:60].decode("utf-8", "replace").strip()
         raise UsageError(f'{where}: must be like {{"prompt": "a red star"}}; got {shown!r}')

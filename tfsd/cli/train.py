@@ -1,4 +1,4 @@
-"""`tfsd train`: makes the embedded model, or another like it."""
+"""`tfsd train`: trains the included model, or another like it."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tfsd.runtime.backend import backend
 EXAMPLES = """  tfsd train runs/tiny                        all stages, hours on a CPU; continues where it was interrupted
   tfsd train runs/try --steps 100 --stage autoencoder
   tfsd train runs/more --from tiny            goes on with the weights of the embedded model
-  KERAS_BACKEND=jax tfsd train runs/tiny      on a GPU, where JAX has one
+  KERAS_BACKEND=jax tfsd train runs/tiny      on a GPU that JAX supports
 """
 
 
@@ -33,7 +33,7 @@ def add_train(commands):
         help="the VAE, then text encoder and U-Net (default: all)",
     )
     parser.add_argument("--from", dest="begin", metavar="MODEL", help="begin with the weights of a model, such as tiny")
-    parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="of weights and pictures (default: 0)")
+    parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="seed of weights and images (default: 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 

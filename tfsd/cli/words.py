@@ -1,4 +1,4 @@
-"""Which command a command line means: a prompt needs no command before it, so words must be told apart."""
+"""Tells commands from prompts, which need no command before them."""
 
 import difflib
 from collections.abc import Sequence
@@ -79,8 +79,8 @@ def _hint(word: str, commands: Sequence[str]) -> str:
 def _mistyped(word: str, command: str) -> bool:
     """Tells whether two neighbours of a command's letters changed places, or one, not the first, is missing or too much.
 
-    In commands of six letters and more one letter may also be another. In shorter ones that is no sign: a beach is no
-    bench, snow no show. Words one letter longer or shorter than the commands of four are words themselves: a sow.
+    In commands of six letters and more one letter may also be another. Shorter ones are too close to words that may be
+    prompts: beach and bench, snow and show. So are words one letter longer or shorter than commands of four letters.
     """
     swapped = {command[:i] + command[i + 1] + command[i] + command[i + 2 :] for i in range(len(command) - 1)}
     other = len(command) >= 6 and len(word) == len(command) and sum(a != b for a, b in zip(word, command)) == 1

@@ -1,4 +1,4 @@
-"""What text to image returns: an array of pictures that knows how each of them was made."""
+"""`Images`, the array that text to image returns, with the recipe of each image."""
 
 import copy
 import io
@@ -31,8 +31,8 @@ _Self = TypeVar("_Self", bound="_WithRecipes")
 class _WithRecipes(np.ndarray):
     """Pixels whose `recipes` say how they were made; empty for what was computed from such pixels.
 
-    Arithmetic and numpy's functions give plain arrays: nobody knows which recipe belongs to a picture that was moved or
-    changed. Of numpy's methods only `copy` keeps the recipes.
+    Arithmetic and numpy's functions return plain arrays, since recipes would not fit images that were moved or changed. Of
+    numpy's methods only `copy` keeps the recipes.
     """
 
     recipes: list[dict[str, Any]]
@@ -71,7 +71,7 @@ class _WithRecipes(np.ndarray):
         if not self._whole():
             return super().__repr__()
         height, width = self.shape[-3:-1]
-        what = "Picture" if self.ndim == 3 else f"Images: {len(self)} picture{'s' * (len(self) > 1)}"
+        what = "Picture" if self.ndim == 3 else f"Images: {len(self)} image{'s' * (len(self) > 1)}"
         prompts = list(dict.fromkeys(recipe.get("prompt") for recipe in self.recipes))
         more = f" and {len(prompts) - 1} more prompts" if len(prompts) > 1 else ""
         if prompts == [None]:  # drawn from an encoded text
@@ -84,9 +84,7 @@ class _WithRecipes(np.ndarray):
     def _pixels(self) -> np.ndarray:
         if not self._whole():
             found = f"{self.dtype} {list(self.shape)} with {len(self.recipes)} recipes"
-            raise ValueError(
-                f"Only whole uint8 pictures {self._SHAPE} with their recipes can be shown or saved; this is {found}."
-            )
+            raise ValueError(f"Only whole uint8 images {self._SHAPE} with their recipes can be shown or saved; this is {found}.")
         return np.asarray(self)
 
 
@@ -96,7 +94,7 @@ class Picture(_WithRecipes):
     _SHAPE = "[H, W, 3]"
 
     def __new__(cls, pixels: np.ndarray, recipe: Mapping[str, Any]) -> "Picture":
-        """Raises: `ValueError` unless these are a picture and a recipe of values that JSON can hold."""
+        """Raises: `ValueError` unless these are an image and a recipe of values that JSON can hold."""
         return cast("Picture", _recorded(cls, pixels, [recipe]))
 
     def __getitem__(self, key: Any) -> Any:
@@ -123,7 +121,7 @@ class Picture(_WithRecipes):
         return Images(self._pixels()[None], self.recipes).save(path, overwrite=overwrite, quality=quality)[0]
 
     def _repr_png_(self) -> bytes | None:
-        """Shows the picture in notebooks."""
+        """Shows the image in notebooks."""
         return _png(self.pil()) if self._whole() else None
 
 
@@ -137,7 +135,7 @@ class Images(_WithRecipes):
     _SHAPE = "[B, H, W, 3]"
 
     def __new__(cls, pixels: np.ndarray, recipes: Sequence[Mapping[str, Any]]) -> "Images":
-        """Raises: `ValueError` unless these are pictures and as many recipes, of values that JSON can hold."""
+        """Raises: `ValueError` unless these are images and as many recipes, of values that JSON can hold."""
         return cast("Images", _recorded(cls, pixels, recipes))
 
     @overload  # type: ignore[override]  # arrays of numpy have no items of another class
@@ -238,12 +236,12 @@ class Images(_WithRecipes):
         return sheet, {"columns": columns, "pictures": self.recipes, "tfsd": self.recipes[0].get("tfsd", "")}
 
     def _repr_png_(self) -> bytes | None:
-        """Shows the pictures in notebooks."""
+        """Shows the images in notebooks."""
         return _png(self.grid()) if self._whole() else None
 
 
 def _count(pixels: np.ndarray, kind: type[_WithRecipes]) -> int:
-    """Returns how many pictures these are for a class, 0 if they do not have its shape."""
+    """Returns how many images these are for a class, 0 if they do not have its shape."""
     if pixels.ndim != kind._SHAPE.count(",") + 1 or pixels.shape[-1] != 3 or not pixels.size:
         return 0
     return len(pixels) if pixels.ndim == 4 else 1
@@ -256,7 +254,7 @@ def _recorded(kind: type[_WithRecipes], pixels: np.ndarray, recipes: Sequence[Ma
     if pixels.dtype != np.uint8 or not count:
         raise ValueError(f"pixels must be uint8 {kind._SHAPE}; got {pixels.dtype} {list(pixels.shape)}.")
     if len(recipes) != count:
-        raise ValueError(f"recipes must be one per picture ({count}); got {len(recipes)}.")
+        raise ValueError(f"recipes must be one per image ({count}); got {len(recipes)}.")
     pictures = pixels.view(kind)
     pictures.recipes = [{name: _plain(value) for name, value in recipe.items()} for recipe in recipes]
     return pictures

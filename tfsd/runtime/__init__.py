@@ -1,1 +1,1 @@
-"""The process and the libraries below: start-up, memory, backends, private names of TensorFlow and others."""
+"""Start-up, memory, backends, and the private names of TensorFlow and other libraries that are used."""

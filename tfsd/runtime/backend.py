@@ -1,4 +1,4 @@
-"""Keras' backend: drawing, exports and servers need TensorFlow's; training touches Keras alone and runs on others, too."""
+"""Keras' backend: generating images, exports and servers require TensorFlow; training also runs on other backends."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from tfsd.errors import shown
 
 
 class BackendError(ImportError):
-    """Keras is set to a backend on which this package cannot draw."""
+    """Keras is set to a backend on which this package cannot generate images."""
 
 
 def backend() -> tuple[str, str]:

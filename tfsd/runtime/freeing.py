@@ -1,4 +1,4 @@
-"""Gives memory back to the system when something large has gone."""
+"""Returns the memory of large objects to the system."""
 
 import ctypes
 import gc

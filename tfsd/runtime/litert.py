@@ -19,7 +19,7 @@ _introduced = False  # whether LiteRT has run something and said which delegate 
 
 @contextlib.contextmanager
 def quiet_litert() -> Iterator[None]:
-    """Keeps away what LiteRT says when it first runs a file, unless the user set TensorFlow's log level below 2.
+    """Hides what LiteRT writes when it first runs a file, unless the user set TensorFlow's log level below 2.
 
     It writes that once in a process, past Python; all it says later is shown.
     """
@@ -78,7 +78,7 @@ def _on_gpu(path: Path, signatures: Mapping[str, Mapping]) -> Run:
     except ImportError as error:
         raise OSError('GPUs need LiteRT 2.3 or newer: pip install --upgrade "ai-edge-litert>=2.3"') from error
     try:
-        with contextlib.nullcontext() if wants_information() else no_stderr():  # each file has lines of its own
+        with contextlib.nullcontext() if wants_information() else no_stderr():  # each file writes lines
             model = CompiledModel.from_file(str(path), options=Options(hardware_accelerators=HardwareAccelerator.GPU))
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be loaded by LiteRT on a GPU here: {_last_line(error)}") from error

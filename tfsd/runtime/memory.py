@@ -1,4 +1,4 @@
-"""How much memory this process may still take: the least of what the system, its control groups and its own limits leave.
+"""The memory that this process can still allocate: the least that the system, its control groups and its limits leave.
 
 Nothing here fails where a system lacks one of them: what cannot be read limits nothing.
 """

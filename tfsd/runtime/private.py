@@ -1,4 +1,4 @@
-"""What this package uses of others although they promise nothing of it: every private name, checked when it is used.
+"""The private names of other packages that this one uses, each checked when it is used.
 
 Such names may change with any release. `setup.py` bounds their versions; where another one is installed all the same and a
 name has changed, the error says which version is there and which was tested.
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class VersionError(ImportError):
-    """An installed package lacks what this one uses of its private parts."""
+    """An installed package lacks a private name that this one uses."""
 
 
 class Private(NamedTuple):

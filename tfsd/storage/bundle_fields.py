@@ -1,4 +1,4 @@
-"""What the manifest of a device bundle must say, so that the loop and the apps can work with it."""
+"""Checks the fields of a device bundle's manifest that the generation loop and the apps need."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

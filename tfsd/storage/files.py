@@ -1,4 +1,4 @@
-"""What is known of files before they are used: their hashes, JSON of bounded size, room on the disk."""
+"""Checks of files before they are used: hashes, JSON of limited size, free space on the disk."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def check_file(path: Path, *, sha256_hex: str, size: int | None):
 def check_files(folder: Path, files, where: Path):
     """Checks the files {name: {"sha256", "bytes"}} that the manifest `where` lists of its folder.
 
-    Raises: `CheckpointError` for a list that is none, a name outside of the folder, or a file that is damaged.
+    Raises: `CheckpointError` for an invalid list, a name outside of the folder, or a damaged file.
     """
     if not isinstance(files, dict) or not files:
         raise CheckpointError(f"{where} is damaged: it lists no files.")
@@ -64,12 +64,12 @@ def refuse_pointer(path: Path):
 def read_json(path: Path, *, infinite: bool = False) -> dict:
     """Returns the object in a JSON file; `infinite` accepts -Infinity, which Python's own writer makes.
 
-    Raises: `CheckpointError` if it is missing, larger than any real one, or no JSON object.
+    Raises: `CheckpointError` if it is missing, too large, or not a JSON object.
     """
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for its writer
-            raise CheckpointError(f"{path} is no file.")
+            raise CheckpointError(f"{path} is not a regular file.")
         if found.st_size > MAX_JSON:
             raise CheckpointError(f"{path} is larger than {MAX_JSON} bytes.")
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_constant if infinite else _no_constant)
@@ -83,7 +83,7 @@ def read_json(path: Path, *, infinite: bool = False) -> dict:
 
 
 def _no_constant(name: str):
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _constant(name: str) -> float:

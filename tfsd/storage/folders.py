@@ -1,4 +1,4 @@
-"""The folders that this package writes: how they are known, and which of them may be replaced."""
+"""The folders that this package writes: how they are recognized, and which of them may be replaced."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Tensors in HDF5 files: written one at a time, and read one at a time from files that anyone may have made."""
+"""Tensors in HDF5 files: written one at a time, and read one at a time from untrusted files."""
 
 import contextlib
 import errno
@@ -55,7 +55,7 @@ def stored_tensors(file: h5py.File) -> dict[str, StoredTensor]:
             prefix, group, depth = pending.pop()
             seen += len(group)
             if seen > MAX_OBJECTS or depth > MAX_DEPTH:
-                raise CheckpointError(f"{path} is no weights file: more than {MAX_OBJECTS} objects or {MAX_DEPTH} levels.")
+                raise CheckpointError(f"{path} is not a weights file: more than {MAX_OBJECTS} objects or {MAX_DEPTH} levels.")
             for name in group:
                 child = member(group, name, path)
                 if isinstance(child, h5py.Dataset):
@@ -139,7 +139,7 @@ def _reserve(descriptor: int, size: int):
 
 
 @contextlib.contextmanager
-def _one_line_errors(path: Path, what: str = "is damaged or no HDF5 file"):
+def _one_line_errors(path: Path, what: str = "is damaged or not an HDF5 file"):
     try:
         yield
     except FileNotFoundError:

@@ -26,7 +26,7 @@ class PromptTruncationWarning(TfsdWarning):
 
 
 class Piece(NamedTuple):
-    """One token of a prompt. `text` shows bytes that are no whole character as `\\xNN`."""
+    """One token of a prompt. `text` shows bytes of incomplete characters as `\\xNN`."""
 
     id: int
     text: str
@@ -81,7 +81,7 @@ class Tokenizer:
     def encode(self, prompt: str) -> list[int]:
         """Returns the ids of a prompt between the start and the end mark, however many there are.
 
-        Raises: `TypeError` if it is no string; `ValueError` above `MAX_PROMPT_BYTES` or with halves of surrogate pairs.
+        Raises: `TypeError` if it is not a string; `ValueError` above `MAX_PROMPT_BYTES` or with halves of surrogate pairs.
         """
         return self._encode(self._checked(prompt, "prompt"))
 
@@ -141,7 +141,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, with a space after every word and marks written out, as KerasCV does.
 
-        Raises: `TypeError` for what is no integer; `ValueError` for an id outside the vocabulary.
+        Raises: `TypeError` for an id that is not an integer; `ValueError` for an id outside the vocabulary.
         """
         table, parts = vocabulary(), []
         for i in map(operator.index, ids):

@@ -1,4 +1,4 @@
-"""What the graph tokenizer knows of characters, as plain tables taken from the very libraries that the Python one calls.
+"""Tables of characters for the graph tokenizer, made with the libraries that the Python tokenizer calls.
 
 So both follow the same version of Unicode, whichever one TensorFlow's own string operations were built with. No TensorFlow.
 """

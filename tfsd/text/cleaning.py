@@ -26,7 +26,7 @@ class Letters(NamedTuple):
 
 
 def letters_of(texts) -> Letters:
-    """Returns the code points of strings [B]; what is no UTF-8 becomes U+FFFD."""
+    """Returns the code points of strings [B]; invalid UTF-8 becomes U+FFFD."""
     ragged = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
     return Letters(ragged.values, ragged.value_rowids())
 

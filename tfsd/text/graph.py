@@ -1,7 +1,7 @@
 """The CLIP tokenizer as TensorFlow operations, for models that take prompts as strings: SavedModels of TF Serving.
 
 The tokens are those of `tfsd.text.Tokenizer`, whatever version of Unicode the server's TensorFlow was built with and
-whatever language its machine speaks. HTML's references and what ftfy repairs are handled in the graph, too, with one
+whatever its locale. HTML's references and what ftfy repairs are handled in the graph, too, with one
 exception, `NOT_REPAIRED`.
 """
 
@@ -55,7 +55,7 @@ class GraphTokenizer(tf.Module):
     the tokenizer.
 
     Call: prompts string [B] in UTF-8 -> tokens int32 [B, L], truncated int32 [B]. The caller refuses prompts of more than
-    `MAX_GRAPH_PROMPT_BYTES`. Bytes that are no UTF-8 count as U+FFFD.
+    `MAX_GRAPH_PROMPT_BYTES`. Invalid UTF-8 counts as U+FFFD.
     """
 
     def __init__(self, spec: CLIPSpec | None = None, *, folder: Path | None = None):

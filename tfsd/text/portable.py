@@ -1,4 +1,4 @@
-"""All that a CLIP tokenizer needs, as plain data: for apps, which have neither this package nor its libraries.
+"""The data of the CLIP tokenizer as JSON, for apps, which have neither this package nor its libraries.
 
 What a phone brings itself is Unicode's normal form C, which never changes for a character once it has one. The steps are those
 of `tfsd.text.cleaning` and `tfsd.text.bpe`.

@@ -1,4 +1,4 @@
-"""Words that a model with a small vocabulary never learned: which they are, and what a person can write instead."""
+"""Finds words that a model with a small vocabulary never learned, and suggests others."""
 
 import contextlib
 import contextvars
@@ -22,11 +22,11 @@ _chosen_here = contextvars.ContextVar("chosen_here", default=False)
 
 
 class UnknownWordsWarning(TfsdWarning):
-    """A prompt has words that the model never learned, so that they do not show in the picture."""
+    """A prompt has words that the model never learned, so that they do not show in the image."""
 
 
 def known_words(spec: CLIPSpec) -> list[str]:
-    """Returns the words that have a row of their own in a small vocabulary, the most common in English first."""
+    """Returns the words that have their own row in a small vocabulary, the most common in English first."""
     table = vocabulary()
     return [table.pieces[i].decode("utf-8") for i in spec.kept_tokens if i < len(table.pieces) and table.ends_word[i]]
 
@@ -34,7 +34,7 @@ def known_words(spec: CLIPSpec) -> list[str]:
 def unknown_words(tokenizer: Tokenizer, prompts: str | Iterable[str]) -> list[str]:
     """Returns the words of prompts that the model never learned, in lower case, each once, in order.
 
-    They are none for a model with CLIP's whole vocabulary. Punctuation, ends of words such as 's, and what is cut off do
+    There are none for a model with CLIP's whole vocabulary. Punctuation, ends of words such as 's, and what is cut off do
     not count.
     Raises: as `Tokenizer.encode`.
     """

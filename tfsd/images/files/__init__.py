@@ -1,4 +1,4 @@
-"""Picture files that carry the recipe of their picture, and reading it back from untrusted files.
+"""Image files that carry the recipe of their image, and reading it back from untrusted files.
 
 A PNG file has the recipe as JSON in the text chunk `tfsd`, a JPEG or WebP file in EXIF's MakerNote. For people and other
 programs it is also where image generators put theirs, in their form: in the chunk `parameters`, in EXIF's UserComment.
@@ -32,12 +32,12 @@ READABLE_KEY = "parameters"
 
 
 def encode(picture: Image.Image, recipe: Mapping[str, Any], ending: str = ".png", *, quality: int | None = None) -> bytes:
-    """Returns the file of a picture in the format of a file name's `ending`, with the recipe inside.
+    """Returns the file of an image in the format of a file name's `ending`, with the recipe inside.
 
     JPEG and WebP are lossy: the pixels change a little, the less the higher `quality`, from 1 to 100 (default: 95).
-    The same picture, recipe and quality give the same bytes.
+    The same image, recipe and quality give the same bytes.
 
-    Raises: `ValueError` for a quality that does not fit; `ImageFileError` for a recipe or a picture that is too large.
+    Raises: `ValueError` for a quality that does not fit; `ImageFileError` for a recipe or an image that is too large.
     """
     chosen = FORMATS[ending.lower()]
     if quality is not None and not chosen.lossy:
@@ -66,7 +66,7 @@ def _texts(recipe: Mapping[str, Any]) -> tuple[str, str, str]:
     text = json.dumps(recipe, ensure_ascii=False, allow_nan=False)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # half a surrogate pair: so JSON writes it, too
     if len(text.encode("utf-8")) > MAX_TEXT:
-        raise ImageFileError(f"The recipe has more than {MAX_TEXT} bytes. Save the pictures one by one.")
+        raise ImageFileError(f"The recipe has more than {MAX_TEXT} bytes. Save the images one by one.")
     shown = infotext(recipe).replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
     return text, shown, f"tfsd {recipe.get('tfsd', '')}".strip()
 
@@ -101,7 +101,7 @@ def read_parameters(path: FilePath) -> str:
 def _first_text(path: FilePath, key: str) -> str | None:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageFileError(f"{path} is no file.")
+            raise ImageFileError(f"{path} is not a regular file.")
         with open(path, "rb") as file:
             start = file.read(12)
             file.seek(0)
@@ -114,7 +114,7 @@ def _first_text(path: FilePath, key: str) -> str | None:
                 file.seek(0)
                 texts = exif.read_texts(file, path, (key,))
             else:
-                raise ImageFileError(f"{path} is no PNG, JPEG or WebP file.")
+                raise ImageFileError(f"{path} is not a PNG, JPEG or WebP file.")
             return next((text for _, text in texts), None)
     except ImageFileError:
         raise
@@ -125,7 +125,7 @@ def _first_text(path: FilePath, key: str) -> str | None:
 def _number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):  # NaN, Infinity, and what is too large: 1e999
-        raise ValueError(f"{text[:20]} is no number")
+        raise ValueError(f"{text[:20]} is not a number")
     return number
 
 
@@ -133,7 +133,7 @@ def _parsed(text: str, path: FilePath) -> dict[str, Any]:
     try:
         recipe = json.loads(text, parse_constant=_number, parse_float=_number)
     except (ValueError, RecursionError) as error:
-        raise ImageFileError(f"{path} is damaged: its recipe is no JSON ({error}).") from error
+        raise ImageFileError(f"{path} is damaged: its recipe is not JSON ({error}).") from error
     if not isinstance(recipe, dict):
         raise ImageFileError(f"{path} is damaged: its recipe must be a JSON object, not a {type(recipe).__name__}.")
     if "pictures" in recipe and not (

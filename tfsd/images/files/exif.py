@@ -1,7 +1,7 @@
 """The texts in JPEG and WebP files, in EXIF: writing them, and reading them from untrusted files without decoding pixels.
 
 Two tags of EXIF hold them: UserComment the readable text, as other image generators write it there, and MakerNote, which
-the standard leaves to whoever made the picture, the recipe as packed JSON.
+the standard leaves to whoever made the image, the recipe as packed JSON.
 Source: EXIF 2.32, JPEG (ITU T.81, annex B), WebP's container specification.
 """
 

@@ -1,4 +1,4 @@
-"""The formats of picture files, known by the endings of their names."""
+"""The formats of image files, by the endings of their names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ FORMATS = {  # by the file name's ending
 def image_path(path: str | Path, name: str = "path", endings: Sequence[str] = tuple(FORMATS)) -> Path:
     """Returns `path`, the argument called `name`, as a Path.
 
-    Raises: `TypeError` or `ValueError` if it is no path, or has none of the `endings`.
+    Raises: `TypeError` or `ValueError` if it is not a path, or has none of the `endings`.
     """
     if not isinstance(path, (str, Path)):
         raise TypeError(f"{name} must be a str or a Path; got {type(path).__name__}.")

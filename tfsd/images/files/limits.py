@@ -1,4 +1,4 @@
-"""Bounds on what is read from untrusted picture files."""
+"""Limits on what is read from untrusted image files."""
 
 import os
 import zlib

@@ -1,4 +1,4 @@
-"""Names of picture files: made of prompts and numbers, free ones, and those that a pattern stands for."""
+"""Names of image files: from patterns, from prompts, and free ones in a folder."""
 
 import os
 import re
@@ -24,10 +24,10 @@ _RESERVED = {
 
 
 def file_names(path: str | Path, recipes: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Returns the file name of each picture, as `Images.save` documents it.
+    """Returns the file name of each image, as `Images.save` documents it.
 
-    Raises: `ValueError` if the name has no picture format's ending, has an unknown field or a brace without its
-    other one, or gives two pictures one name.
+    Raises: `ValueError` if the name has no image format's ending, has an unknown field or an unpaired brace, or gives
+    two images the same name.
     """
     path = image_path(path)
     if re.search(r"[{}]", _FIELD.sub("", path.name)):
@@ -37,7 +37,7 @@ def file_names(path: str | Path, recipes: Sequence[Mapping[str, Any]]) -> list[P
     digits = len(str(len(recipes) - 1))
     names = [path.with_name(_filled(path.name, str(n).zfill(digits), recipe)) for n, recipe in enumerate(recipes)]
     if len(set(names)) < len(names):
-        raise ValueError(f"path must give each picture a name of its own; got {shown(path.name)}. Put {{n}} into it.")
+        raise ValueError(f"path must give each image a different name; got {shown(path.name)}. Put {{n}} into it.")
     return names
 
 
@@ -58,7 +58,7 @@ def slug(text: str) -> str:
 
     Letters are lower case and composed (NFC), and keep their marks: vowel signs, accents. Emoji and all punctuation become
     hyphens; characters that nobody sees (zero-width ones, directions of writing) are left out. The length is bounded, and no
-    name is one that Windows has for a device.
+    name is one that Windows reserves for a device.
     """
     composed = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text[:_MAX_READ]).lower())
     kept: list[str] = []
@@ -83,7 +83,7 @@ def _cut(name: str) -> str:
 
 
 def free_names(texts: Sequence[str], folder: str | Path = ".") -> list[Path]:
-    """Returns a name for a picture of each text: no file in `folder` has it, nor any of its numbered pictures."""
+    """Returns a name for an image of each text: no file in `folder` has it, nor any of its numbered images."""
     names = [unicodedata.normalize("NFC", name).lower() for name in os.listdir(folder)]  # as disks may compare them
     stems = {Path(name).stem for name in names if name.endswith(".png")}
     taken = stems | {re.sub(r"-[0-9]+$", "", stem) for stem in stems}

@@ -30,7 +30,7 @@ def read_texts(file: BinaryIO, path: FilePath, keys: Collection[str]) -> Iterato
     Raises: `ImageFileError` for a damaged file or text.
     """
     if file.read(len(SIGNATURE)) != SIGNATURE:
-        raise ImageFileError(f"{path} is no PNG file.")
+        raise ImageFileError(f"{path} is not a PNG file.")
     for kind, data in _chunks(file, path):
         key, _, rest = data.partition(b"\0")
         if (name := key.decode("latin-1")) in keys:

@@ -1,4 +1,4 @@
-"""Writing files so that each appears complete or not at all, and the errors of picture files."""
+"""Writes files so that each appears complete or not at all, and defines the errors of image files."""
 
 import contextlib
 import os
@@ -10,15 +10,15 @@ from tfsd.storage.atomic import scratch_folder
 
 
 class ImageFileError(OSError):
-    """A picture that cannot be written, or a file that has no recipe to read."""
+    """An image that cannot be written, or a file that has no recipe to read."""
 
 
 class NoRecipeError(ImageFileError):
-    """A whole picture file without the text that is looked for."""
+    """An undamaged image file that has no such text."""
 
 
 class FileThereError(ImageFileError):
-    """A file that is there and may not be replaced."""
+    """A file that exists and may not be replaced."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path} exists. Give another name, or allow overwriting it.")
