@@ -110,7 +110,7 @@ def _write(
     parts: Mapping[str, Mapping[str, StoredTensor]],
     *,
     dtype: str | None,
-    notes: Mapping,
+    notes: Mapping[str, Any],
     overwrite: bool,
     progress: bool,
 ) -> Path:
@@ -121,7 +121,7 @@ def _write(
     with Stages.within(progress) as stages:
         stages(f"writing {dst.name}", total, unit="B", scale=True)
 
-        def advance(part: str, path: str, size: int):
+        def advance(part: str, path: str, size: int) -> None:
             stages.advance(size)
 
         return write_model(dst, spec, streams, dtype=dtype, notes=notes, overwrite=overwrite, progress=advance)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -50,14 +51,20 @@ class StableDiffusion:
 
     @points_to_load
     def __init__(
-        self, spec: ModelSpec, parts: dict, *, dtype: str = "float32", jit_compile: bool = True, identity: dict | None = None
+        self,
+        spec: ModelSpec,
+        parts: dict[str, Any],
+        *,
+        dtype: str = "float32",
+        jit_compile: bool = True,
+        identity: dict[str, Any] | None = None,
     ):
         self.spec = spec
-        self.identity = {"model": spec.name, "weights": "", "numerics_override": None} | (identity or {})
+        self.identity: dict[str, Any] = {"model": spec.name, "weights": "", "numerics_override": None} | (identity or {})
         self.identity |= {"dtype": dtype, "numerics": spec.numerics, "jit_compile": jit_compile}
         self.tokenizer = Tokenizer(spec.text)
         self._pipeline: Pipeline | None = Pipeline(spec, parts, jit_compile=jit_compile)
-        self._pace: dict = {}
+        self._pace: dict[Any, Any] = {}
         self._unknown: set[frozenset[str]] = set()  # words that a warning told of
 
     def __repr__(self) -> str:
@@ -66,7 +73,7 @@ class StableDiffusion:
         what = f"{shown(own['model'])}: {width} x {height} pixels, {own['dtype']}, numerics of {own['numerics']}, {xla}"
         return f"<StableDiffusion {what}>"
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         raise TypeError("A model cannot be pickled or copied. Call tfsd.load in each process, or use one model in all threads.")
 
     @property
@@ -76,7 +83,7 @@ class StableDiffusion:
             raise RuntimeError(f"The model {shown(self.identity['model'])} is closed. Load it again with tfsd.load().")
         return self._pipeline
 
-    def close(self):
+    def close(self) -> None:
         """Releases the weights and the traced graphs. The model can make no more images; closing it again does nothing.
 
         Images that another thread is making are finished first, and the memory is free after them.
@@ -85,11 +92,11 @@ class StableDiffusion:
             self._pipeline = None
             free_memory()
 
-    def __enter__(self):
+    def __enter__(self) -> "StableDiffusion":
         _ = self.pipeline  # raises if it is closed
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     @kerascv_names
@@ -116,7 +123,7 @@ class StableDiffusion:
         require_known(self.text_to_image, options)
         prompts = prompts_of(prompt, batch_size)
         tokens = self._tokens(prompts, options.get("on_long", "truncate"))
-        return self._run(prompts, seed, options, tokens=tokens)
+        return self._run(prompts, seed, {**options}, tokens=tokens)
 
     def encode_text(self, prompt: str | Sequence[str], *, on_long: str = "error") -> np.ndarray:
         """Returns the context [P, L, W] float32 of one or more prompts, for `generate_image`.
@@ -127,7 +134,7 @@ class StableDiffusion:
         """
         require_own_threads()
         tokens = self._tokens(per_prompt(prompt, 1), on_long)
-        context = self.pipeline.encode(tf.constant(tokens))["context"].numpy()
+        context: np.ndarray = self.pipeline.encode(tf.constant(tokens))["context"].numpy()
         require_finite(context, "context", self.identity["dtype"])
         return context
 
@@ -158,21 +165,31 @@ class StableDiffusion:
         shape = (spec.text.length, spec.denoiser.context_width)
         contexts = float_rows("encoded_text", encoded_text, batch, shape, grow=True)
         require_batch(len(contexts))
+        sizes: dict[str, int] = {}
         if diffusion_noise is not None:
-            shape = (None, None, spec.vae.latent_channels)
-            diffusion_noise = float_rows("diffusion_noise", diffusion_noise, len(contexts), shape)
+            noise_shape = (None, None, spec.vae.latent_channels)
+            diffusion_noise = float_rows("diffusion_noise", diffusion_noise, len(contexts), noise_shape)
             own = {name: side * spec.vae.factor for name, side in zip(("height", "width"), diffusion_noise.shape[1:3])}
             given = tuple(options.get(name) for name in own)
             if any(side_of(name, side, own[name], 1) != own[name] for name, side in zip(own, given)):
                 raise ValueError(
                     f"diffusion_noise is for height and width {tuple(own.values())}; got {shown(given)}. Leave them out."
                 )
-            options, seed = {**options, **own}, 0
-        guidance = {"negative_prompt": negative_prompt, "num_steps": num_steps, "guidance_scale": guidance_scale}
+            sizes, seed = own, 0
+        guidance: dict[str, Any] = {"negative_prompt": negative_prompt, "num_steps": num_steps, "guidance_scale": guidance_scale}
         prompts = [None] * len(contexts)
-        return self._run(prompts, seed, guidance | options, contexts=contexts, noise=diffusion_noise)
+        return self._run(prompts, seed, {**guidance, **options, **sizes}, contexts=contexts, noise=diffusion_noise)
 
-    def _run(self, prompts: list, seed, options: dict, *, tokens=None, contexts=None, noise=None) -> Images:
+    def _run(
+        self,
+        prompts: list[Any],
+        seed: Any,
+        options: dict[str, Any],
+        *,
+        tokens: np.ndarray | None = None,
+        contexts: np.ndarray | None = None,
+        noise: np.ndarray | None = None,
+    ) -> Images:
         """Makes one image per prompt, from `tokens` or `contexts`, and from `noise` where it is given."""
         require_own_threads()
         show = Progress(options.get("progress", False), options.get("callback"), self._pace)
@@ -197,7 +214,7 @@ class StableDiffusion:
         return Images(pixels, recipes_of({"prompt": prompts} | values, more))
 
     def _sample(
-        self, inputs: SamplingInputs, negative, positive, size: tuple[int, int], steps: int, show: Progress, noise
+        self, inputs: SamplingInputs, negative: Any, positive: Any, size: tuple[int, int], steps: int, show: Progress, noise: Any
     ) -> np.ndarray:
         """Returns images uint8 [B, H, W, 3]. `negative`, `positive`: tokens [B, L], or the conditioning made of them."""
         pipeline, batch = self.pipeline, len(inputs.seeds)
@@ -206,7 +223,7 @@ class StableDiffusion:
             stages("encoding the prompt")
             halves = [one if isinstance(one, dict) else pipeline.encode(tf.constant(one)) for one in (negative, positive)]
             noise = None if noise is None else tf.constant(noise, tf.float32)
-            state = pipeline.begin(inputs, *halves, shape, noise)
+            state = pipeline.begin(inputs, halves[0], halves[1], shape, noise)
             for first, last in show.chunks(steps, (batch, *size), compiles=True):
                 state = pipeline.advance(inputs, state, tf.constant(first), tf.constant(last))
             stages("decoding")
@@ -214,7 +231,8 @@ class StableDiffusion:
             given = {"encoded_text": positive["context"].numpy()} if isinstance(positive, dict) else {}
             given |= {} if noise is None else {"diffusion_noise": noise.numpy()}
             require_rows(finite.numpy(), "latents", self.identity["dtype"], given)
-            return images.numpy()
+            pixels: np.ndarray = images.numpy()
+            return pixels
 
     def _tokens(self, prompts: list[str], on_long: str, name: str = "prompt") -> np.ndarray:
         tokens, rows = self.tokenizer(prompts, on_long=on_long, name=name), self.spec.text.vocabulary

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import Unpack
 
@@ -16,7 +17,7 @@ from tfsd.models import DTYPES
 from tfsd.runtime.freeing import free_memory
 from tfsd.specs import NUMERICS
 
-_KEPT: dict[tuple, StableDiffusion] = {}  # the model of the last call, by all that it depends on
+_KEPT: dict[tuple[Any, ...], StableDiffusion] = {}  # the model of the last call, by all that it depends on
 _LOADING = threading.Lock()
 
 
@@ -32,8 +33,9 @@ def text_to_image(prompt: Texts, batch_size: int = 1, seed: Seeds = None, **opti
     Raises: the errors of these two functions.
     """
     require_known(text_to_image, options)
-    own = {name: options.pop(name) for name in LoadOptions.__annotations__ if name in options}
-    return _loaded(**own).text_to_image(prompt, batch_size, seed, **options)
+    rest: dict[str, Any] = {**options}
+    own = {name: rest.pop(name) for name in LoadOptions.__annotations__ if name in rest}
+    return _loaded(**own).text_to_image(prompt, batch_size, seed, **rest)
 
 
 def _loaded(
@@ -47,7 +49,7 @@ def _loaded(
     choice("dtype", dtype, DTYPES)
     folder = api.model_folder(model).resolve()
     numerics = None if numerics is None else choice("numerics", numerics, tuple(NUMERICS))
-    options = {"dtype": dtype, "jit_compile": bool(jit_compile), "numerics": numerics}
+    options: dict[str, Any] = {"dtype": dtype, "jit_compile": bool(jit_compile), "numerics": numerics}
     # Folder and fingerprint tell when the same name has come to mean another model.
     key = (model, folder, api.fingerprint(folder), *options.items())
     with _LOADING:

@@ -2,8 +2,8 @@
 
 import asyncio
 import functools
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -35,10 +35,10 @@ class AsyncClient(Caller):
     async def __aenter__(self) -> "AsyncClient":
         return self
 
-    async def __aexit__(self, *_):
+    async def __aexit__(self, *_: Any) -> None:
         await self.close()
 
-    async def close(self):
+    async def close(self) -> None:
         """Closes the connection and cancels requests that are still running."""
         if self._channel is not None:
             await self._channel.close()
@@ -105,9 +105,10 @@ class AsyncClient(Caller):
                 await _ended(left)
         return [call.result() for call in calls]
 
-    async def _predict(self, i: int, request, attempts: Attempts, tracker: Tracker, free: asyncio.Semaphore) -> Answer:
+    async def _predict(self, i: int, request: Any, attempts: Attempts, tracker: Tracker, free: asyncio.Semaphore) -> Answer:
         async with free:
-            request_id, watches = new_request_id(), []
+            request_id = new_request_id()
+            watches: list[asyncio.Task[None]] = []
             if tracker.wanted and self._watchable:
                 watch = self._watch(request_id, attempts, functools.partial(tracker.heard, i))
                 watches.append(asyncio.create_task(watch))
@@ -118,9 +119,11 @@ class AsyncClient(Caller):
         tracker.finished(i)
         return answer_of(response, row_count(request), headers)
 
-    async def _tried(self, method: str, request, attempts: Attempts, request_id: str | None = None):
+    async def _tried(self, method: str, request: Any, attempts: Attempts, request_id: str | None = None) -> tuple[bytes, Any]:
         """Returns the answer of a method, with retries by `attempts`, and its trailing metadata."""
-        for tried in itertools.count(1):
+        tried = 0
+        while True:
+            tried += 1
             headers = self._headers(request_id)
             try:
                 call = self._call[method](request, timeout=attempts.remaining(), metadata=headers)
@@ -128,7 +131,7 @@ class AsyncClient(Caller):
             except grpc.RpcError as error:
                 await asyncio.sleep(attempts.wait_after(error, tried))
 
-    async def _watch(self, request_id: str, attempts: Attempts, hear: Callable):
+    async def _watch(self, request_id: str, attempts: Attempts, hear: Callable[[bytes], None]) -> None:
         """Passes the server's reports about a request to `hear`, if it sends any."""
         while True:
             await asyncio.sleep(POLL_SECONDS)  # a little later than the request, so that the server knows it
@@ -141,7 +144,7 @@ class AsyncClient(Caller):
                     return
 
 
-async def _ended(tasks):
+async def _ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancels tasks and waits until they have ended."""
     for task in tasks:
         task.cancel()

@@ -37,7 +37,7 @@ class Attempts:
         the same moment.
         """
         code, details = error.code().name, error.details() or ""
-        wait = min(_FIRST_WAIT * 2 ** (tried - 1), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
+        wait: float = min(_FIRST_WAIT * 2 ** (tried - 1), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
         left = self.remaining()
         if code != "UNAVAILABLE" or _NO_GRPC.search(details) or tried > self._retries or (left is not None and wait >= left):
             raise failure(code, details + _known(error), self._address, self._timeout) from error
@@ -67,7 +67,7 @@ def failure(code: str, details: str, address: str, timeout: float | None = None)
     return ServerError(code, details or f"{address} gave no further details.")
 
 
-def seconds_of(timeout) -> float | None:
+def seconds_of(timeout: object) -> float | None:
     """Returns a checked timeout. Raises: `TypeError`, `ValueError`."""
     if timeout is None:
         return None

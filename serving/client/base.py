@@ -4,6 +4,7 @@ import os
 import re
 import uuid
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
@@ -71,13 +72,13 @@ class Caller:
         self._inputs: ModelInputs | None = None  # of the model, and of which version; None until they are known
         self._inputs_version = 0
         self._channel = None
-        self._call: dict = {}  # method -> callable, while there is a channel
+        self._call: dict[str, Any] = {}  # method -> callable, while there is a channel
         self._watchable = True  # until it turns out that the server does not report progress
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, model={self.model!r})"
 
-    def _open(self, library):
+    def _open(self, library: Any) -> None:
         """Opens a channel of `grpc` or `grpc.aio` and makes its methods."""
         options = [
             ("grpc.max_receive_message_length", _MAX_MESSAGE),
@@ -105,11 +106,11 @@ class Caller:
     def _attempts(self, timeout: float | None) -> Attempts:
         return Attempts(self.address, self.retries, self.timeout if timeout is None else seconds_of(timeout))
 
-    def _metadata_request(self):
+    def _metadata_request(self) -> Any:
         spec = model_spec(self.model, self.version)
         return protos.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
 
-    def _predict_requests(self, columns: Columns) -> list:
+    def _predict_requests(self, columns: Columns) -> list[Any]:
         return predict_requests(columns, model_spec(self.model, self.version, self.signature), self.max_batch)
 
     def _learn(self, data: bytes) -> ModelInputs:
@@ -119,7 +120,7 @@ class Caller:
         self._inputs_version = response.model_spec.version.value
         return self._inputs
 
-    def _forget_inputs(self, answers: list[Answer] | None = None):
+    def _forget_inputs(self, answers: list[Answer] | None = None) -> None:
         """Forgets the model's inputs after an error, or if answers came from another version."""
         if answers is None or any(answer.version != self._inputs_version for answer in answers):
             self._inputs = None
@@ -136,14 +137,14 @@ def new_request_id() -> str:
     return uuid.uuid4().hex
 
 
-def _checked_address(address) -> str:
+def _checked_address(address: str) -> str:
     found = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
     if found is None or not 0 < int(found[2]) < 2**16:
         raise ValueError(f"address must be HOST:PORT of a gRPC server, such as localhost:8500; got {shown(address)}.")
     return address
 
 
-def _text(name: str, value) -> str:
+def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a text; got {shown(value)}.")
     if not value or not value.isprintable():
@@ -151,7 +152,7 @@ def _text(name: str, value) -> str:
     return value
 
 
-def _checked_token(token) -> str:
+def _checked_token(token: object) -> str:
     if not isinstance(token, str):
         raise TypeError(f"token must be a text; got {type(token).__name__}.")
     if not re.fullmatch(r"[!-~]{1,4096}", token):  # never shown: it is a secret
@@ -159,7 +160,7 @@ def _checked_token(token) -> str:
     return token
 
 
-def _credentials(tls) -> grpc.ChannelCredentials | None:
+def _credentials(tls: object) -> grpc.ChannelCredentials | None:
     if tls is None or tls is False:
         return None
     if tls is True:

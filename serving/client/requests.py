@@ -5,7 +5,7 @@ import math
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -30,14 +30,14 @@ _KINDS = {
     "string": (7, "string_val", None),
     "int64": (9, "int64_val", "<i8"),
 }
-Columns = dict[str, list | None]  # input -> one value per image; None stands for the model's default
+Columns = dict[str, Any]  # list or None: input -> one value per image; None stands for the model's default
 
 
 class ModelInputs(NamedTuple):
     """The names of a signature's inputs, empty if the server does not list them, and their defaults."""
 
     names: frozenset[str]
-    defaults: dict
+    defaults: dict[str, Any]
 
 
 class Answer(NamedTuple):
@@ -49,7 +49,9 @@ class Answer(NamedTuple):
     warning: str = ""
 
 
-def request_columns(method: Callable, prompt: Texts, batch_size: int, seed: Seeds, options: Mapping) -> Columns:
+def request_columns(
+    method: Callable[..., Any], prompt: Texts, batch_size: int, seed: Seeds, options: Mapping[str, Any]
+) -> Columns:
     """Returns the inputs for the arguments of a client's method. The server checks what depends on the model.
 
     Raises: `TypeError`, `ValueError` naming the argument.
@@ -64,7 +66,7 @@ def request_columns(method: Callable, prompt: Texts, batch_size: int, seed: Seed
     return {name: value if value is None or isinstance(value, list) else [value] * len(prompts) for name, value in rows.items()}
 
 
-def _require_unicode(name: str, texts: list[str]):
+def _require_unicode(name: str, texts: list[str]) -> None:
     for text in texts:
         try:
             text.encode("utf-8")
@@ -82,7 +84,8 @@ def filled(given: Columns, model: ModelInputs) -> Columns:
 
     Raises: `ValueError` naming an argument for which the model has no default, or that it does not have.
     """
-    full, batch = {}, len(given["prompt"])
+    full: Columns = {}
+    batch = len(given["prompt"])
     for name, values in given.items():
         if model.names and name not in model.names:
             if values is not None and any(value != ARGUMENTS[name].default for value in values):
@@ -94,7 +97,7 @@ def filled(given: Columns, model: ModelInputs) -> Columns:
     return full
 
 
-def model_spec(name: str, version: int | str | None, signature: str = ""):
+def model_spec(name: str, version: int | str | None, signature: str = "") -> Any:
     """Returns the `ModelSpec` of a model; `version` is a number, or a label such as "stable"."""
     spec = protos.ModelSpec(name=name, signature_name=signature)
     if isinstance(version, str):
@@ -104,7 +107,7 @@ def model_spec(name: str, version: int | str | None, signature: str = ""):
     return spec
 
 
-def predict_requests(given: Columns, spec, max_batch: int) -> list:
+def predict_requests(given: Columns, spec: Any, max_batch: int) -> list[Any]:
     """Returns the PredictRequests for all images, each with at most `max_batch` rows.
 
     They have no output filter, since older exports may lack an output that this client reads.
@@ -121,12 +124,13 @@ def predict_requests(given: Columns, spec, max_batch: int) -> list:
     return requests
 
 
-def row_count(request) -> int:
+def row_count(request: Any) -> int:
     """Returns the number of images that a PredictRequest asks for."""
-    return request.inputs["prompt"].tensor_shape.dim[0].size
+    size: int = request.inputs["prompt"].tensor_shape.dim[0].size
+    return size
 
 
-def tensor_of(values: Sequence, kind: str):
+def tensor_of(values: Sequence[Any], kind: str) -> Any:
     """Returns the TensorProto [B] of one value per row; `kind` is a key such as "int64"."""
     number, field, _ = _KINDS[kind]
     tensor = protos.TensorProto(dtype=number)
@@ -135,7 +139,7 @@ def tensor_of(values: Sequence, kind: str):
     return tensor
 
 
-def values_of(tensor, count: int, kind: str) -> list:
+def values_of(tensor: Any, count: int, kind: str) -> list[Any]:
     """Returns the `count` values of a TensorProto, as content or as a field; floats are rounded to the shortest equal number.
 
     Raises: `ServerError` INTERNAL for another type or number of values.
@@ -154,7 +158,7 @@ def values_of(tensor, count: int, kind: str) -> list:
     return [float(str(np.float32(value))) for value in values] if kind == "float32" else values
 
 
-def inputs_of(response, name: str, signature: str) -> ModelInputs:
+def inputs_of(response: Any, name: str, signature: str) -> ModelInputs:
     """Returns the inputs of a model and their defaults, from the answer to GetModelMetadata.
 
     Raises: `ServerError` FAILED_PRECONDITION if the model has no such signature, INTERNAL for a damaged answer.
@@ -170,7 +174,7 @@ def inputs_of(response, name: str, signature: str) -> ModelInputs:
     return ModelInputs(frozenset(found[signature].inputs), values | texts)
 
 
-def parsed(kind: type, data: bytes):
+def parsed(kind: Any, data: bytes) -> Any:
     """Parses a message. Raises: `ServerError` INTERNAL if it is damaged."""
     try:
         return kind.FromString(data)
@@ -220,7 +224,7 @@ def _pixels(png: bytes, height: int, width: int) -> np.ndarray:
     raise ServerError("INTERNAL", f"The server sent an image that is {found}, not RGB {height} x {width}.")
 
 
-def warn_of_truncation(given: Columns, answers: Iterable[Answer], stacklevel: int):
+def warn_of_truncation(given: Columns, answers: Iterable[Answer], stacklevel: int) -> None:
     """Warns, once per prompt, about text that the model did not read, and about words that it was not trained on."""
     _warn_of_words(answers, stacklevel + 1)
     counts = list(zip(*(pair for answer in answers for pair in answer.truncated)))
@@ -236,7 +240,7 @@ def warn_of_truncation(given: Columns, answers: Iterable[Answer], stacklevel: in
             warnings.warn(message, PromptTruncationWarning, stacklevel=stacklevel + 1)
 
 
-def _warn_of_words(answers: Iterable[Answer], stacklevel: int):
+def _warn_of_words(answers: Iterable[Answer], stacklevel: int) -> None:
     messages = dict.fromkeys(answer.warning for answer in answers if answer.warning)
     if messages:
         from tfsd.text import UnknownWordsWarning  # imported late, as above

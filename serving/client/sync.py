@@ -3,10 +3,10 @@
 import collections
 import contextlib
 import functools
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import Any
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
@@ -42,10 +42,10 @@ class Client(Caller):
     def __enter__(self) -> "Client":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Closes the connection and cancels requests that are still running."""
         with self._lock:
             if self._channel is not None:
@@ -124,7 +124,7 @@ class Client(Caller):
                 raise
         return [call.result() for call in calls]
 
-    def _predict(self, i: int, request, attempts: Attempts, running: "_Running", tracker: Tracker) -> Answer:
+    def _predict(self, i: int, request: Any, attempts: Attempts, running: "_Running", tracker: Tracker) -> Answer:
         request_id = new_request_id()
         hear = functools.partial(tracker.heard, i) if tracker.wanted and self._watchable else None
         with self._watching(request_id, attempts, hear):
@@ -132,9 +132,13 @@ class Client(Caller):
         tracker.finished(i)
         return answer_of(response, row_count(request), headers)
 
-    def _tried(self, method: str, request, attempts: Attempts, running: "_Running", request_id: str | None = None):
+    def _tried(
+        self, method: str, request: Any, attempts: Attempts, running: "_Running", request_id: str | None = None
+    ) -> tuple[bytes, Any]:
         """Returns the answer of a method, with retries by `attempts`, and its trailing metadata."""
-        for tried in itertools.count(1):
+        tried = 0
+        while True:
+            tried += 1
             call = self._call[method].future(request, timeout=attempts.remaining(), metadata=self._headers(request_id))
             try:
                 return running.result(call), call.trailing_metadata()
@@ -142,14 +146,15 @@ class Client(Caller):
                 running.sleep(attempts.wait_after(error, tried))
 
     @contextlib.contextmanager
-    def _watching(self, request_id: str, attempts: Attempts, hear: Callable | None) -> Iterator[None]:
+    def _watching(self, request_id: str, attempts: Attempts, hear: Callable[[bytes], None] | None) -> Iterator[None]:
         """Passes the server's reports about a request to `hear`, if it sends any."""
         if hear is None:
             yield
             return
-        over, streams = threading.Event(), collections.deque(maxlen=1)
+        over = threading.Event()
+        streams: collections.deque[Any] = collections.deque(maxlen=1)
 
-        def read():
+        def read() -> None:
             while not over.wait(POLL_SECONDS):  # a little later than the request, so that the server knows it
                 try:
                     stream = self._call[WATCH](
@@ -178,12 +183,12 @@ class Client(Caller):
 class _Running:
     """The RPCs of one call of a method, which are cancelled together."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._calls: set[grpc.Future] = set()
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
 
-    def result(self, call: grpc.Future):
+    def result(self, call: grpc.Future) -> Any:
         """Returns the result of an RPC. Raises: `Cancelled` if it was cancelled, else its error."""
         with self._lock:
             self._calls.add(call)
@@ -197,12 +202,12 @@ class _Running:
             with self._lock:
                 self._calls.discard(call)
 
-    def sleep(self, seconds: float):
+    def sleep(self, seconds: float) -> None:
         """Waits. Raises: `Cancelled` as soon as the call is cancelled."""
         if self._cancelled.wait(seconds):
             raise Cancelled("The request was cancelled.")
 
-    def cancel(self):
+    def cancel(self) -> None:
         """Cancels the RPCs that run and those that have not started."""
         self._cancelled.set()
         with self._lock:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
 
@@ -34,10 +35,10 @@ class Tracker:
         self._stages("waiting for the server")
         return self
 
-    def __exit__(self, *failure):
+    def __exit__(self, *failure: Any) -> None:
         self._stages.__exit__(*failure)
 
-    def heard(self, call: int, data: bytes):
+    def heard(self, call: int, data: bytes) -> None:
         """Handles a report about a call, a Struct {state, done, steps}; ignores damaged and late ones."""
         try:
             message = parsed(Struct, data)
@@ -48,14 +49,14 @@ class Tracker:
             if 0 <= done <= steps and steps and call not in self._answered:
                 self._parts[call] = (done, steps)
 
-    def finished(self, call: int):
+    def finished(self, call: int) -> None:
         """Notes that a call was answered."""
         with self._lock:
             steps = self._parts[call][1]
             self._parts[call] = (steps, steps)
             self._answered.add(call)
 
-    def tell(self):
+    def tell(self) -> None:
         """Updates the bar and calls the callback, if there is progress or the last call was a while ago.
 
         Raises: `Cancelled` when the callback returns False.

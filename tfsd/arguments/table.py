@@ -225,7 +225,7 @@ class ImageArguments(TypedDict, total=False):
     ]
 
 
-def rows_of(kind: type) -> dict[str, tuple[Any, Option]]:
+def rows_of(kind: type) -> dict[str, tuple[Any, Any]]:
     """Returns each field of a TypedDict with its type in Python and its row."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: get_args(hint) for name, hint in hints.items()}

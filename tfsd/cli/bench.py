@@ -152,7 +152,7 @@ def _check_device(args):
         raise UsageError("give a bundle DIR, or --full-size. `tfsd export tflite` makes bundles")
     for name in _FULL_SIZE_ONLY:
         if not args.full_size and getattr(args, name) is not None:
-            raise UsageError(f"--{name} requires --full-size; a bundle was made with its own. Leave it out")
+            raise UsageError(f"--{name} requires --full-size; a bundle has its own. Leave it out")
     if args.json_file is not None and (Path(args.json_file).is_dir() or not Path(args.json_file).parent.is_dir()):
         raise UsageError(f"--json must be a file in a folder that is there; got {shown(args.json_file, 300)}")
     needed = ("ai_edge_litert", "ai_edge_quantizer") if args.full_size else ("ai_edge_litert",)

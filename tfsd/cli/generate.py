@@ -75,7 +75,7 @@ class PromptBatch(NamedTuple):
     """
 
     prompts: list[str]
-    index: int
+    index: int  # type: ignore[assignment]  # hides the method of tuples
     same: bool
     keep: int  # the rest only fills up the batch
 

@@ -1,4 +1,4 @@
-"""The recipe of a picture: everything it takes to make it again."""
+"""The recipe of an image: everything that is needed to make it again."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from tfsd import __version__
 from tfsd.arguments.table import ARGUMENTS
 
 
-def recipes_of(values: Mapping[str, Any], more: Mapping[str, Any]) -> list[dict]:
+def recipes_of(values: Mapping[str, Any], more: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns one recipe per image from the values of arguments, as `tfsd.arguments.checks.checked` has them.
 
     A list has one value per image; `more` is what else all images have in common.
@@ -17,7 +17,7 @@ def recipes_of(values: Mapping[str, Any], more: Mapping[str, Any]) -> list[dict]
     return [own | shared for own in per_image(values)]
 
 
-def per_image(values: Mapping[str, Any]) -> list[dict]:
+def per_image(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the arguments of each image that belong to its recipe."""
     kept = {name: value for name, value in values.items() if ARGUMENTS[name].in_recipe}
     count = next(len(value) for value in kept.values() if isinstance(value, list))

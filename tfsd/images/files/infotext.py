@@ -7,7 +7,7 @@ Source: the form of AUTOMATIC1111's stable-diffusion-webui, which other programs
 import json
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tfsd.arguments.table import ARGUMENTS
 from tfsd.samplers.names import COMMUNITY_NAMES
@@ -48,12 +48,12 @@ class Infotext(NamedTuple):
 class Foreign(NamedTuple):
     """A recipe as far as an infotext gives one, and what else stands there: pairs, and syntax in the prompts."""
 
-    recipe: dict
+    recipe: dict[str, Any]
     unknown: dict[str, str]
     syntax: list[str]
 
 
-def infotext(recipe: Mapping) -> str:
+def infotext(recipe: Mapping[str, Any]) -> str:
     """Returns a recipe as such a text; of a grid that of its first picture, as other programs do."""
     if "pictures" in recipe:
         first = recipe["pictures"][0] if recipe["pictures"] else {}
@@ -64,7 +64,7 @@ def infotext(recipe: Mapping) -> str:
     return "\n".join([*lines, ", ".join(f"{label}: {_written(value)}" for label, value in _pairs(recipe).items())])
 
 
-def _pairs(recipe: Mapping) -> dict:
+def _pairs(recipe: Mapping[str, Any]) -> dict[str, Any]:
     pairs = {label: recipe.get(name) for name, label in _LABELS.items()}
     pairs["Sampler"] = COMMUNITY_NAMES.get(str(pairs["Sampler"]), pairs["Sampler"])
     if "width" in recipe and "height" in recipe:
@@ -83,7 +83,7 @@ def _own_label(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _written(value) -> str:
+def _written(value: object) -> str:
     """Returns a value as it stands behind its key; what holds a comma, a colon or a line's end as a JSON string."""
     text = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text
@@ -105,7 +105,7 @@ def _unquoted(text: str) -> str:
     if len(text) < 2 or text[0] != '"' or text[-1] != '"':
         return text
     try:
-        return json.loads(text)
+        return str(json.loads(text))
     except ValueError:
         return text
 
@@ -113,9 +113,10 @@ def _unquoted(text: str) -> str:
 def foreign_recipe(found: Infotext) -> Foreign:
     """Returns a text of another program, or of this one, as a recipe: of its names and values, those that it gives.
 
-    Noise for a seed differs between programs: such a recipe makes a picture of the same kind, not the same picture.
+    Noise for a seed differs between programs: such a recipe makes an image of the same kind, not the same image.
     """
-    recipe, unknown = {"prompt": found.prompt, "negative_prompt": found.negative_prompt}, dict(found.pairs)
+    recipe: dict[str, Any] = {"prompt": found.prompt, "negative_prompt": found.negative_prompt}
+    unknown = dict(found.pairs)
     own = unknown.get("Version", "").startswith("tfsd ")
     for name, row in ARGUMENTS.items():
         label = row.other_names.get("webui", _own_label(name) if own else "")
