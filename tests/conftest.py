@@ -19,7 +19,7 @@ gc.set_threshold(20_000, 20, 20)
 
 TOY = ModelSpec(
     name="toy",
-    text=CLIPSpec(width=16, layers=1, heads=2, mlp_width=32, kept_tokens=(320, 736, 1565)),  # a, red, star
+    text=(CLIPSpec(width=16, layers=1, heads=2, mlp_width=32, kept_tokens=(320, 736, 1565)),),  # a, red, star
     denoiser=UNetSpec(channels=(8, 16), residuals=1, attention=(False, True), heads=(2, 2), context_width=16, groups=4),
     vae=VAESpec(channels=(8, 8, 8, 8), residuals=1, groups=4),
     default_size=(32, 32),
@@ -85,7 +85,7 @@ def toy_folder(tmp_path_factory):
 
 RANDOM = ModelSpec(
     name="random",
-    text=CLIPSpec(vocabulary=100, width=16, layers=2, heads=2, mlp_width=32, start_token=98, end_token=99, pad_token=99),
+    text=(CLIPSpec(vocabulary=100, width=16, layers=2, heads=2, mlp_width=32, start_token=98, end_token=99, pad_token=99),),
     denoiser=UNetSpec(channels=(8, 16), residuals=1, attention=(True, False), heads=(2, 4), context_width=16, groups=4),
     vae=VAESpec(channels=(8, 8), residuals=1, groups=4),
     default_size=(32, 32),
@@ -120,13 +120,13 @@ def overflowing_folder(tmp_path_factory):
     from tfsd.models import build
     from tfsd.storage.model_folders import save_model
 
-    kept = (*TOY.text.kept_tokens, 1929)  # dog
-    spec = dataclasses.replace(TOY, name="overflowing", text=dataclasses.replace(TOY.text, kept_tokens=kept))
+    kept = (*TOY.text[0].kept_tokens, 1929)  # dog
+    spec = dataclasses.replace(TOY, name="overflowing", text=(dataclasses.replace(TOY.text[0], kept_tokens=kept),))
     keras.utils.set_random_seed(0)
     parts = build(spec)
     encoder = parts["text_encoder"]
-    rows, gamma = np.array(encoder.embeddings.tokens), np.ones(spec.text.width, "float32")
-    rows[len(kept)] = [1000.0] + [0.0] * (spec.text.width - 1)  # normed, the highest first value that there can be: sqrt(15)
+    rows, gamma = np.array(encoder.embeddings.tokens), np.ones(spec.text[0].width, "float32")
+    rows[len(kept)] = [1000.0] + [0.0] * (spec.text[0].width - 1)  # normed, the highest first value that there can be: sqrt(15)
     gamma[0] = 65504 / 3.3
     encoder.embeddings.tokens.assign(rows)
     encoder.norm.gamma.assign(gamma)

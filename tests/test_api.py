@@ -16,7 +16,7 @@ from PIL import Image
 
 import tfsd
 from tfsd import api, cached_model
-from tfsd.api import StableDiffusion, attention_bytes, load
+from tfsd.api import StableDiffusion, load
 from tfsd.cached_model import text_to_image
 from tfsd.noise import LAST_VALUE, normal_noise
 from tfsd.progress import Cancelled, Progress
@@ -360,7 +360,7 @@ def test_an_index_at_which_noise_would_repeat_is_refused(model):
 
 def test_the_attention_of_a_large_picture_is_counted_before_it_is_computed():
     """512 x 512: 4096 positions, 8 heads, two halves, logits and weights of 4 bytes: 2 GiB in Stable Diffusion 1.x."""
-    assert attention_bytes(PRESETS["sd-1.4"], 1, 64, 64) == 2 * 4 * 2 * 8 * 4096**2
+    assert PRESETS["sd-1.4"].attention_bytes(1, 64, 64) == 2 * 4 * 2 * 8 * 4096**2
 
 
 @pytest.mark.parametrize(

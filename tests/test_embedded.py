@@ -37,7 +37,7 @@ def test_settings_of_training_stand_beside_the_weights():
 
 def test_no_word_of_the_grammar_is_unknown_to_the_model(tiny):
     spec, tokenizer = load_spec(FOLDER), tiny.tokenizer
-    known = set(spec.text.kept_tokens)
+    known = set(spec.text[0].kept_tokens)
     assert all(known.issuperset(tokenizer.encode(word)) for word in scenes.vocabulary())
 
 

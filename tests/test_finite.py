@@ -55,8 +55,8 @@ def test_upcast_attention_keeps_the_digits_that_bfloat16_loses():
 def test_every_attention_of_a_unet_does_as_its_spec_says(dtype, upcast, random_model):
     spec = random_model[0]
     spec = dataclasses.replace(spec, denoiser=dataclasses.replace(spec.denoiser, upcast_attention=upcast))
-    unet = build(spec, dtype=dtype, parts=("unet",))["unet"]
-    shapes = (1, 16, 16, 4), (1,), (1, spec.text.length, spec.denoiser.context_width)
+    unet = build(spec, dtype=dtype, parts=("denoiser",))["denoiser"]
+    shapes = (1, 16, 16, 4), (1,), (1, *spec.conditioning()["context"])
     graph = tf.function(unet).get_concrete_function(*(tf.TensorSpec(shape, tf.float32) for shape in shapes)).graph
     products = [one for one in graph.get_operations() if one.type == "BatchMatMulV2"]  # of queries with keys, then of values
     kinds = [one.inputs[0].dtype.name for one in products]

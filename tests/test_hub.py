@@ -20,14 +20,15 @@ from tfsd.converters.importers.kerascv import FILES, export
 from tfsd.errors import CheckpointError
 from tfsd.hub import PUBLISHED, Published, PublishedFile, download, notice
 from tfsd.hub import fetch as fetch_file
+from tfsd.models import part_shapes
 from tfsd.specs import PRESETS, CLIPSpec, ModelSpec, UNetSpec, VAESpec, to_json
-from tfsd.storage.model_folders import DOWNLOADABLE, load_spec, part_shapes, resolve
+from tfsd.storage.model_folders import DOWNLOADABLE, load_spec, resolve
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "someone/small-model"
 SMALL = ModelSpec(
     name="sd-1.4",
-    text=CLIPSpec(vocabulary=40, length=8, width=8, layers=1, heads=2, mlp_width=16),
+    text=(CLIPSpec(vocabulary=40, length=8, width=8, layers=1, heads=2, mlp_width=16),),
     denoiser=UNetSpec(channels=(8,), residuals=1, attention=(False,), heads=(2,), context_width=8, groups=4),
     vae=VAESpec(channels=(8,), residuals=1, groups=4),
     licence="Licence of the Test",
@@ -210,7 +211,7 @@ def test_a_flipped_bit_is_refused_and_removed(fetch, hub, tmp_path, name):
 
 
 def test_a_file_of_another_size_is_not_even_fetched(fetch, hub, tmp_path):
-    name = FILES["unet"]
+    name = FILES["denoiser"]
     hub.files[name] += b"more"
     with pytest.raises(CheckpointError, match="it is not the file that was published"):
         fetch()
@@ -247,7 +248,7 @@ def test_a_disk_that_is_too_small_is_found_out_before(fetch, hub, published):
 
 
 def test_a_failed_conversion_keeps_the_files_and_leaves_no_model(fetch, hub, tmp_path, published):
-    other = replace(SMALL, text=replace(SMALL.text, vocabulary=41))
+    other = replace(SMALL, text=(replace(SMALL.text[0], vocabulary=41),))
     published["sd-1.4"] = Published(other, published["sd-1.4"].files, "", "")
     with pytest.raises(CheckpointError, match="does not fit"):
         fetch()

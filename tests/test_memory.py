@@ -62,10 +62,10 @@ def test_training_registers_no_gradient(toy_folder):
     @tf.function
     def loss(images, tokens):
         latents = parts["encoder"](images)[..., : spec.vae.latent_channels]
-        output = parts["unet"](latents, tf.zeros([1]), parts["text_encoder"](tokens))
+        output = parts["denoiser"](latents, tf.zeros([1]), parts["text_encoder"](tokens))
         return tf.reduce_sum(parts["decoder"](output))
 
-    loss.get_concrete_function(tf.zeros((1, 32, 32, 3)), tf.zeros((1, spec.text.length), tf.int32))
+    loss.get_concrete_function(tf.zeros((1, 32, 32, 3)), tf.zeros((1, spec.text[0].length), tf.int32))
 
 
 @pytest.mark.parametrize("name", ["quick_gelu", "gelu", "gelu_tanh"])

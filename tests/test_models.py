@@ -10,15 +10,14 @@ import tensorflow as tf
 from keras import ops
 
 from tfsd import models
-from tfsd.models import variable_shapes
+from tfsd.models import part_shapes
 from tfsd.models.layers import GroupNorm, Upsample, activation, attend
 from tfsd.specs import PRESETS, CLIPSpec, ModelSpec, VAESpec
-from tfsd.storage.model_folders import part_shapes
 
 STATM = Path("/proc/self/statm")
 ROUNDING = 2e-6  # relative to the largest value: the same sums in another order
 HALF = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # their roundings
-PARAMETERS = {"text_encoder": 123_060_480, "unet": 859_520_964, "decoder": 49_490_199, "encoder": 34_163_664}
+PARAMETERS = {"text_encoder": 123_060_480, "denoiser": 859_520_964, "decoder": 49_490_199, "encoder": 34_163_664}
 
 
 def assert_close(value, expected, tolerance=ROUNDING):
@@ -66,7 +65,7 @@ def test_full_size_has_as_many_parameters_as_published(part):
 def test_listing_shapes_allocates_nothing_then_or_later():
     """Keras keeps variables made without values, and gives them all their values when it next builds a model."""
     before = resident_bytes()
-    variable_shapes(PRESETS["sd-1.4"], ("encoder",))  # 137 MB
+    part_shapes(PRESETS["sd-1.4"], ("encoder",))  # 137 MB
     models.build(ModelSpec(name="small", vae=VAESpec(channels=(8, 8), groups=4)), parts=("decoder",))
     assert resident_bytes() - before < 60e6
 
@@ -76,7 +75,7 @@ def test_listing_shapes_allocates_nothing_then_or_later():
 
 @pytest.mark.parametrize("run", ["eager", "graph", pytest.param("xla", marks=pytest.mark.slow)], indirect=True)
 def test_prepared_conditioning_equals_the_plain_call(parts, run):
-    unet = parts["unet"]
+    unet = parts["denoiser"]
     latents, timesteps, context = unet_inputs()
 
     def prepared(latents, timesteps, context):
@@ -87,13 +86,13 @@ def test_prepared_conditioning_equals_the_plain_call(parts, run):
 
 def test_one_timestep_serves_all_rows(parts):
     latents, _, context = unet_inputs()
-    unet = parts["unet"]
+    unet = parts["denoiser"]
     assert_close(unet(latents, np.float32([250]), context), unet(latents, np.float32([250, 250]), context))
 
 
 def test_rows_do_not_see_each_other(parts):
     latents, timesteps, context = unet_inputs()
-    unet = parts["unet"]
+    unet = parts["denoiser"]
     both = unet(latents, timesteps, context)
     for i in (0, 1):
         assert_close(unet(latents[i : i + 1], timesteps[i : i + 1], context[i : i + 1]), both[i : i + 1])
@@ -105,7 +104,7 @@ def test_rows_do_not_see_each_other(parts):
 @pytest.mark.parametrize("size", [(15, 13), (3, 5), (8, 17)], ids=str)
 def test_unet_takes_sizes_that_its_levels_do_not_divide(size, parts):
     latents, timesteps, context = unet_inputs(size)
-    output = parts["unet"](latents, timesteps, context)
+    output = parts["denoiser"](latents, timesteps, context)
     assert output.shape == latents.shape
     assert np.isfinite(output).all()
 
@@ -113,7 +112,7 @@ def test_unet_takes_sizes_that_its_levels_do_not_divide(size, parts):
 @pytest.mark.parametrize("run", ["eager", "graph", pytest.param("xla", marks=pytest.mark.slow)], indirect=True)
 def test_sizes_that_the_levels_do_not_divide_work_compiled(parts, run):
     latents, timesteps, context = unet_inputs((5, 7))
-    assert_close(run(parts["unet"].__call__)(latents, timesteps, context), parts["unet"](latents, timesteps, context))
+    assert_close(run(parts["denoiser"].__call__)(latents, timesteps, context), parts["denoiser"](latents, timesteps, context))
 
 
 @pytest.mark.parametrize("size", [(7, 9), (8, 10), (1, 1)], ids=str)
@@ -153,7 +152,7 @@ def test_tokens_do_not_see_those_after_them(parts):
 
 def test_tokens_without_a_row_of_their_own_share_one():
     spec = CLIPSpec(width=8, layers=1, heads=2, mlp_width=16, length=4, kept_tokens=(320, 49406))
-    spec = dataclasses.replace(PRESETS["sd-1.4"], text=spec)
+    spec = dataclasses.replace(PRESETS["sd-1.4"], text=(spec,))
     encoder = models.build(spec, parts=("text_encoder",))["text_encoder"]
     assert encoder.embeddings.tokens.shape == (3, 8)
     known, unknown, other = (np.asarray(encoder(np.array([[49406, token, 320, 320]]))) for token in (320, 5, 49000))
@@ -166,8 +165,8 @@ def test_tokens_without_a_row_of_their_own_share_one():
 
 def test_kerascv_numerics_change_the_gelu_of_the_unet(random_model, parts):
     inputs = unet_inputs()
-    tanh = rebuilt(random_model, "unet", denoiser=dataclasses.replace(random_model[0].denoiser, gelu="gelu_tanh"))
-    plain, changed = parts["unet"](*inputs), tanh(*inputs)
+    tanh = rebuilt(random_model, "denoiser", denoiser=dataclasses.replace(random_model[0].denoiser, gelu="gelu_tanh"))
+    plain, changed = parts["denoiser"](*inputs), tanh(*inputs)
     difference = np.abs(changed - plain).max() / np.abs(plain).max()
     assert 1e-5 < difference < 1e-2  # the two GELUs differ by up to 5e-4
 
@@ -175,7 +174,7 @@ def test_kerascv_numerics_change_the_gelu_of_the_unet(random_model, parts):
 def test_kerascv_numerics_change_the_epsilon_before_transformers(random_model, parts):
     inputs = unet_inputs()
     epsilon = dataclasses.replace(random_model[0].denoiser, transformer_norm_epsilon=1e-5)
-    plain, changed = parts["unet"](*inputs), rebuilt(random_model, "unet", denoiser=epsilon)(*inputs)
+    plain, changed = parts["denoiser"](*inputs), rebuilt(random_model, "denoiser", denoiser=epsilon)(*inputs)
     difference = np.abs(changed - plain).max() / np.abs(plain).max()
     assert 2 * ROUNDING < difference < 1e-3
 
@@ -199,8 +198,9 @@ def test_kerascv_numerics_change_these_fields_and_no_others():
     theirs = dataclasses.asdict(PRESETS["sd-1.4"].with_numerics("kerascv"))
     changed = set()
     for name, value in dataclasses.asdict(PRESETS["sd-1.4"]).items():
-        if isinstance(value, dict):
-            changed |= {f"{name}.{field}" for field in value if value[field] != theirs[name][field]}
+        if isinstance(value, (dict, tuple)) and name != "default_size":
+            own, other = (value, theirs[name]) if isinstance(value, dict) else (value[0], theirs[name][0])
+            changed |= {f"{name}.{field}" for field in own if own[field] != other[field]}
         elif value != theirs[name]:
             changed.add(name)
     assert changed == {
@@ -264,8 +264,8 @@ def test_masked_positions_get_no_weight_and_nothing_is_infinite(dtype):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_unet_in_half_precision_stays_near_float32(dtype, random_model, parts):
-    unet, inputs = rebuilt(random_model, "unet", dtype=dtype), unet_inputs()
-    output, expected = np.asarray(tf.cast(unet(*inputs), "float32")), np.asarray(parts["unet"](*inputs))
+    unet, inputs = rebuilt(random_model, "denoiser", dtype=dtype), unet_inputs()
+    output, expected = np.asarray(tf.cast(unet(*inputs), "float32")), np.asarray(parts["denoiser"](*inputs))
     assert unet.compute_dtype == dtype
     assert np.sqrt(np.mean((output - expected) ** 2) / np.mean(expected**2)) < 10 * HALF[dtype]  # found: 5 times
 
@@ -274,6 +274,6 @@ def test_unet_in_half_precision_stays_near_float32(dtype, random_model, parts):
 def test_half_precision_does_not_round_timesteps(dtype, random_model, parts):
     """981 is no number of bfloat16: its neighbour 980 has quite another embedding."""
     timesteps = np.float32([981, 333, 0.5])
-    half, exact = rebuilt(random_model, "unet", dtype=dtype), parts["unet"]
+    half, exact = rebuilt(random_model, "denoiser", dtype=dtype), parts["denoiser"]
     embedding, expected = (unet.time(unet.timestep_features(timesteps)) for unet in (half, exact))
     assert_close(tf.cast(embedding, "float32"), expected, 4 * HALF[dtype])

@@ -33,13 +33,13 @@ class Request(NamedTuple):
 def request_of(spec, prompts, *, sampler="ddim", steps=3, seeds=(7,), indices=(0,), guidance=3.0, eta=0.0) -> Request:
     """A request for made-up prompts: each is the number from which its tokens are drawn, 0 is the empty one."""
     plan, batch = build_plan(spec.schedule, sampler, steps, eta=eta), len(prompts)
-    tokens = np.full((batch, spec.text.length), spec.text.end_token, "int32")
-    tokens[:, 0] = spec.text.start_token
+    tokens = np.full((batch, spec.text[0].length), spec.text[0].end_token, "int32")
+    tokens[:, 0] = spec.text[0].start_token
     for row, prompt in zip(tokens, prompts):
         if prompt:
-            row[1:9] = np.random.default_rng(prompt).integers(0, spec.text.start_token, 8)
-    negative = np.full_like(tokens, spec.text.end_token)
-    negative[:, 0] = spec.text.start_token
+            row[1:9] = np.random.default_rng(prompt).integers(0, spec.text[0].start_token, 8)
+    negative = np.full_like(tokens, spec.text[0].end_token)
+    negative[:, 0] = spec.text[0].start_token
     inputs = SamplingInputs(
         plan=tf.constant(np.repeat(plan.rows[None], batch, axis=0)),
         init_scale=tf.fill([batch], np.float32(plan.init_scale)),
@@ -103,7 +103,7 @@ def plain(random_model):
 @pytest.mark.parametrize(("sampler", "eta"), [("pndm", 0.0), ("ddim", 1.0), ("euler_ancestral", 0.0), ("dpmpp_2m_karras", 0.0)])
 def test_one_graph_equals_the_stages_step_by_step(sampler, eta, pipeline):
     request, functions = request_of(pipeline.spec, [1], sampler=sampler, steps=4, eta=eta), pipeline.functions
-    inputs, denoiser = request.inputs, functions.parts.unet
+    inputs, denoiser = request.inputs, functions.parts.denoiser
     latents = inputs.init_scale[:, None, None, None] * normal_noise(inputs.seeds, inputs.indices, 0, (16, 16, 4))
     history = empty_history(latents)
     context = functions.parts.text_encoder(tf.concat([request.negative_tokens, request.tokens], axis=0))
@@ -202,7 +202,7 @@ def test_a_graph_around_a_model_shares_nothing_with_that_around_another(random_m
 def test_parts_that_are_not_those_of_the_spec_are_refused(random_model):
     spec, parts = random_model
     with pytest.raises(ValueError, match="text_encoder was built with vocabulary 100; the spec 'random' has 200"):
-        Pipeline(dataclasses.replace(spec, text=dataclasses.replace(spec.text, vocabulary=200)), parts)
+        Pipeline(dataclasses.replace(spec, text=(dataclasses.replace(spec.text[0], vocabulary=200),)), parts)
     # Other heads have weights of the same shapes.
     with pytest.raises(ValueError, match=r"unet was built with heads \(2, 4\); the spec 'random' has \(4, 2\)"):
         Pipeline(dataclasses.replace(spec, denoiser=dataclasses.replace(spec.denoiser, heads=(4, 2))), parts)
@@ -256,12 +256,12 @@ def test_many_batches_bring_no_warning_of_tensorflow(random_model, told):
     for _ in range(2):  # also of the second model in a process
         pipeline = Pipeline(*random_model, jit_compile=False)
         for batch in range(1, 8):
-            pipeline.encode(tf.zeros((batch, pipeline.spec.text.length), tf.int32))
+            pipeline.encode(tf.zeros((batch, pipeline.spec.text[0].length), tf.int32))
         assert pipeline.programs["encode"].experimental_get_tracing_count() == 7
     assert not [line for line in told if "retracing" in line]
     shapes = tf.function(pipeline.functions.encode, autograph=False)
     for batch in range(1, 8):
-        shapes(tf.zeros((batch, pipeline.spec.text.length), tf.int32))
+        shapes(tf.zeros((batch, pipeline.spec.text[0].length), tf.int32))
     assert [line for line in told if "retracing" in line], "TensorFlow gives no such warning: this test shows nothing"
 
 
@@ -310,7 +310,7 @@ def test_negative_tokens_change_the_picture(plain):
 @pytest.mark.parametrize(("scale", "half"), [(0.0, 0), (1.0, 1)])
 def test_guidance_0_ignores_the_prompt_and_1_the_negative_prompt(scale, half, plain):
     latents, context = unet_inputs(2)
-    denoiser = plain.functions.parts.unet
+    denoiser = plain.functions.parts.denoiser
     prepared, features = denoiser.prepare({"context": context}), denoiser.timestep_features(tf.constant([250.0]))
     guided = plain.functions.guided(latents, features, prepared, tf.constant([scale]))
     alone = denoiser(latents, tf.constant([250.0]), context[half : half + 1])
@@ -320,7 +320,7 @@ def test_guidance_0_ignores_the_prompt_and_1_the_negative_prompt(scale, half, pl
 def test_every_row_has_its_own_guidance(plain):
     latents, context = unet_inputs(2)
     latents, context = tf.repeat(latents, 2, axis=0), tf.repeat(context, 2, axis=0)
-    functions, denoiser = plain.functions, plain.functions.parts.unet
+    functions, denoiser = plain.functions, plain.functions.parts.denoiser
     prepared, features = denoiser.prepare({"context": context}), denoiser.timestep_features(tf.constant([250.0, 250.0]))
     unconditional, conditional = functions.guided(latents, features, prepared, tf.constant([0.0, 1.0]))
     mixed = functions.guided(latents, features, prepared, tf.constant([-2.0, 7.5]))
@@ -381,7 +381,7 @@ def test_images_are_rounded_as_the_spec_says(rounding, rounded, random_model):
 def test_bfloat16_stays_near_float32(jit_compile, random_model, plain):
     """8 bits of mantissa, over three guided steps whose errors add up; a wrong picture would be off by 100 levels."""
     spec, exact = random_model
-    parts = models.build(spec, dtype="bfloat16", parts=("text_encoder", "unet"))
+    parts = models.build(spec, dtype="bfloat16", parts=("text_encoder", "denoiser"))
     for name, part in parts.items():
         for own, given in zip(part.variables, exact[name].variables, strict=True):
             own.assign(given)

@@ -8,23 +8,43 @@ from dataclasses import replace
 import pytest
 
 from tfsd.errors import CheckpointError
-from tfsd.specs import NUMERICS, PRESETS, CLIPSpec, ModelSpec, ScheduleSpec, SpecError, UNetSpec, VAESpec, from_json, to_json
+from tfsd.specs import NUMERICS, PRESETS, CLIPSpec, ModelSpec, SpecError, UNetSpec, VAESpec, VPSpec, from_json, to_json
 from tfsd.storage.files import read_json
 from tfsd.training.recipe import tiny_spec
 
 SMALL = ModelSpec(  # every number as low as tests of other modules have it
     name="small",
-    text=CLIPSpec(vocabulary=40, length=8, width=8, layers=1, heads=2, mlp_width=16),
+    text=(CLIPSpec(vocabulary=40, length=8, width=8, layers=1, heads=2, mlp_width=16),),
     denoiser=UNetSpec(channels=(8,), residuals=1, attention=(False,), heads=(2,), context_width=8, groups=4),
     vae=VAESpec(channels=(8,), residuals=1, groups=4),
 )
 SPECS = [*PRESETS.values(), SMALL, tiny_spec()]
-ALL = {"text": CLIPSpec, "denoiser": UNetSpec, "vae": VAESpec, "schedule": ScheduleSpec}
+ALL = {"text": CLIPSpec, "denoiser": UNetSpec, "vae": VAESpec, "schedule": VPSpec}
 
 
 @pytest.mark.parametrize("spec", [s.with_numerics(n) for s in SPECS for n in NUMERICS], ids=lambda s: f"{s.name}-{s.numerics}")
 def test_specs_come_back_from_json(spec):
     assert from_json(json.loads(json.dumps(to_json(spec)))) == spec
+
+
+def test_a_spec_with_one_text_encoder_outside_a_list_still_loads():
+    """As tfsd 0.1 wrote it."""
+    values = to_json(SMALL)
+    (values["text"],) = values["text"]
+    assert from_json(values) == SMALL
+
+
+@pytest.mark.parametrize("part", ALL)
+def test_a_kind_that_a_component_cannot_have_is_refused_by_name(part):
+    for kind in ("no such", "pixart", 3, None):
+        values = to_json(SMALL)
+        part_of(values, part)["kind"] = kind
+        with pytest.raises(SpecError, match=rf"ModelSpec\.{part}\.kind must be one of "):
+            from_json(values)
+    with pytest.raises(SpecError, match=rf"ModelSpec\.{part} must be "):
+        replace(SMALL, **{part: (SMALL,) if part == "text" else SMALL})
+    with pytest.raises(SpecError, match=rf"ModelSpec\.{part} must be a JSON object; got int"):
+        from_json(to_json(SMALL) | {part: 3})
 
 
 WRONG = [
@@ -96,10 +116,15 @@ WRONG = [
 ]
 
 
+def part_of(values: dict, part: str) -> dict:
+    """The dict in a model's JSON that describes a part: the first text encoder for "text", the model itself for ""."""
+    return values["text"][0] if part == "text" else values[part] if part else values
+
+
 @pytest.mark.parametrize("part, field, value", WRONG, ids=lambda value: str(value)[:30].encode("unicode_escape").decode())
 def test_what_no_model_has_is_refused_by_name(part, field, value):
     values = to_json(PRESETS["sd-1.4"])
-    (values[part] if part else values)[field] = value
+    part_of(values, part)[field] = value
     with pytest.raises(SpecError, match=field) as caught:
         from_json(values)
     assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
@@ -120,7 +145,7 @@ def test_every_number_of_a_spec_has_limits():
             several = isinstance(value, tuple) and field not in ("kept_tokens", "attention")
             if several or (isinstance(value, (int, float)) and not isinstance(value, bool)):
                 values = to_json(PRESETS["sd-1.4"])
-                (values[part] if part else values)[field] = [2**40] * len(value) if several else 2**40
+                part_of(values, part)[field] = [2**40] * len(value) if several else 2**40
                 with pytest.raises(SpecError, match=field):
                     from_json(values)
 

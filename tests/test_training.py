@@ -16,7 +16,7 @@ from tfsd.training.train import train
 TRAINS = True  # see `no_module_leaves_gradients`
 SPEC = dataclasses.replace(
     tiny_spec(),
-    text=dataclasses.replace(tiny_spec().text, width=16, layers=1, heads=2, mlp_width=32),
+    text=(dataclasses.replace(tiny_spec().text[0], width=16, layers=1, heads=2, mlp_width=32),),
     denoiser=UNetSpec(channels=(16, 16), residuals=1, attention=(False, True), heads=(2, 2), context_width=16, groups=4),
     vae=VAESpec(channels=(8, 8, 8, 8), residuals=1, groups=2),
 )
@@ -71,7 +71,7 @@ def test_noised_latents_hold_the_image_and_the_target_in_the_proportions_of_v_pr
     images = alpha * noised - sigma * target  # Salimans & Ho 2022, appendix D
     for image in images:
         assert np.abs(stored.astype("float32") - image).max(axis=(1, 2, 3)).min() < 1e-3
-    assert tokens.shape == (2, SPEC.text.length)
+    assert tokens.shape == (2, SPEC.text[0].length)
 
 
 def denoiser_pool(folder):
@@ -111,7 +111,7 @@ def test_the_curriculum_begins_at_once_and_its_shares_add_up():
 def test_training_writes_a_model_folder_that_loads(tmp_path):
     folder = train(tmp_path, steps=2, every=2, progress=False, spec=SPEC)
     spec, parts = load_model(folder)
-    assert spec.vae.scale != SPEC.vae.scale and set(parts) == {"text_encoder", "unet", "decoder", "encoder"}
+    assert spec.vae.scale != SPEC.vae.scale and set(parts) == {"text_encoder", "denoiser", "decoder", "encoder"}
     assert (tmp_path / "autoencoder" / "reconstructions.png").exists()
 
 
@@ -120,7 +120,7 @@ def test_training_can_begin_with_the_weights_of_a_model(tmp_path):
     parts = build(SPEC)
     trainer = denoiser.trainer(SPEC, parts["encoder"], tmp_path / "run", RECIPE)
     trainer.take(parts)
-    for ours, theirs in zip(trainer.model.unet.weights, parts["unet"].weights, strict=True):
+    for ours, theirs in zip(trainer.model.denoiser.weights, parts["denoiser"].weights, strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=ours.path)
 
 

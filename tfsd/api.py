@@ -62,7 +62,7 @@ class StableDiffusion:
         self.spec = spec
         self.identity: dict[str, Any] = {"model": spec.name, "weights": "", "numerics_override": None} | (identity or {})
         self.identity |= {"dtype": dtype, "numerics": spec.numerics, "jit_compile": jit_compile}
-        self.tokenizer = Tokenizer(spec.text)
+        self.tokenizer = Tokenizer(spec.text[0])
         self._pipeline: Pipeline | None = Pipeline(spec, parts, jit_compile=jit_compile)
         self._pace: dict[Any, Any] = {}
         self._unknown: set[frozenset[str]] = set()  # words that a warning told of
@@ -162,8 +162,7 @@ class StableDiffusion:
         if seed is not None and diffusion_noise is not None:
             raise ValueError("`diffusion_noise` and `seed` should not both be passed to `generate_image`. Leave one out.")
         spec, batch = self.spec, whole("batch_size", batch_size, 1, MAX_BATCH)
-        shape = (spec.text.length, spec.denoiser.context_width)
-        contexts = float_rows("encoded_text", encoded_text, batch, shape, grow=True)
+        contexts = float_rows("encoded_text", encoded_text, batch, spec.conditioning()["context"], grow=True)
         require_batch(len(contexts))
         sizes: dict[str, int] = {}
         if diffusion_noise is not None:
@@ -199,7 +198,7 @@ class StableDiffusion:
         plan = build_plan(spec.schedule, values["sampler"], values["num_steps"], eta=values["eta"])
         shape = self.pipeline.latent_shape(height, width)
         require_counters(values["index"], shape)
-        require_memory(attention_bytes(spec, batch, *shape[:2]), f"a batch of {batch} pictures of {height} x {width}")
+        require_memory(spec.attention_bytes(batch, *shape[:2]), f"a batch of {batch} pictures of {height} x {width}")
         negative_tokens = self._tokens(values["negative_prompt"], values["on_long"], "negative_prompt")
         inputs = SamplingInputs(
             plan=tf.constant(np.repeat(plan.rows[None], batch, axis=0)),
@@ -235,20 +234,11 @@ class StableDiffusion:
             return pixels
 
     def _tokens(self, prompts: list[str], on_long: str, name: str = "prompt") -> np.ndarray:
-        tokens, rows = self.tokenizer(prompts, on_long=on_long, name=name), self.spec.text.vocabulary
+        tokens, rows = self.tokenizer(prompts, on_long=on_long, name=name), self.spec.text[0].vocabulary
         if tokens.max() >= rows:
             raise ValueError(f"{name} has token {tokens.max()}, but the model's text encoder knows {rows} tokens. Take it out.")
         warn_of_unknown_words(self.tokenizer, prompts, name, self._unknown)
         return tokens
-
-
-def attention_bytes(spec: ModelSpec, batch: int, height: int, width: int) -> int:
-    """Returns the memory that the largest attention over latents of this size needs: logits and weights, float32."""
-    logits = [(height * width) ** 2]  # of the VAE, once per picture
-    for level, (attends, heads) in enumerate(zip(spec.denoiser.attention, spec.denoiser.heads)):
-        if attends:  # for the unconditional and the conditional half
-            logits.append(2 * heads * ((height >> level) * (width >> level)) ** 2)
-    return 2 * 4 * batch * max(logits)
 
 
 def load(
@@ -275,7 +265,8 @@ def load(
     spec = model_folders.load_spec(folder)
     if numerics is not None:
         spec = spec.with_numerics(numerics)
-    parts = model_folders.load_parts(folder, spec, parts=("text_encoder", "unet"), dtype=dtype)
+    low = [part.name for part in spec.parts() if part.spec is not spec.vae]
+    parts = model_folders.load_parts(folder, spec, parts=low, dtype=dtype)
     parts |= model_folders.load_parts(folder, spec, parts=("decoder",), dtype="float32")
     identity = {"model": str(model), "weights": fingerprint(folder), "numerics_override": numerics}
     return StableDiffusion(spec, parts, dtype=dtype, jit_compile=jit_compile, identity=identity)

@@ -74,11 +74,11 @@ def _run(job: dict) -> dict:
     from tfsd.samplers.step import empty_history, step, unpack
 
     spec, batch = from_json(job.pop("spec")), job["batch"]
-    pipeline = Pipeline(spec, build(spec, dtype=job["dtype"], parts=("unet",)), jit_compile=job["jit_compile"])
+    pipeline = Pipeline(spec, build(spec, dtype=job["dtype"], parts=("denoiser",)), jit_compile=job["jit_compile"])
     plan = tf.repeat(build_plan(spec.schedule, "ddim", 50).rows[None], batch, axis=0)
     shape = (batch, *pipeline.latent_shape(job["size"], job["size"]))
-    context = tf.random.normal((2 * batch, spec.text.length, spec.text.width))
-    functions, denoiser = pipeline.functions, pipeline.functions.parts.unet
+    context = tf.random.normal((2 * batch, *spec.conditioning()["context"]))
+    functions, denoiser = pipeline.functions, pipeline.functions.parts.denoiser
     prepared = tf.function(denoiser.prepare, jit_compile=job["jit_compile"])({"context": context})
 
     # Gathered, since XLA compiles `plan[i]` anew for every i.

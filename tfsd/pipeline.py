@@ -60,14 +60,14 @@ class PipelineFunctions:
             noise = normal_noise(inputs.seeds, inputs.indices, INITIAL_STREAM, shape)
         latents = _per_image(inputs.init_scale) * noise
         both = tf.nest.map_structure(lambda *halves: tf.concat(halves, axis=0), negative, positive)
-        return State(latents, tuple(empty_history(latents)), self.parts.unet.prepare(both))
+        return State(latents, tuple(empty_history(latents)), self.parts.denoiser.prepare(both))
 
     def advance(self, inputs: SamplingInputs, state: State, first, last) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         """Returns latents and history after the rows first ... last - 1 of the plans: the only sampling loop.
 
         Rows after the end of a plan change nothing.
         """
-        shape, denoiser = tuple(state.latents.shape[1:]), self.parts.unet
+        shape, denoiser = tuple(state.latents.shape[1:]), self.parts.denoiser
 
         def body(i, latents, history):
             row = tf.gather(inputs.plan, i, axis=1)
@@ -96,7 +96,7 @@ class PipelineFunctions:
         Source: Ho & Salimans 2022, in the form of CompVis' scripts: u + s * (c - u).
         """
         twice = tf.concat([latents, latents], axis=0), tf.concat([features, features], axis=0)
-        output = self.parts.unet.denoise(*twice, prepared)
+        output = self.parts.denoiser.denoise(*twice, prepared)
         unconditional, conditional = tf.split(tf.cast(output, tf.float32), 2, axis=0)
         return unconditional + _per_image(guidance) * (conditional - unconditional)
 
@@ -139,7 +139,7 @@ class Pipeline(tf.Module):
     @property
     def dtype(self) -> str:
         """The float type in which the denoiser multiplies."""
-        return self.functions.parts.unet.compute_dtype
+        return self.functions.parts.denoiser.compute_dtype
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Returns the shape [h, w, c] of one image's latents."""
@@ -148,7 +148,7 @@ class Pipeline(tf.Module):
 
     def conditioning_row(self) -> dict[str, tf.TensorSpec]:
         """Returns the shapes and dtypes of one row of what `encode` returns."""
-        return {"context": tf.TensorSpec([self.spec.text.length, self.spec.denoiser.context_width], tf.float32)}
+        return {name: tf.TensorSpec(shape, tf.float32) for name, shape in self.spec.conditioning().items()}
 
     def conditioning_specs(self, batch: int | None, prefix: str = "") -> dict[str, tf.TensorSpec]:
         """Returns the specs of `batch` rows of what `encode` returns; their names begin with `prefix`."""

@@ -28,7 +28,7 @@ def require_own_threads():
 
 
 class Programs:
-    """A function of tensors that is traced, and compiled if XLA is asked for, once for each set of shapes.
+    """A function of tensors that is traced, and compiled with XLA if `jit_compile`, once for each set of shapes.
 
     Each set has a `tf.function` to itself. One for all would compute the same, but TensorFlow warns of a function that is
     traced for one call in two, as happens to whoever tries several sizes; it counts by Python code, unless it meets a partial.

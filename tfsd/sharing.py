@@ -18,7 +18,6 @@ from tfsd.specs import ModelSpec
 
 _SHARED: dict[tuple, list[Programs]] = {}
 _LOCK = threading.Lock()
-_SPECS = {"text_encoder": "text", "unet": "denoiser", "decoder": "vae", "encoder": "vae"}
 # The method of the model that is called, and its variables: what a trace is made with if one is needed. A shared program
 # keeps neither, or a model that has gone would stay in memory.
 _calling: contextvars.ContextVar[tuple[Callable, list[keras.Variable]]] = contextvars.ContextVar("calling")
@@ -86,8 +85,8 @@ def _of_the_caller(weights: list, *arguments):
 
 def _require_built_from(spec: ModelSpec, parts: Mapping[str, keras.Model]):
     """Raises `ValueError` if a part was built from another spec: its program would be taken for one of this spec."""
-    for name, part in parts.items():
-        built, wanted = dataclasses.asdict(part.spec), dataclasses.asdict(getattr(spec, _SPECS[name]))
+    for own in spec.parts(parts):
+        name, built, wanted = own.name, dataclasses.asdict(parts[own.name].spec), dataclasses.asdict(own.spec)
         for field in wanted:
             if built.get(field) != wanted[field]:
                 raise ValueError(

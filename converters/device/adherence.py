@@ -25,7 +25,7 @@ class ImageMaker(Protocol):
 
 def can_be_judged(spec: ModelSpec, size: Sequence[int]) -> bool:
     """Returns whether the checker can judge a model's images of `size`: it needs the words and the size of the scenes."""
-    return spec.text.kept_tokens == tiny_spec().text.kept_tokens and tuple(size) == tuple(spec.default_size)
+    return spec.text[0].kept_tokens == tiny_spec().text[0].kept_tokens and tuple(size) == tuple(spec.default_size)
 
 
 def measure_adherence(ours: ImageMaker, theirs: ImageMaker, count: int = 96, seed: int = 0, *, num_steps: int = 10) -> dict:

@@ -102,7 +102,7 @@ def _parts(job: dict) -> dict:
         from tfsd.pipeline import Pipeline
 
         spec = from_json(job["spec"])
-        models = build(spec, parts=("text_encoder", "unet", "decoder"))
+        models = build(spec, parts=("text_encoder", "denoiser", "decoder"))
         fill_zeros(models.values())
         pipeline = Pipeline(spec, models, jit_compile=False)
     return build_parts(pipeline, tuple(job["size"]), job["max_steps"])

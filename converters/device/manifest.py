@@ -23,7 +23,7 @@ def describe(
     model: StableDiffusion, parts: dict[str, DevicePart], recipe: QuantizationRecipe, size: tuple[int, int], max_steps: int
 ) -> dict:
     """Returns the manifest of a bundle, without the hashes of its files and the memory that its parts need."""
-    spec, text, samplers = model.spec, model.spec.text, fitting_samplers(model.spec.schedule)
+    spec, text, samplers = model.spec, model.spec.text[0], fitting_samplers(model.spec.schedule)
     latents = model.pipeline.latent_shape(*size)
     published = next((one for one in PUBLISHED.values() if one.spec.licence == spec.licence), None)
     own = dict(model.identity)

@@ -72,7 +72,7 @@ def _floats(**shapes: tuple[int, ...]) -> list[tf.TensorSpec]:
 
 
 def _sampling(pipeline: Pipeline, shape: tuple[int, int, int], max_steps: int) -> DevicePart:
-    bank, denoiser = PlanBank(pipeline.spec.schedule, max_steps), pipeline.functions.parts.unet
+    bank, denoiser = PlanBank(pipeline.spec.schedule, max_steps), pipeline.functions.parts.denoiser
 
     def plan(sampler, num_steps, step):
         """One row of a plan, the number of its rows, and the factor of the initial noise."""
@@ -91,7 +91,7 @@ def _sampling(pipeline: Pipeline, shape: tuple[int, int, int], max_steps: int) -
 
 
 def _text_encoder(pipeline: Pipeline) -> DevicePart:
-    encoder, length = pipeline.functions.parts.text_encoder, pipeline.spec.text.length
+    encoder, length = pipeline.functions.parts.text_encoder, pipeline.spec.text[0].length
 
     def encode(tokens):
         """Contexts of the negative prompt's tokens and, in the second row, of the prompt's."""
@@ -102,23 +102,23 @@ def _text_encoder(pipeline: Pipeline) -> DevicePart:
 
 
 def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> DevicePart:
-    functions, unet, spec = pipeline.functions, pipeline.functions.parts.unet, pipeline.spec
+    functions, denoiser = pipeline.functions, pipeline.functions.parts.denoiser
     history = [f"history{i}" for i in range(HISTORY - 1)]
 
     def denoise_and_step(latents, context, timestep_features, row, noise, guidance_scale, history0, history1, history2, history3):
         """Latents after the step, and `history`, the next step's history0; this step's history0 is then history1."""
-        output = functions.guided(latents, timestep_features, unet.prepare({"context": context}), guidance_scale)
+        output = functions.guided(latents, timestep_features, denoiser.prepare({"context": context}), guidance_scale)
         before = (history0, history1, history2, history3, tf.zeros_like(latents))  # the oldest is never read
         moved, (newest, *_) = step(unpack(row), latents, before, output, noise)
         # The sum itself may not be an output: where it is used again, too, GPUs of phones return one of its summands
         # (LiteRT issue 8599). The maximum changes no number.
         return {"latents": moved, "history": tf.maximum(newest, tf.float32.min)}
 
-    image, text = (1, *shape), (2, spec.text.length, spec.denoiser.context_width)
-    features = (1, spec.denoiser.channels[0])
+    image, text = (1, *shape), (2, *pipeline.spec.conditioning()["context"])
+    features = denoiser.timestep_features(tf.zeros([1])).shape
     inputs = _floats(latents=image, context=text, timestep_features=features, row=(ROW_SIZE,), noise=image)
     inputs += _floats(guidance_scale=(1,), **{name: image for name in history})
-    return DevicePart([v.value for v in unet.variables], {"step": Signature(denoise_and_step, inputs)})
+    return DevicePart([v.value for v in denoiser.variables], {"step": Signature(denoise_and_step, inputs)})
 
 
 def _decoder(pipeline: Pipeline, shape: tuple[int, int, int], size: tuple[int, int]) -> DevicePart:

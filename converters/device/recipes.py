@@ -18,7 +18,6 @@ from tfsd.errors import CheckpointError
 from tfsd.runtime.litert import quiet_litert
 from tfsd.runtime.private import private
 from tfsd.specs import ModelSpec
-from tfsd.storage.model_folders import part_shapes
 
 BLOCK = 32  # weights that share a scale in four bits
 CALIBRATION_CALLS = 40  # of a part, spread over the trajectories
@@ -33,7 +32,7 @@ CHECKED = (
     "software, which computes in float32. CPU: LiteRT 2.3.0 on x86-64."
 )
 _CHUNK_BYTES = 2**25
-_MODEL_PARTS = {"text_encoder": "text_encoder", "denoiser": "unet", "decoder": "decoder"}
+_MODEL_PARTS = ("text_encoder", "denoiser", "decoder")
 
 
 class PartSize(NamedTuple):
@@ -185,16 +184,16 @@ def known_recipe(name: str, path: Path) -> QuantizationRecipe:
 
 def plan_sizes(spec: ModelSpec) -> dict[str, dict[str, PartSize]]:
     """Returns the sizes of each part with each recipe, before anything is converted: {recipe: {part: size}}."""
-    from tfsd.models import parameter_count
+    from tfsd.models import parameter_count, part_shapes
 
-    shapes = part_shapes(spec, tuple(_MODEL_PARTS.values()))
+    shapes = part_shapes(spec, _MODEL_PARTS)
     plans = {}
     for key, recipe in RECIPES.items():
         plans[key] = {}
-        for name, part in _MODEL_PARTS.items():
-            own, total = recipe, parameter_count(shapes[part])
-            tables = parameter_count({path: shape for path, shape in shapes[part].items() if path.startswith("embeddings/")})
-            dense = parameter_count({path: shape for path, shape in shapes[part].items() if len(shape) == 2}) - tables
+        for name in _MODEL_PARTS:
+            own, total = recipe, parameter_count(shapes[name])
+            tables = parameter_count({path: shape for path, shape in shapes[name].items() if path.startswith("embeddings/")})
+            dense = parameter_count({path: shape for path, shape in shapes[name].items() if len(shape) == 2}) - tables
             if recipe.rules is not None and recipe.rules[name] is _dynamic:
                 own = RECIPES["dynamic"]
             plans[key][name] = own.size(dense, total - dense - tables, tables)

@@ -114,7 +114,7 @@ def model_spec(folder: Path, *, sampler: str | None = None, tell: Tell = warn) -
         size = tuple(cells * vae.factor for cells in side)
         return ModelSpec(
             name=folder.name or "diffusers",
-            text=text,
+            text=(text,),
             denoiser=denoiser,
             vae=vae,
             schedule=schedule,

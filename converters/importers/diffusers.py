@@ -14,9 +14,10 @@ from tfsd.converters.importers.configs import model_spec, warn
 from tfsd.converters.importers.rules import CONV, LINEAR, Layout, Rule, Rules, assign, invert
 from tfsd.converters.importers.tensors import open_safetensors, safetensors_files, weight_files
 from tfsd.errors import CheckpointError, shown
+from tfsd.models import part_shapes
 from tfsd.specs import ModelSpec
 from tfsd.storage.h5 import StoredTensor
-from tfsd.storage.model_folders import Tensors, part_shapes
+from tfsd.storage.model_folders import Tensors
 
 
 def _norm(name: str, path: str) -> list[Rule]:
@@ -144,7 +145,7 @@ RENAMED = (
 # Folder -> the parts in it and the stem of its file.
 FILES = {
     "text_encoder": (("text_encoder",), "model"),
-    "unet": (("unet",), "diffusion_pytorch_model"),
+    "unet": (("denoiser",), "diffusion_pytorch_model"),
     "vae": (("decoder", "encoder"), "diffusion_pytorch_model"),
 }
 
@@ -153,8 +154,8 @@ def rules_of(folder: str, spec: ModelSpec) -> Rules:
     """Returns the rules for the tensors of `text_encoder`, `unet` or `vae`; our paths begin with the part."""
     if folder == "vae":
         return Rules(VAE)
-    rules = TEXT if folder == "text_encoder" else _unet(spec)
-    return Rules(Rule(rule.name, f"{folder}/{rule.path}", rule.layout) for rule in rules)
+    rules, (part,) = TEXT if folder == "text_encoder" else _unet(spec), FILES[folder][0]
+    return Rules(Rule(rule.name, f"{part}/{rule.path}", rule.layout) for rule in rules)
 
 
 @contextlib.contextmanager

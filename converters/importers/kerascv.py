@@ -11,14 +11,14 @@ import numpy as np
 from tfsd.converters.importers.rules import Layout, Rule, Rules, assign, invert
 from tfsd.converters.importers.sources import of_version_2
 from tfsd.errors import shown
+from tfsd.models import part_shapes
 from tfsd.specs import SD_1_4, CLIPSpec, ModelSpec, UNetSpec, VAESpec
 from tfsd.storage.atomic import new_file
 from tfsd.storage.h5 import MAX_OBJECTS, CheckpointError, StoredTensor, member, open_h5, stored_tensor
-from tfsd.storage.model_folders import part_shapes
 
 FILES = {
     "text_encoder": "kcv_encoder.h5",
-    "unet": "kcv_diffusion_model.h5",
+    "denoiser": "kcv_diffusion_model.h5",
     "decoder": "kcv_decoder.h5",
     "encoder": "vae_encoder.h5",
 }
@@ -101,16 +101,14 @@ def _encoder(spec: VAESpec) -> Iterator[str]:
     yield from ("norm_out", "conv_out", "quant")
 
 
+LAYERS = {"text_encoder": _text, "denoiser": _unet, "decoder": _decoder, "encoder": _encoder}  # in the order of the files
+
+
 def file_order(part: str, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Returns the variable paths of a part in the order of KerasCV's file."""
-    if part == "text_encoder":
-        layers, first = _text(spec.text), ["embeddings/tokens", "embeddings/positions"]
-    else:
-        layers, first = (
-            {"unet": _unet, "decoder": _decoder, "encoder": _encoder}[part](spec.denoiser if part == "unet" else spec.vae),
-            [],
-        )
-    return first + [path for layer in layers for leaf in LEAVES if (path := f"{layer}/{leaf}") in shapes]
+    own = spec.parts((part,))[0].spec
+    first = ["embeddings/tokens", "embeddings/positions"] if part == "text_encoder" else []
+    return first + [path for layer in LAYERS[part](own) for leaf in LEAVES if (path := f"{layer}/{leaf}") in shapes]
 
 
 def rules_of(part: str, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Rules:
@@ -186,7 +184,7 @@ def open_folder(
             try:
                 parts[part] = assign(source, shapes[part], rules, where=str(path), model=f"the {part} of {spec.name}")
             except CheckpointError as error:
-                if spec.text.width != WIDTH_2 and any(WIDTH_2 in tensor.shape for tensor in source.values()):
+                if spec.text[0].width != WIDTH_2 and any(WIDTH_2 in tensor.shape for tensor in source.values()):
                     raise CheckpointError(f"{path} is of {of_version_2()}") from error
                 raise
         yield replace(spec, name=name or spec.name), parts

@@ -11,7 +11,7 @@ from tfsd.converters.importers.config_file import UNSUPPORTED, Config
 from tfsd.errors import CheckpointError
 from tfsd.samplers.plans import SAMPLERS, fitting_samplers
 from tfsd.samplers.schedule import NoiseSchedule
-from tfsd.specs import ScheduleSpec
+from tfsd.specs import VPSpec
 
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 OVERRIDE = "To use another sampler than the configuration's, name it with --sampler (in Python: sampler=)."
@@ -82,7 +82,7 @@ CLASSES = {
 }
 
 
-def schedule_of(config: Config, kind: str, sampler: str | None) -> tuple[ScheduleSpec, str]:
+def schedule_of(config: Config, kind: str, sampler: str | None) -> tuple[VPSpec, str]:
     """Returns the schedule and the key of the sampler for a configuration of the class `kind`.
 
     With `sampler`, a key, only what describes the schedule counts; None takes the configuration's own.
@@ -112,7 +112,7 @@ def _require_sampler(config: Config, kind: str, known: SchedulerClass | None, sa
         )
 
 
-def _schedule(config: Config, known: SchedulerClass | None, spacing: str) -> ScheduleSpec:
+def _schedule(config: Config, known: SchedulerClass | None, spacing: str) -> VPSpec:
     """Returns the schedule from the fields that all classes have. Unknown classes must state their noise levels."""
     # The first releases had `predict_epsilon`; later ones ignore it, so that false would give a wrong image.
     config.fixed({"trained_betas": (None,), "predict_epsilon": (True,)})
@@ -122,7 +122,7 @@ def _schedule(config: Config, known: SchedulerClass | None, spacing: str) -> Sch
         raise config.unsupported("rescale_betas_zero_snr", "false for the prediction_type epsilon, which noise alone has not")
     spacing = config.one_of("timestep_spacing", ("leading", "linspace", "trailing"), spacing)
     alpha_one = known is not None and known.set_alpha_to_one is True
-    return ScheduleSpec(
+    return VPSpec(
         betas=config.one_of("beta_schedule", ("linear", "scaled_linear"), "linear" if known else None),
         beta_start=config.number("beta_start", 0.0001 if known else None),
         beta_end=config.number("beta_end", 0.02 if known else None),
@@ -148,7 +148,7 @@ def _steps_offset(config: Config, spacing: str) -> int:
     return 1
 
 
-def _sampler(config: Config, kind: str, known: SchedulerClass, schedule: ScheduleSpec) -> str:
+def _sampler(config: Config, kind: str, known: SchedulerClass, schedule: VPSpec) -> str:
     """Checks the fields of a class, and returns the sampler."""
     for name, allowed in known.fixed.items():
         config.one_of(name, allowed, None if name in known.required else allowed[0], advice=OVERRIDE)
@@ -175,7 +175,7 @@ def _sampler(config: Config, kind: str, known: SchedulerClass, schedule: Schedul
     return sampler
 
 
-def _unclipped(config: Config, schedule: ScheduleSpec):
+def _unclipped(config: Config, schedule: VPSpec):
     """Checks that `lambda_min_clipped`, a lowest log(alpha / sigma), keeps all timesteps of training."""
     lowest = -math.log(NoiseSchedule(schedule).ratios(schedule.train_steps - 1))
     if config.get("lambda_min_clipped", (int, float), float("-inf")) > lowest:

@@ -188,7 +188,7 @@ def _manifest(model: StableDiffusion, limits: ExportLimits, name: str, version: 
         "sizes": [list(size) for size in limits.sizes],
         "max_steps": limits.max_steps,
         "samplers": fitting_samplers(spec.schedule),
-        "kept_tokens": list(spec.text.kept_tokens),  # so that a server can tell which words a model never learned
+        "kept_tokens": list(spec.text[0].kept_tokens),  # so that a server can tell which words a model never learned
         "defaults": {name: value for name, value in request_defaults(spec, limits).items() if name in model_defaults(spec)},
         "licence": spec.licence,
         "licence_url": published.licence_url if published else "",

@@ -69,7 +69,7 @@ class Requests(tf.Module):
     def __init__(self, spec: ModelSpec, limits: ExportLimits, *, assets: Path | None = None, progress: bool = False):
         super().__init__(name="requests")
         self.limits, self.factor = limits, spec.vae.factor
-        self.tokenizer = GraphTokenizer(spec.text, folder=assets)
+        self.tokenizer = GraphTokenizer(spec.text[0], folder=assets)
         self.plans = PlanBank(spec.schedule, limits.max_steps, progress=progress)
         values = [height * width // spec.vae.factor**2 * spec.vae.latent_channels for height, width in limits.sizes]
         self._last_index = [min(MAX_INDEX, LAST_VALUE // count - 1) for count in values]

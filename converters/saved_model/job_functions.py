@@ -24,7 +24,7 @@ def job_functions(pipeline: Pipeline, inputs: SamplingInputs, batch: int, height
     """
     shape = pipeline.latent_shape(height, width)
     fields = [tf.TensorSpec([batch, *one.shape[1:]], one.dtype, name=name) for name, one in inputs._asdict().items()]
-    tokens = [tf.TensorSpec([batch, pipeline.spec.text.length], tf.int32, name=name) for name in ("tokens", "negative_tokens")]
+    tokens = [tf.TensorSpec([batch, pipeline.spec.text[0].length], tf.int32, name=name) for name in ("tokens", "negative_tokens")]
     halves = [pipeline.conditioning_specs(batch, prefix) for prefix in ("", "negative_")]
     contexts = [one for half in halves for one in half.values()]
     structure = None

@@ -40,7 +40,7 @@ def warmup_requests(signatures: Signatures, limits: ExportLimits):
             rows |= {"num_steps": np.full(batch, 1, "int32"), "height": np.full(batch, height, "int32")}
             rows |= {"width": np.full(batch, width, "int32")}
             prompts = {"prompt": np.array([b"a warm welcome"] * batch, object)}
-            context = np.zeros((batch, spec.text.length, spec.denoiser.context_width), "float32")
+            context = np.zeros((batch, *spec.conditioning()["context"]), "float32")
             sides = height // spec.vae.factor, width // spec.vae.factor
             yield "text_to_png", prompts | rows
             if (height, width, batch) == (*limits.sizes[0], limits.batch_sizes[0]):

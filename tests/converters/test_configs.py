@@ -242,7 +242,7 @@ def test_special_tokens_come_from_the_tokenizer(configurations):
     special = {"bos_token": {"content": "<s>"}, "eos_token": {"content": "</s>"}, "pad_token": "!"}
     (tokenizer / "special_tokens_map.json").write_text(json.dumps(special))
     spec, told = read(configurations)
-    assert (spec.text.start_token, spec.text.end_token, spec.text.pad_token, told) == (998, 999, 0, [])
+    assert (spec.text[0].start_token, spec.text[0].end_token, spec.text[0].pad_token, told) == (998, 999, 0, [])
     (tokenizer / "special_tokens_map.json").write_text(json.dumps(special | {"pad_token": "?"}))
     assert "special_tokens_map.json: pad_token" in refused(configurations)
 
@@ -256,7 +256,7 @@ def test_special_tokens_come_from_the_files_of_a_fast_tokenizer(configurations):
     own = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "!", "model_max_length": 77}
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(own))
     spec, told = read(configurations)
-    assert (spec.text.start_token, spec.text.end_token, spec.text.pad_token, told) == (998, 999, 0, [])
+    assert (spec.text[0].start_token, spec.text[0].end_token, spec.text[0].pad_token, told) == (998, 999, 0, [])
     (tokenizer / "tokenizer.json").write_text(json.dumps({"model": None}))
     assert "tokenizer.json is damaged: it has no vocabulary" in refused(configurations)
 
@@ -264,7 +264,7 @@ def test_special_tokens_come_from_the_files_of_a_fast_tokenizer(configurations):
 def test_without_a_tokenizer_the_usual_tokens_are_taken_and_told_where_they_are_known(configurations):
     edit(configurations, TEXT, bos_token_id=0, eos_token_id=2, pad_token_id=1)
     spec, told = read(configurations)
-    assert (spec.text.start_token, spec.text.end_token, spec.text.pad_token) == (998, 999, 999)
+    assert (spec.text[0].start_token, spec.text[0].end_token, spec.text[0].pad_token) == (998, 999, 999)
     assert len(told) == 1 and "(998, 999, 999)" in told[0]
     edit(configurations, TEXT, hidden_act="gelu")
     assert "tokenizer is needed to know the padding token" in refused(configurations)

@@ -113,7 +113,7 @@ def test_conversion_without_enough_memory_is_not_begun(tmp_path):
 
 def test_random_weights_have_no_kernel_of_zeros(toy_folder):
     """Those that training begins with would be one and the same in a file, which then were too small."""
-    unet = build(load_spec(toy_folder), parts=("unet",))["unet"]
+    unet = build(load_spec(toy_folder), parts=("denoiser",))["denoiser"]
     kernels = [variable for variable in unet.variables if len(variable.shape) > 1]
     zeros, others = ([bool(np.any(kernel)) is some for kernel in kernels] for some in (False, True))
     before = [np.array(kernel) for kernel in kernels]

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tfsd.converters import convert
 from tfsd.converters.importers.diffusers import FILES, export, open_folder
 from tfsd.errors import CheckpointError, TfsdWarning
-from tfsd.specs import CLIPSpec, ModelSpec, ScheduleSpec, UNetSpec, VAESpec
+from tfsd.specs import CLIPSpec, ModelSpec, UNetSpec, VAESpec, VPSpec
 from tfsd.storage.model_folders import load_model, load_spec, named_variables
 
 A_SD1_FOLDER = Path(__file__).parents[1] / "data" / "diffusers" / "a_sd1"
@@ -20,7 +20,7 @@ PUBLISHED_NAMES = A_SD1_FOLDER.with_name("a_sd1_published_names")
 
 A_SD1 = ModelSpec(
     name="a_sd1",
-    text=CLIPSpec(vocabulary=1000, width=32, layers=2, heads=4, mlp_width=128, start_token=998, end_token=999, pad_token=999),
+    text=(CLIPSpec(vocabulary=1000, width=32, layers=2, heads=4, mlp_width=128, start_token=998, end_token=999, pad_token=999),),
     denoiser=UNetSpec(channels=(16, 32, 32), attention=(True, True, False), heads=(4, 4, 4), context_width=32, groups=8),
     vae=VAESpec(channels=(8, 16), residuals=1, groups=4),
     default_size=(32, 32),
@@ -85,7 +85,7 @@ def test_the_spec_is_read_from_the_configurations(sd1):
         assert spec == A_SD1
         assert {part: len(tensors) for part, tensors in parts.items()} == {
             "text_encoder": 36,
-            "unet": 494,
+            "denoiser": 494,
             "decoder": 70,
             "encoder": 54,
         }
@@ -110,8 +110,8 @@ def test_a_version_2_configuration_is_read(sd1):
     with open_folder(sd1) as (spec, _):
         expected = replace(A_SD1.denoiser, heads=(2, 4, 4), linear_projection=True, upcast_attention=True)
         assert spec.denoiser == expected
-        assert (spec.text.activation, spec.text.pad_token, spec.default_size) == ("gelu", 0, (192, 192))
-        assert spec.schedule == ScheduleSpec(prediction="v")
+        assert (spec.text[0].activation, spec.text[0].pad_token, spec.default_size) == ("gelu", 0, (192, 192))
+        assert spec.schedule == VPSpec(prediction="v")
         assert spec.default_sampler == "ddim"
 
 
@@ -225,11 +225,11 @@ def _not_a_number(tensors):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (_missing, r"unset \(unet/conv_out/bias\)"),
+        (_missing, r"unset \(denoiser/conv_out/bias\)"),
         (_extra, r"unknown tensors \(lora\.weight\)"),
         (_shape, r"conv_out\.bias \[9\]"),
         (_dtype, r"conv_out\.bias of type I32"),
-        (_not_a_number, r"Values of unet/conv_out/bias are NaN or infinite"),
+        (_not_a_number, r"Values of denoiser/conv_out/bias are NaN or infinite"),
     ],
 )
 def test_wrong_tensors_are_named_and_nothing_is_written(sd1, change, message):

@@ -8,14 +8,15 @@ import pytest
 from tfsd.converters import convert
 from tfsd.converters.importers.kerascv import FILES, export, file_order, open_folder
 from tfsd.errors import CheckpointError
+from tfsd.models import part_shapes
 from tfsd.specs import SD_1_4, CLIPSpec, ModelSpec, UNetSpec, VAESpec
-from tfsd.storage.model_folders import load_model, named_variables, part_shapes
+from tfsd.storage.model_folders import load_model, named_variables
 
 LAYOUTS = Path(__file__).parents[1] / "data" / "kerascv_h5_layout"
 
 SMALL = ModelSpec(
     name="small",
-    text=CLIPSpec(vocabulary=40, length=8, width=8, layers=2, heads=2, mlp_width=16),
+    text=(CLIPSpec(vocabulary=40, length=8, width=8, layers=2, heads=2, mlp_width=16),),
     denoiser=UNetSpec(channels=(8, 16), residuals=1, attention=(True, False), heads=(2, 2), context_width=8, groups=4),
     vae=VAESpec(channels=(8, 16), residuals=1, groups=4),
 )
@@ -78,7 +79,7 @@ def test_the_published_files_fit_at_full_size(published):
         assert spec == SD_1_4
         assert {part: len(tensors) for part, tensors in parts.items()} == {
             "text_encoder": 196,
-            "unet": 686,
+            "denoiser": 686,
             "decoder": 140,
             "encoder": 108,
         }
@@ -97,7 +98,7 @@ def test_each_variable_meets_the_layer_of_its_kind(part):
         "block0/attention1/": "cross_attention",
         "block0/attention2/": "cross_attention",
         "residual": "res",
-        "upsample": "up" if part == "unet" else "padded_conv2d",
+        "upsample": "up" if part == "denoiser" else "padded_conv2d",
         "downsample": "padded_conv2d",
         "time": "dense",
         "embed/": "dense",
@@ -153,18 +154,18 @@ def test_a_whole_saved_model_is_read_as_its_weights(copy):
 
 
 def test_long_lists_of_names_may_be_split(copy):
-    with h5py.File(copy / FILES["unet"], "r+") as file:
+    with h5py.File(copy / FILES["denoiser"], "r+") as file:
         names = list(file.attrs["layer_names"])
         del file.attrs["layer_names"]
         file.attrs["layer_names0"], file.attrs["layer_names1"] = names[:100], names[100:]
     with open_folder(copy, spec=SMALL) as (_, parts):
-        assert len(parts["unet"]) == len(part_shapes(SMALL)["unet"])
+        assert len(parts["denoiser"]) == len(part_shapes(SMALL)["denoiser"])
 
 
 def test_the_image_encoder_may_be_absent(copy):
     (copy / FILES["encoder"]).unlink()
     with open_folder(copy, spec=SMALL) as (_, parts):
-        assert set(parts) == {"text_encoder", "unet", "decoder"}
+        assert set(parts) == {"text_encoder", "denoiser", "decoder"}
     (copy / FILES["decoder"]).unlink()
     with pytest.raises(CheckpointError, match=r"kcv_decoder\.h5 does not exist"), open_folder(copy, spec=SMALL):
         pass
@@ -243,7 +244,7 @@ def test_the_files_of_another_model_are_refused(published):
 
 @pytest.mark.parametrize("keep", [0, 50, 5000])
 def test_a_truncated_file_is_one_line(copy, keep):
-    path = copy / FILES["unet"]
+    path = copy / FILES["denoiser"]
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match=r"kcv_diffusion_model\.h5 is damaged or not an HDF5 file") as caught:
         with open_folder(copy, spec=SMALL):
@@ -251,7 +252,7 @@ def test_a_truncated_file_is_one_line(copy, keep):
     assert "\n" not in str(caught.value)
 
 
-VERSION_2 = {"text_encoder": "text_encoder_v2_1", "unet": "diffusion_model_v2_1"}
+VERSION_2 = {"text_encoder": "text_encoder_v2_1", "denoiser": "diffusion_model_v2_1"}
 OF_VERSION_2 = r" is of KerasCV's Stable Diffusion 2\.1; of KerasCV only 1\.x is read\. Convert a diffusers folder"
 
 

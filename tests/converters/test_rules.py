@@ -4,11 +4,11 @@ import pytest
 from tfsd.converters.importers.diffusers import rules_of
 from tfsd.converters.importers.rules import CONV, LINEAR, SAME, Layout, Rule, Rules, assign, invert
 from tfsd.errors import CheckpointError
+from tfsd.models import part_shapes
 from tfsd.specs import SD_1_4
 from tfsd.storage.h5 import StoredTensor
-from tfsd.storage.model_folders import part_shapes
 
-FOLDERS = {"text_encoder": ("text_encoder",), "unet": ("unet",), "vae": ("decoder", "encoder")}
+FOLDERS = {"text_encoder": ("text_encoder",), "unet": ("denoiser",), "vae": ("decoder", "encoder")}
 
 
 def unread(shape, dtype="float32") -> StoredTensor:
@@ -83,9 +83,9 @@ def _integer(source):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (_missing, r"^file does not fit model: 1 variables left unset \(unet/conv_out/bias\)\.$"),
+        (_missing, r"^file does not fit model: 1 variables left unset \(denoiser/conv_out/bias\)\.$"),
         (_extra, r"^file does not fit model: 1 unknown tensors \(conv_out\.scale\)\.$"),
-        (_wrong, r"1 wrong shapes or types \(conv_out\.bias \[5\] for unet/conv_out/bias \[4\]\)"),
+        (_wrong, r"1 wrong shapes or types \(conv_out\.bias \[5\] for denoiser/conv_out/bias \[4\]\)"),
         (_transposed, r"1 wrong shapes or types \(conv_out\.weight \[3, 3, 320, 4\]"),
         (_integer, r"1 wrong shapes or types \(conv_out\.bias of type I64\)"),
     ],

@@ -63,7 +63,7 @@ def test_context_is_that_of_diffusers(prompt, reference, call):
 
 
 def test_unet_at_every_timestep_is_that_of_diffusers(reference, call):
-    recorded, unet = reference.recorded, call["unet"]
+    recorded, unet = reference.recorded, call["denoiser"]
     for timestep, expected in zip(recorded["unet.timesteps"], recorded["unet.out"], strict=True):
         output = unet(recorded["unet.sample"], tf.fill([2], timestep), recorded["unet.context"])
         assert_close(output, expected, FORWARD, f"timestep {timestep}")
@@ -72,14 +72,14 @@ def test_unet_at_every_timestep_is_that_of_diffusers(reference, call):
 def test_unet_with_a_timestep_per_row_is_that_of_diffusers(reference, call):
     recorded = reference.recorded
     inputs = recorded["unet.sample"], recorded["unet.mixed_timesteps"], recorded["unet.context"]
-    assert_close(call["unet"](*inputs), recorded["unet.mixed_out"], FORWARD)
+    assert_close(call["denoiser"](*inputs), recorded["unet.mixed_out"], FORWARD)
 
 
 def test_unet_has_the_epsilons_of_diffusers(reference, call):
     """Latents of a thousandth, where an epsilon of 1e-6 for 1e-5 in the first norm would show."""
     recorded = reference.recorded
     inputs = recorded["unet.tiny_sample"], tf.fill([2], 500.0), recorded["unet.context"]
-    assert_close(call["unet"](*inputs), recorded["unet.tiny_out"], FORWARD)
+    assert_close(call["denoiser"](*inputs), recorded["unet.tiny_out"], FORWARD)
 
 
 @pytest.mark.parametrize(("prefix", "scale"), [("", 1.0), ("tiny_", 1e-3)], ids=["usual", "tiny"])
@@ -144,7 +144,7 @@ def trajectories(reference, run) -> dict[str, tuple[list[np.ndarray], np.ndarray
     """The latents of every lane after each step, and its image. The noise of the steps is the recorded one."""
     functions, lanes = PipelineFunctions(reference.spec, reference.parts), lanes_of(reference)
 
-    denoiser = reference.parts["unet"]
+    denoiser = reference.parts["denoiser"]
 
     def prepare(tokens):
         return denoiser.prepare({"context": reference.parts["text_encoder"](tokens)})

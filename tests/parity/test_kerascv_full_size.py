@@ -22,7 +22,7 @@ from tfsd.storage.model_folders import load_parts, load_spec
 DATA = Path(__file__).parents[1] / "data"
 CASES = json.loads((DATA / "kerascv_v1" / "cases.json").read_text())
 CHECK = json.loads((DATA / "kerascv_v1" / "weights_check.json").read_text())
-TAGS = {"text_encoder": "text_encoder", "unet": "diffusion_model", "decoder": "decoder", "encoder": "image_encoder"}
+TAGS = {"text_encoder": "text_encoder", "denoiser": "diffusion_model", "decoder": "decoder", "encoder": "image_encoder"}
 
 CONTEXT = 1e-5  # of the largest value; KerasCV's own versions differ by 4e-6 absolute at 3.7, 1e-3 would be asked for
 OUTPUT = 1e-4  # of the largest value, for one pass of the U-Net; 1e-3 would be asked for
@@ -104,7 +104,7 @@ def test_noise_of_a_seed_is_that_of_kerascv():
 
 def test_outputs_of_the_unet_are_those_of_kerascv(model, case):
     arguments, recorded = case
-    unet = model.pipeline.functions.parts.unet
+    unet = model.pipeline.functions.parts.denoiser
     inputs = [recorded["noise"], *recorded["latent_after"][:-1]]
     for prompt, name in ((arguments["prompt"], "eps_cond"), (arguments["negative_prompt"] or "", "eps_uncond")):
         context = np.repeat(model.encode_text(prompt), 2, axis=0)

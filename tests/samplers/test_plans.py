@@ -7,9 +7,9 @@ from tfsd.samplers.plans import LENGTHS, SAMPLERS, build_plan, find_sampler, fit
 from tfsd.samplers.rows import ROW_SIZE
 from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise
 from tfsd.samplers.step import empty_history, step, unpack
-from tfsd.specs import ScheduleSpec
+from tfsd.specs import VPSpec
 
-SPEC = ScheduleSpec()
+SPEC = VPSpec()
 FRESH_NOISE = ("ddpm", "euler_ancestral")  # these draw noise at every step
 IMAGE, NOISE = 0.7, -1.3
 EXACT = 2e-5  # float32, and a v or sample is turned into noise by a division by sigma, 0.03 at the end
@@ -20,7 +20,7 @@ def output_of(prediction: str, alpha: float, sigma: float) -> float:
     return {"epsilon": NOISE, "v": alpha * NOISE - sigma * IMAGE, "sample": IMAGE}[prediction]
 
 
-def run_exact_model(spec: ScheduleSpec, plan):
+def run_exact_model(spec: VPSpec, plan):
     """Yields the latents before each step, and after the last one, if the model is always right."""
     _, alpha, sigma = map(float, plan.rows[0, :3])
     latents = tf.fill((1, 1, 1, 1), alpha * IMAGE + sigma * NOISE)
@@ -41,7 +41,7 @@ def test_exact_model_keeps_latents_at_the_level_of_every_row(sampler, spacing, p
     if sampler == "pndm":
         prediction = "epsilon"  # it mixes outputs of several levels, as diffusers does; v differs between them
     start = min(start, num_steps - 1)
-    spec = ScheduleSpec(prediction=prediction, spacing=spacing, steps_offset=0, final_alpha_one=True)
+    spec = VPSpec(prediction=prediction, spacing=spacing, steps_offset=0, final_alpha_one=True)
     plan = build_plan(spec, sampler, num_steps, start)
     expected = plan.rows[: plan.count + 1, 1] * IMAGE + plan.rows[: plan.count + 1, 2] * NOISE
     np.testing.assert_allclose(list(run_exact_model(spec, plan)), expected, rtol=0, atol=EXACT)
@@ -50,7 +50,7 @@ def test_exact_model_keeps_latents_at_the_level_of_every_row(sampler, spacing, p
 @pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("euler_ancestral", 0.0), ("ddim", 0.3), ("ddim", 1.0)])
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
 def test_fresh_noise_fills_up_to_the_next_level(sampler, eta, prediction):
-    spec = ScheduleSpec(prediction=prediction, steps_offset=0, final_alpha_one=True)
+    spec = VPSpec(prediction=prediction, steps_offset=0, final_alpha_one=True)
     plan = build_plan(spec, sampler, 10, eta=eta)
     for row, after in zip(plan.rows[: plan.count], plan.rows[1:]):
         _, alpha, sigma, from_latents, from_output, keep, mix, *_, fresh = row.astype(np.float64)
@@ -103,11 +103,11 @@ def test_multistep_samplers_with_a_start_mix_nothing_older(sampler):
 
 def test_single_step_on_whole_range_spacings_starts_from_pure_noise():
     for spacing in ("kerascv", "linspace", "trailing"):
-        assert NoiseSchedule(ScheduleSpec(spacing=spacing)).spaced_timesteps(1).tolist() == [999]
+        assert NoiseSchedule(VPSpec(spacing=spacing)).spaced_timesteps(1).tolist() == [999]
 
 
 def test_a_thousand_steps_visit_every_timestep():
-    plan = build_plan(ScheduleSpec(steps_offset=0), "ddpm", 1000)
+    plan = build_plan(VPSpec(steps_offset=0), "ddpm", 1000)
     np.testing.assert_array_equal(plan.timesteps, np.arange(1000)[::-1])
 
 
@@ -176,7 +176,7 @@ def test_bad_arguments_are_named(arguments, error, message):
 
 def test_samplers_that_do_not_serve_a_prediction_are_refused_and_those_that_do_are_listed():
     """PNDM has no prediction "sample" in diffusers."""
-    spec = ScheduleSpec(prediction="sample")
+    spec = VPSpec(prediction="sample")
     with pytest.raises(ValueError) as error:
         build_plan(spec, "PLMS", 10)
     others = ", ".join(name for name in SAMPLERS if name != "pndm")
@@ -186,7 +186,7 @@ def test_samplers_that_do_not_serve_a_prediction_are_refused_and_those_that_do_a
 
 def test_models_of_zero_snr_are_sampled_by_what_can_start_from_noise_alone():
     """In diffusers PNDM and LMS have no rescale_betas_zero_snr."""
-    spec = ScheduleSpec(prediction="v", spacing="trailing", zero_snr=True)
+    spec = VPSpec(prediction="v", spacing="trailing", zero_snr=True)
     assert set(SAMPLERS) - set(fitting_samplers(spec)) == {"pndm", "lms", "lms_karras"}
     with pytest.raises(ValueError, match="whose prediction is 'v' and whose noise has zero SNR at its end; got 'pndm'"):
         build_plan(spec, "pndm", 10)
@@ -198,9 +198,9 @@ def test_models_of_zero_snr_are_sampled_by_what_can_start_from_noise_alone():
 
 
 @pytest.mark.parametrize("of", [as_image, as_noise])
-@pytest.mark.parametrize("prediction", ["flow", "v_prediction", None])
+@pytest.mark.parametrize("prediction", ["velocity", "v_prediction", None])
 def test_unknown_predictions_are_refused(of, prediction):
-    with pytest.raises(ValueError, match="prediction must be 'epsilon', 'v' or 'sample'; got"):
+    with pytest.raises(ValueError, match="prediction must be 'epsilon', 'v', 'sample' or 'flow'; got"):
         of(prediction, 0.8, 0.6)
 
 
@@ -210,7 +210,7 @@ def test_numpy_integers_are_whole_numbers():
 
 def test_fewer_trained_steps_limit_num_steps():
     with pytest.raises(ValueError, match="num_steps must be from 1 to 100; got 101"):
-        build_plan(ScheduleSpec(train_steps=100), "ddim", 101)
+        build_plan(VPSpec(train_steps=100), "ddim", 101)
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])

@@ -1,7 +1,7 @@
 """Plans against what diffusers and KerasCV recorded. See tests/data/README.md for where the numbers come from.
 
 Out of scope, as not linear or not offered: clipped or thresholded samples, DPM-Solver of other orders and kinds (1, 3, Heun,
-dpmsolver, SDE), flow matching.
+dpmsolver, SDE). Flow matching has a file of its own.
 """
 
 import json
@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfsd.samplers.plans import build_plan
 from tfsd.samplers.schedule import NoiseSchedule
 from tfsd.samplers.step import empty_history, step, unpack
-from tfsd.specs import ScheduleSpec
+from tfsd.specs import VPSpec
 
 DATA = Path(__file__).parents[1] / "data" / "samplers"
 DIFFUSERS = np.load(DATA / "diffusers.npz")
@@ -48,7 +48,7 @@ def plan_of(case: str):
     options = variant["constructor"]
     sampler = "euler_ancestral" if name.startswith("euler_a") else SAMPLER_OF[name.split("_")[0]]
     sampler += "_karras" if options.get("use_karras_sigmas") else ""
-    spec = ScheduleSpec(
+    spec = VPSpec(
         betas=options.get("beta_schedule", "linear"),
         beta_start=options["beta_start"],
         beta_end=options["beta_end"],
@@ -136,7 +136,7 @@ def test_latents_follow_diffusers_at_every_step(case, mode):
 
 @pytest.mark.parametrize("case", ["seed_128", "noise_128"])
 def test_kerascv_grid_gives_the_latents_of_kerascv(case):
-    spec = ScheduleSpec(spacing="kerascv", steps_offset=0, final_alpha_one=True)
+    spec = VPSpec(spacing="kerascv", steps_offset=0, final_alpha_one=True)
     plan = build_plan(spec, "ddim", 4)
     np.testing.assert_array_equal(plan.timesteps, KERASCV[case + "/timesteps"])
     latents = tf.constant(KERASCV[case + "/noise"].reshape(2, 4, 8, 4))
@@ -154,23 +154,23 @@ def test_kerascv_grid_gives_the_latents_of_kerascv(case):
     ("num_steps", "first"), [(25, [999, 957, 916]), (50, [999, 979, 958]), (4, [999, 666, 333, 0])], ids=["25", "50", "4"]
 )
 def test_kerascv_grid_rounds_as_kerascv(num_steps, first):
-    timesteps = NoiseSchedule(ScheduleSpec(spacing="kerascv")).spaced_timesteps(num_steps)
+    timesteps = NoiseSchedule(VPSpec(spacing="kerascv")).spaced_timesteps(num_steps)
     assert timesteps[: len(first)].tolist() == first
     assert timesteps[-1] == 0 and len(timesteps) == num_steps
 
 
 def test_alphas_round_to_the_table_of_kerascv():
-    ours = NoiseSchedule(ScheduleSpec()).alphas_cumprod
+    ours = NoiseSchedule(VPSpec()).alphas_cumprod
     np.testing.assert_array_equal(ours.astype(np.float32), KERASCV["alphas_cumprod"].astype(np.float32))
 
 
 def test_alphas_of_zero_snr_are_those_of_diffusers():
     """In float32, the differences to the last alpha are uncertain by 1e-7 of an alpha of 0.07 and more."""
-    ours, theirs = NoiseSchedule(ScheduleSpec(prediction="v", zero_snr=True)), DIFFUSERS["more/alphas_cumprod_zero_snr"]
+    ours, theirs = NoiseSchedule(VPSpec(prediction="v", zero_snr=True)), DIFFUSERS["more/alphas_cumprod_zero_snr"]
     np.testing.assert_allclose(ours.alphas_cumprod, theirs, rtol=TABLE, atol=1e-6)
     assert ours.alphas_cumprod[-1] == theirs[-1] == 0 and ours.ratios(999) == np.sqrt(2.0**24 - 1)
 
 
 def test_alphas_are_those_of_diffusers():
-    ours = NoiseSchedule(ScheduleSpec()).alphas_cumprod
+    ours = NoiseSchedule(VPSpec()).alphas_cumprod
     np.testing.assert_allclose(ours, DIFFUSERS["alphas_cumprod"], rtol=TABLE)

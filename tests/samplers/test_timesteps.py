@@ -8,7 +8,7 @@ import pytest
 
 from tfsd.samplers.plans import build_plan, find_sampler
 from tfsd.samplers.schedule import NoiseSchedule
-from tfsd.specs import ScheduleSpec
+from tfsd.specs import VPSpec
 
 GRIDS = np.load(Path(__file__).parents[1] / "data" / "samplers" / "diffusers_grids.npz")
 STEPS = 1000
@@ -36,7 +36,7 @@ def checksum(timesteps: np.ndarray) -> int:
 @pytest.mark.parametrize("grid", GRIDS)
 def test_timesteps_are_those_of_diffusers_for_every_number_of_steps(grid):
     kind, spacing = grid.split(".")
-    schedule, different, refused = NoiseSchedule(ScheduleSpec(spacing=spacing)), [], []
+    schedule, different, refused = NoiseSchedule(VPSpec(spacing=spacing)), [], []
     for steps in range(1, STEPS + 1):
         try:
             timesteps = schedule.spaced_timesteps(steps, **OPTIONS.get(kind, {}))
@@ -53,19 +53,19 @@ def test_timesteps_are_those_of_diffusers_for_every_number_of_steps(grid):
 @pytest.mark.parametrize("grid", [grid for grid in GRIDS if not grid.startswith("PNDM")])  # which repeats one
 def test_plans_have_the_timesteps_of_diffusers(grid, steps):
     kind, spacing = grid.split(".")
-    plan = build_plan(ScheduleSpec(spacing=spacing), find_sampler(kind), steps)
+    plan = build_plan(VPSpec(spacing=spacing), find_sampler(kind), steps)
     assert checksum(plan.timesteps) == GRIDS[grid][steps - 1]
 
 
 def test_trailing_timesteps_are_rounded_as_float64_gives_them():
     """1000 - 3 * (1000 / 48) is exactly 937.5 and rounds to 938; diffusers' `arange` gives 937.4999999999999 there."""
-    assert NoiseSchedule(ScheduleSpec(spacing="trailing")).spaced_timesteps(48)[3] == 937 - 1
+    assert NoiseSchedule(VPSpec(spacing="trailing")).spaced_timesteps(48)[3] == 937 - 1
 
 
 def test_ddpm_arrives_at_its_next_timestep_whatever_the_spacing():
     """As `previous_timestep` of diffusers' DDPMScheduler; its DDIM steps down by train_steps // num_steps instead."""
     for spacing in ("leading", "linspace", "trailing"):
-        plan = build_plan(ScheduleSpec(spacing=spacing), "ddpm", 7)
+        plan = build_plan(VPSpec(spacing=spacing), "ddpm", 7)
         for row, after in zip(plan.rows[:7].astype(np.float64), plan.rows[1:8]):
             _, alpha, sigma, from_latents, from_output, keep, mix, *_, fresh = row
             latents = np.array([alpha, sigma])  # as amounts of image and of noise

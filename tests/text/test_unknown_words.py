@@ -13,7 +13,7 @@ from tfsd.text.unknown_words import OBJECTS, known_words
 from tfsd.training import scenes
 from tfsd.training.recipe import tiny_spec
 
-TINY = Tokenizer(tiny_spec().text)
+TINY = Tokenizer(tiny_spec().text[0])
 TOY_WORDS = "a red star"  # all that the toy model of these tests knows
 
 

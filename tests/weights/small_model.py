@@ -7,13 +7,15 @@ from tfsd.storage.model_folders import named_variables
 
 SPEC = ModelSpec(
     name="small",
-    text=CLIPSpec(vocabulary=40, length=8, width=8, layers=1, heads=2, mlp_width=16),
+    text=(CLIPSpec(vocabulary=40, length=8, width=8, layers=1, heads=2, mlp_width=16),),
     denoiser=UNetSpec(
         channels=(8, 16), residuals=1, attention=(False, True), heads=(2, 2), context_width=8, groups=4, transformer_layers=2
     ),
     vae=VAESpec(channels=(8, 16), residuals=1, groups=4),
     licence="MIT",
 )
+
+PARTS = tuple(part.name for part in SPEC.parts())
 
 
 def values(part) -> dict[str, np.ndarray]:

@@ -5,12 +5,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from small_model import SPEC
+from small_model import PARTS, SPEC
 
 from tfsd import models
 from tfsd.errors import CheckpointError
 from tfsd.specs import PRESETS
-from tfsd.storage.model_folders import load_model, load_parts, load_spec, load_weights, part_shapes
+from tfsd.storage.model_folders import load_model, load_parts, load_spec, load_weights
 
 
 def edit(path: Path, change):
@@ -162,21 +162,21 @@ def test_a_missing_file_is_named(folder):
         load_model(folder)
 
 
-@pytest.mark.parametrize("part", models.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_a_spec_that_asks_for_far_more_than_the_file_holds_takes_no_memory(folder, part):
     large = {
-        "text": dataclasses.replace(SPEC.text, width=16384, mlp_width=65536, layers=200),
+        "text": (dataclasses.replace(SPEC.text[0], width=16384, mlp_width=65536, layers=200),),
         "denoiser": dataclasses.replace(SPEC.denoiser, channels=(16384,) * 2, groups=1),
         "vae": dataclasses.replace(SPEC.vae, channels=(16384,) * len(SPEC.vae.channels), groups=1),
     }
     spec = dataclasses.replace(SPEC, **large)
-    with pytest.raises(CheckpointError, match=rf"{part}\.weights\.h5 is too small for the {part} of small"):
+    with pytest.raises(CheckpointError, match=rf"{SPEC.parts((part,))[0].file} is too small for the {part} of small"):
         load_parts(folder, spec, parts=(part,))
 
 
-@pytest.mark.parametrize("part", models.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_the_least_that_a_part_can_hold_is_less_than_it_holds(part):
     for spec in (SPEC, PRESETS["sd-1.4"]):
-        held = models.parameter_count(part_shapes(spec, (part,))[part])
-        assert models.fewest_values(spec, part) < held
-    assert models.fewest_values(spec, part) > 0.05 * held  # at full size
+        held = models.parameter_count(models.part_shapes(spec, (part,))[part])
+        assert spec.parts((part,))[0].fewest_values < held
+    assert spec.parts((part,))[0].fewest_values > 0.05 * held  # at full size

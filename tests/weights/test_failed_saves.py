@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_values_that_float16_cannot_hold_are_refused_and_nothing_is_left(tmp_path):
-    shapes = models.variable_shapes(SPEC, ("decoder",))["decoder"]
+    shapes = models.part_shapes(SPEC, ("decoder",))["decoder"]
     tensors = ((path, np.full(shape, 70000.0, "float32")) for path, shape in shapes.items())
     with pytest.raises(CheckpointError, match="decoder/post_quant/kernel are too large for float16"):
         write_model(tmp_path / "x", SPEC, {"decoder": tensors}, dtype="float16")
@@ -28,7 +28,7 @@ def test_values_that_float16_cannot_hold_are_refused_and_nothing_is_left(tmp_pat
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "twice", "shape", "interrupt"])
 def test_a_failed_save_leaves_nothing(tmp_path, fault):
-    shapes = models.variable_shapes(SPEC, ("decoder",))["decoder"]
+    shapes = models.part_shapes(SPEC, ("decoder",))["decoder"]
 
     def stream():
         for i, (path, shape) in enumerate(shapes.items()):
@@ -61,7 +61,7 @@ def test_an_existing_model_is_kept_unless_overwritten(folder, parts):
 @pytest.mark.parametrize("forever", [False, True], ids=["one-call", "all-later-calls"])
 def test_whichever_call_of_the_system_fails_a_whole_model_stays(tmp_path, forever):
     old, folder, names = tmp_path / "old", tmp_path / "place/m", ("decoder.weights.h5", "manifest.json", "spec.json")
-    shapes = models.variable_shapes(SPEC, ("decoder",))["decoder"]
+    shapes = models.part_shapes(SPEC, ("decoder",))["decoder"]
 
     def save(value: float):
         tensors = ((path, np.full(shape, value, "float32")) for path, shape in shapes.items())

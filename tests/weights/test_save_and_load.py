@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_model import SPEC, assert_same, values
+from small_model import PARTS, SPEC, assert_same, values
 
 from tfsd import models
 from tfsd.specs import CLIPSpec, ModelSpec
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_model_comes_back_as_it_was_saved(saved, parts):
     spec, loaded = load_model(saved)
     assert spec == SPEC
-    assert set(loaded) == set(models.PARTS)
+    assert set(loaded) == set(PARTS)
     for part in parts:
         assert_same(loaded[part], parts[part])
 
@@ -29,7 +29,7 @@ def test_the_manifest_records_what_was_saved(saved):
     assert manifest["dtype"] == "float32"
     assert manifest["licence"] == "MIT"
     assert manifest["notes"] == {"loss": 0.5}
-    assert set(manifest["files"]) == {"spec.json", *(f"{part}.weights.h5" for part in models.PARTS)}
+    assert set(manifest["files"]) == {"spec.json", *(part.file for part in SPEC.parts())}
     for name, entry in manifest["files"].items():
         assert (saved / name).stat().st_size == entry["bytes"]
     assert set(own_files(saved, "model")) == {*manifest["files"], "manifest.json"}
@@ -42,14 +42,14 @@ def test_files_are_little_larger_than_their_values(saved, parts):
     assert stored - sum(np.asarray(v).nbytes for v in tensors) < 700 * len(tensors)
 
 
-@pytest.mark.parametrize("part", models.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_keras_reads_our_files(saved, parts, part):
     fresh = models.build(SPEC, parts=(part,))[part]
-    fresh.load_weights(saved / f"{part}.weights.h5")
+    fresh.load_weights(saved / SPEC.parts((part,))[0].file)
     assert_same(fresh, parts[part])
 
 
-@pytest.mark.parametrize("part", models.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_we_read_files_of_keras(parts, tmp_path, part):
     parts[part].save_weights(tmp_path / "keras.weights.h5")
     fresh = models.build(SPEC, parts=(part,))[part]
@@ -84,7 +84,7 @@ def test_loading_in_half_precision_rounds_float32_files(saved, parts):
 
 
 def test_a_wrong_part_or_dtype_is_refused(saved, parts, tmp_path):
-    with pytest.raises(ValueError, match="parts are text_encoder, unet, decoder, encoder; got 'vae'"):
+    with pytest.raises(ValueError, match="parts are text_encoder, denoiser, decoder, encoder; got 'vae'"):
         load_model(saved, parts=("vae",))
     with pytest.raises(ValueError, match="dtype must be one of .* got 'int8'"):
         save_model(tmp_path / "x", SPEC, parts, dtype="int8")
@@ -92,7 +92,7 @@ def test_a_wrong_part_or_dtype_is_refused(saved, parts, tmp_path):
 
 def test_loading_holds_one_tensor_at_a_time(tmp_path):
     """A part of 64 MB in 8 MB tensors: loading may add less than three of them to the model itself."""
-    spec = ModelSpec(name="wide", text=CLIPSpec(vocabulary=1000, width=512, heads=8, layers=7, mlp_width=1024))
+    spec = ModelSpec(name="wide", text=(CLIPSpec(vocabulary=1000, width=512, heads=8, layers=7, mlp_width=1024),))
     built = models.build(spec, parts=("text_encoder",))
     folder = save_model(tmp_path / "wide", spec, built)
     largest = max(np.asarray(v).nbytes for v in built["text_encoder"].variables)

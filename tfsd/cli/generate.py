@@ -157,7 +157,7 @@ def _check_early(args, prompts: list[str]):
     sampler = spec.default_sampler if args.sampler is None else args.sampler
     build_plan(spec.schedule, sampler, spec.default_steps if args.steps is None else args.steps, eta=args.eta)
     spec = spec if args.numerics is None else spec.with_numerics(args.numerics)
-    _warn_of_texts(Tokenizer(spec.text), args, prompts)
+    _warn_of_texts(Tokenizer(spec.text[0]), args, prompts)
 
 
 def _warn_of_texts(tokenizer, args, prompts: list[str]):

@@ -44,7 +44,7 @@ def tokens(args) -> int:
     if args.model is not None:
         from tfsd.storage.model_folders import load_spec, resolve
 
-        spec = load_spec(resolve(args.model)).text
+        spec = load_spec(resolve(args.model)).text[0]
     if args.no_ftfy:
         spec = dataclasses.replace(spec, ftfy=False)
     tokenizer = Tokenizer(spec)

@@ -1,26 +1,26 @@
-"""The networks, each built from its spec: text encoder, U-Net, VAE encoder and decoder."""
+"""The networks, each built from its spec: text encoder, denoiser, VAE encoder and decoder."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+import importlib
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 
-from tfsd.models.clip import TextEncoder
-from tfsd.models.unet import UNet
-from tfsd.models.vae import Decoder, Encoder
-from tfsd.specs import ModelSpec
+from tfsd.specs import ModelSpec, Part
+from tfsd.specs.model import apply_numerics
 
-PARTS = ("text_encoder", "unet", "decoder", "encoder")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Denoiser(Protocol):
     """What the sampling loop needs of a network that predicts noise or velocity. `UNet` is one.
 
-    Whatever does not change from step to step is made once by `prepare`; only the denoiser knows what it is.
+    `prepare` makes once what is the same at every step; its structure is the denoiser's own.
     """
 
     compute_dtype: str
@@ -35,14 +35,21 @@ class Denoiser(Protocol):
         """Returns the output [B, h, w, c] for latents [B, h, w, c], features [B or 1, width] and what `prepare` returned."""
 
 
-def build(spec: ModelSpec, *, dtype: str = "float32", parts: Sequence[str] = PARTS) -> dict[str, keras.Model]:
-    """Returns the named parts with fresh weights, stored and multiplied in `dtype`.
+def build(spec: ModelSpec, *, dtype: str = "float32", parts: Iterable[str] | None = None) -> dict[str, keras.Model]:
+    """Returns the named parts, or all, with fresh weights, stored and multiplied in `dtype`.
 
     Norms and softmaxes compute in float32 whatever the dtype. Keras' global settings (dtype policy, `floatx`,
     `image_data_format`) change nothing: the policy is set here, and layers and operations name the rest themselves.
     """
     with _policy(dtype):
-        return {part: _BUILDERS[part](spec) for part in parts}
+        return {part.name: _built(part) for part in spec.parts(parts)}
+
+
+def _built(part: Part) -> keras.Model:
+    module, _, name = part.kind.builder.partition(":")
+    model = getattr(importlib.import_module(module), name)(part.spec)
+    model(*(keras.KerasTensor(shape, dtype) for shape, dtype in part.kind.inputs(part.spec)))  # creates the variables
+    return model
 
 
 @contextlib.contextmanager
@@ -72,26 +79,21 @@ def default_settings() -> Iterator[None]:
         keras.config.set_image_data_format(data_format)
 
 
-def variable_shapes(spec: ModelSpec, parts: Sequence[str] = PARTS) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Returns {part: {variable path below the part: shape}} without allocating any variable."""
+def part_shapes(spec: ModelSpec, parts: Iterable[str] | None = None) -> dict[str, Mapping[str, tuple[int, ...]]]:
+    """Returns {part: {variable path below the part: shape}} in the order of creation, without allocating any variable."""
+    # Building a U-Net takes seconds: one entry for all specs that differ in nothing but numerics.
+    return {part.name: _shapes(part._replace(spec=apply_numerics(part.spec, "compvis"))) for part in spec.parts(parts)}
 
+
+@functools.lru_cache(maxsize=32)
+def _shapes(part: Part) -> Mapping[str, tuple[int, ...]]:
     def shapes():
-        with keras.StatelessScope(initialize_variables=False):
-            models = build(spec, parts=parts)
-        return {part: {path(v): tuple(v.shape) for v in model.variables} for part, model in models.items()}
+        with keras.StatelessScope(initialize_variables=False), _policy("float32"):
+            return {path(variable): tuple(variable.shape) for variable in _built(part).variables}
 
     # Keras notes such variables per thread, and would allocate them all with the next model built in this one.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(shapes).result()
-
-
-def fewest_values(spec: ModelSpec, part: str) -> int:
-    """Returns a number of values that the part surely has at least, by its largest kernels and without building it."""
-    if part == "text_encoder":
-        text = spec.text
-        return text.rows * text.width + text.layers * text.width * (4 * text.width + 2 * text.mlp_width)
-    network = spec.denoiser if part == "unet" else spec.vae
-    return sum(network.residuals * 9 * width**2 for width in network.channels)  # the second convolutions alone
+        return types.MappingProxyType(thread.submit(shapes).result())
 
 
 def path(variable) -> str:
@@ -99,38 +101,6 @@ def path(variable) -> str:
     return variable.path.split("/", 1)[1]
 
 
-def _text_encoder(spec: ModelSpec) -> TextEncoder:
-    model = TextEncoder(spec.text)
-    model(keras.KerasTensor((1, spec.text.length), "int32"))
-    return model
-
-
-def _unet(spec: ModelSpec) -> UNet:
-    model = UNet(spec.denoiser)
-    side = 2 ** len(spec.denoiser.channels)
-    model(
-        keras.KerasTensor((1, side, side, spec.denoiser.in_channels), "float32"),
-        keras.KerasTensor((1,), "float32"),
-        keras.KerasTensor((1, spec.text.length, spec.denoiser.context_width), "float32"),
-    )
-    return model
-
-
-def _decoder(spec: ModelSpec) -> Decoder:
-    model = Decoder(spec.vae)
-    model(keras.KerasTensor((1, 2, 2, spec.vae.latent_channels), "float32"))
-    return model
-
-
-def _encoder(spec: ModelSpec) -> Encoder:
-    model = Encoder(spec.vae)
-    model(keras.KerasTensor((1, 2 * spec.vae.factor, 2 * spec.vae.factor, 3), "float32"))
-    return model
-
-
-_BUILDERS = {"text_encoder": _text_encoder, "unet": _unet, "decoder": _decoder, "encoder": _encoder}
-
-
-def parameter_count(shapes: dict[str, tuple[int, ...]]) -> int:
+def parameter_count(shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Returns how many numbers the variables of these shapes hold."""
     return sum(int(np.prod(shape)) for shape in shapes.values())

@@ -14,11 +14,12 @@ import numpy as np
 
 from tfsd.arguments.checks import named_choice, real, whole
 from tfsd.errors import shown
+from tfsd.samplers.flow import flow_euler
 from tfsd.samplers.names import ALIASES
 from tfsd.samplers.ratios import euler, euler_ancestral, lms
 from tfsd.samplers.rows import ROW_SIZE, PlanRow
-from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, karras_ratios, levels
-from tfsd.specs import ScheduleSpec
+from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, karras_ratios, levels, schedule_of
+from tfsd.specs import FlowSpec, ScheduleSpec, VPSpec
 from tfsd.specs.limits import MAX_STEPS
 
 MAX_ROWS = MAX_STEPS + 2  # PLMS makes one call more; the level after the last step takes one more row
@@ -30,7 +31,7 @@ LENGTHS = (128, MAX_ROWS)  # that plans have: each is compiled for itself, so th
 class Plan:
     """What the sampling loop needs: `rows` float32 [R, ROW_SIZE], of which the first `count` are steps; R is in `LENGTHS`.
 
-    The rows after the last step rest at its level, alpha 1 and sigma 0: latents stay as they are, so that pictures with
+    The rows after the last step rest at its level, alpha 1 and sigma 0: latents stay as they are, so that images with
     fewer steps can wait for others of their batch. An image from noise starts at `init_scale * noise`, one from an image
     at `alpha * image + sigma * noise` of row 0.
     """
@@ -142,9 +143,12 @@ def dpmpp_2m(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: boo
 
 
 class Sampler(NamedTuple):
-    """A sampler's function, (schedule, num_steps, start, **options) -> rows, and what else to know of it."""
+    """A sampler: its functions, (schedule, num_steps, start, **options) -> rows, by the kinds of schedules that it serves.
 
-    rows: Callable[..., list[PlanRow]]
+    The options and limits in the other fields are those of variance-preserving schedules.
+    """
+
+    rows: dict[type, Callable[..., list[PlanRow]]]
     karras: bool = False  # the noise levels of Karras et al. instead of the schedule's own
     has_eta: bool = False
     starts_at_sigma: bool = False  # see `_init_scale`
@@ -153,16 +157,16 @@ class Sampler(NamedTuple):
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddim": Sampler(ddim, has_eta=True),
-    "ddpm": Sampler(ddpm),
-    "pndm": Sampler(pndm, predictions=("epsilon", "v"), has_zero_snr=False),  # the two that PNDM has in diffusers
-    "lms": Sampler(lms, starts_at_sigma=True, has_zero_snr=False),
-    "lms_karras": Sampler(lms, karras=True, starts_at_sigma=True, has_zero_snr=False),
-    "euler": Sampler(euler, starts_at_sigma=True),
-    "euler_karras": Sampler(euler, karras=True, starts_at_sigma=True),
-    "euler_ancestral": Sampler(euler_ancestral, starts_at_sigma=True),
-    "dpmpp_2m": Sampler(dpmpp_2m),
-    "dpmpp_2m_karras": Sampler(dpmpp_2m, karras=True),
+    "ddim": Sampler({VPSpec: ddim}, has_eta=True),
+    "ddpm": Sampler({VPSpec: ddpm}),
+    "pndm": Sampler({VPSpec: pndm}, predictions=("epsilon", "v"), has_zero_snr=False),  # the two that PNDM has in diffusers
+    "lms": Sampler({VPSpec: lms}, starts_at_sigma=True, has_zero_snr=False),
+    "lms_karras": Sampler({VPSpec: lms}, karras=True, starts_at_sigma=True, has_zero_snr=False),
+    "euler": Sampler({VPSpec: euler, FlowSpec: flow_euler}, starts_at_sigma=True),
+    "euler_karras": Sampler({VPSpec: euler}, karras=True, starts_at_sigma=True),
+    "euler_ancestral": Sampler({VPSpec: euler_ancestral}, starts_at_sigma=True),
+    "dpmpp_2m": Sampler({VPSpec: dpmpp_2m}),
+    "dpmpp_2m_karras": Sampler({VPSpec: dpmpp_2m}, karras=True),
 }
 
 
@@ -181,19 +185,26 @@ def find_sampler(name: str) -> str:
 
 def fitting_samplers(spec: ScheduleSpec) -> list[str]:
     """Returns the keys of the samplers that serve models of this schedule and prediction."""
-    return [
-        name
-        for name, sampler in SAMPLERS.items()
-        if spec.prediction in sampler.predictions and (sampler.has_zero_snr or not spec.zero_snr)
-    ]
+    return [name for name, sampler in SAMPLERS.items() if type(spec) in sampler.rows and _serves(sampler, spec)]
+
+
+def _serves(sampler: Sampler, spec: ScheduleSpec) -> bool:
+    """Returns whether a sampler of this kind of schedule serves the rest of the spec, too."""
+    if not isinstance(spec, VPSpec):
+        return True
+    return spec.prediction in sampler.predictions and (sampler.has_zero_snr or not spec.zero_snr)
 
 
 def check_fits(sampler: str, spec: ScheduleSpec):
     """Raises `ValueError` listing the samplers that fit, unless `sampler`, a key of `SAMPLERS`, serves such models."""
     fitting = fitting_samplers(spec)
-    if sampler not in fitting:
+    if sampler in fitting:
+        return
+    if isinstance(spec, FlowSpec):
+        kind = "of flow matching"
+    else:
         kind = f"whose prediction is {spec.prediction!r}" + (" and whose noise has zero SNR at its end" if spec.zero_snr else "")
-        raise ValueError(f"sampler must be one of {', '.join(fitting)} for models {kind}; got {sampler!r}.")
+    raise ValueError(f"sampler must be one of {', '.join(fitting)} for models {kind}; got {sampler!r}.")
 
 
 def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0, eta: float = 0.0) -> Plan:
@@ -206,23 +217,29 @@ def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0,
     """
     key = find_sampler(sampler)
     check_fits(key, spec)
-    chosen, schedule = SAMPLERS[key], NoiseSchedule(spec)
     num_steps = whole("num_steps", num_steps, 1, min(spec.train_steps, MAX_STEPS))
     start = whole("start", start, 0, num_steps - 1)
+    chosen, schedule = SAMPLERS[key], schedule_of(spec)
+    rows = chosen.rows[type(spec)](schedule, num_steps, start, **_options(key, eta))
+    packed = np.zeros((next(length for length in LENGTHS if length > len(rows)), ROW_SIZE), np.float32)
+    packed[: len(rows)] = [row.pack() for row in rows]
+    packed[len(rows) :] = PlanRow(0.0, alpha=1.0, sigma=0.0, from_latents=0.0, from_output=0.0, keep=1.0, mix=()).pack()
+    return Plan(packed, len(rows), _init_scale(spec, chosen, rows))
+
+
+def _options(key: str, eta) -> dict:
+    """Returns the options that the functions of a sampler take."""
+    chosen = SAMPLERS[key]
     options = {"karras": True} if chosen.karras else {}
     if chosen.has_eta:
         options["eta"] = real("eta", eta, 0, 1, "0 means no fresh noise.")
     elif eta != 0:
         others = ", ".join(name for name, other in SAMPLERS.items() if other.has_eta)
         raise ValueError(f"eta must be 0 for the sampler {key!r}; got {shown(eta)}. Use {others}, or leave eta out.")
-    rows = chosen.rows(schedule, num_steps, start, **options)
-    packed = np.zeros((next(length for length in LENGTHS if length > len(rows)), ROW_SIZE), np.float32)
-    packed[: len(rows)] = [row.pack() for row in rows]
-    packed[len(rows) :] = PlanRow(0.0, alpha=1.0, sigma=0.0, from_latents=0.0, from_output=0.0, keep=1.0, mix=()).pack()
-    return Plan(packed, len(rows), _init_scale(schedule, chosen, rows))
+    return options
 
 
-def _init_scale(schedule: NoiseSchedule, sampler: Sampler, rows: list[PlanRow]) -> float:
+def _init_scale(spec: ScheduleSpec, sampler: Sampler, rows: list[PlanRow]) -> float:
     """Returns what the first noise is multiplied by: 1, or sigma where diffusers adds it to an image of zeros."""
-    adds_to_zeros = sampler.starts_at_sigma and schedule.spec.spacing in ("linspace", "trailing")
+    adds_to_zeros = sampler.starts_at_sigma and isinstance(spec, VPSpec) and spec.spacing in ("linspace", "trailing")
     return float(rows[0].sigma) if adds_to_zeros else 1.0

@@ -2,8 +2,9 @@
 
 In each row `value = from_latents * latents + from_output * output` enters the history (newest first), and the
 latents become `keep * latents + sum(mix * history) + noise * fresh_noise`. Latents are always
-`alpha * image + sigma * noise` with alpha^2 + sigma^2 = 1; formulas of papers that scale the noise up instead
-(Karras et al.) are divided by sqrt(1 + ratio^2), which is alpha.
+`alpha * image + sigma * noise`: with alpha^2 + sigma^2 = 1 in variance-preserving schedules, where formulas of papers that
+scale the noise up instead (Karras et al.) are divided by sqrt(1 + ratio^2), which is alpha; with alpha + sigma = 1 in flow
+matching.
 """
 
 from typing import NamedTuple

@@ -6,14 +6,14 @@ Plain numpy in float64: a plan is rounded to float32 once, when it is packed.
 import numpy as np
 
 from tfsd.errors import shown
-from tfsd.specs import ScheduleSpec
+from tfsd.specs import FlowSpec, VPSpec
 
 KARRAS_RHO = 7.0  # Karras et al. 2022, table 1
 LEAST_ALPHA = 2.0**-24  # of alphas_cumprod, for finite ratios at a last timestep of pure noise; diffusers has the same
 
 
 class NoiseSchedule:
-    """The noise levels that a `ScheduleSpec` describes.
+    """The noise levels that a `VPSpec` describes.
 
     Latents at timestep t are `alpha * image + sigma * noise` with alpha^2 + sigma^2 = 1. The *ratio*
     sigma / alpha is what Karras et al. call sigma.
@@ -24,7 +24,7 @@ class NoiseSchedule:
     `final_ratio` is where Euler and DPM-Solver++ end.
     """
 
-    def __init__(self, spec: ScheduleSpec):
+    def __init__(self, spec: VPSpec):
         self.spec = spec
         if spec.betas == "linear":
             betas = np.linspace(spec.beta_start, spec.beta_end, spec.train_steps)
@@ -106,6 +106,39 @@ class NoiseSchedule:
         return timesteps - self.spec.train_steps // num_steps
 
 
+class FlowSchedule:
+    """The noise levels that a `FlowSpec` describes.
+
+    Latents at level sigma in [0, 1] are `(1 - sigma) * image + sigma * noise`; the model is called at `sigma * train_steps`.
+    Source: Esser et al. 2024; `FlowMatchEulerDiscreteScheduler` of diffusers.
+    """
+
+    def __init__(self, spec: FlowSpec):
+        self.spec = spec
+
+    def marginals(self, timesteps) -> tuple[np.ndarray, np.ndarray]:
+        """Returns alpha and sigma at `timesteps`, which may be fractional."""
+        sigma = np.asarray(timesteps, np.float64) / self.spec.train_steps
+        return 1.0 - sigma, sigma
+
+    def sigmas(self, num_steps: int) -> np.ndarray:
+        """Returns the levels of `num_steps` steps, noisiest first, and the 0 after them.
+
+        The spacing is even between the shifted levels of training, and shifted a second time, as in diffusers.
+        """
+        lowest = self._shifted(1.0 / self.spec.train_steps)
+        return np.append(self._shifted(np.linspace(1.0, lowest, num_steps)), 0.0)
+
+    def _shifted(self, sigma):
+        shift = self.spec.sigma_shift
+        return shift * sigma / (1.0 + (shift - 1.0) * sigma)
+
+
+def schedule_of(spec: VPSpec | FlowSpec) -> NoiseSchedule | FlowSchedule:
+    """Returns the noise levels that a spec describes."""
+    return {VPSpec: NoiseSchedule, FlowSpec: FlowSchedule}[type(spec)](spec)
+
+
 def _to_zero_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
     """Returns the table that is the same at timestep 0 and is 0 at the last one. Source: Lin et al. 2023, algorithm 1."""
     alphas = np.sqrt(alphas_cumprod)
@@ -131,8 +164,9 @@ def karras_ratios(largest: float, smallest: float, num_steps: int) -> np.ndarray
 def as_image(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
     """Returns (p, q) such that the denoised latents are `p * latents + q * output`.
 
-    Raises: `ValueError` for a prediction other than "epsilon", "v" and "sample".
-    Source: Salimans and Ho 2022, appendix D, for "v".
+    Raises: `ValueError` for a prediction other than "epsilon", "v", "sample" and "flow".
+    Source: Salimans and Ho 2022, appendix D, for "v"; Esser et al. 2024 for "flow", the velocity noise - image, where
+    alpha = 1 - sigma.
     """
     if prediction == "epsilon":
         return 1 / alpha, -sigma / alpha
@@ -140,6 +174,8 @@ def as_image(prediction: str, alpha: float, sigma: float) -> tuple[float, float]
         return alpha, -sigma
     if prediction == "sample":
         return 0.0, 1.0
+    if prediction == "flow":
+        return 1.0, -sigma
     raise _unknown(prediction)
 
 
@@ -151,8 +187,10 @@ def as_noise(prediction: str, alpha: float, sigma: float) -> tuple[float, float]
         return sigma, alpha
     if prediction == "sample":
         return 1 / sigma, -alpha / sigma
+    if prediction == "flow":
+        return 1.0, alpha
     raise _unknown(prediction)
 
 
 def _unknown(prediction: str) -> ValueError:
-    return ValueError(f"prediction must be 'epsilon', 'v' or 'sample'; got {shown(prediction)}.")
+    return ValueError(f"prediction must be 'epsilon', 'v', 'sample' or 'flow'; got {shown(prediction)}.")

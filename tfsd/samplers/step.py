@@ -6,7 +6,7 @@ from tfsd.samplers.rows import HISTORY, ROW_SIZE, PlanRow
 
 
 def unpack(packed: tf.Tensor) -> PlanRow:
-    """Returns rows of plans, float32 [ROW_SIZE] or one per picture [B, ROW_SIZE], as a `PlanRow` of [1, 1, 1, 1] or [B, 1, 1, 1].
+    """Returns rows of plans, float32 [ROW_SIZE] or one per image [B, ROW_SIZE], as a `PlanRow` of [1, 1, 1, 1] or [B, 1, 1, 1].
 
     They have four dimensions in either case, since LiteRT's GPU accelerator multiplies by no scalar that is computed.
     """

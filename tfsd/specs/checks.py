@@ -26,6 +26,7 @@ LIMITS = {
     "residuals": (1, 16),
     "scale": (1e-6, 1e6),
     "shift": (-1e6, 1e6),
+    "sigma_shift": (1e-2, 1e2),
     "train_steps": (1, 100_000),
     "steps_offset": (0, 99_999),
     "default_size": (1, 2048),

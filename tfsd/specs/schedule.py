@@ -1,13 +1,17 @@
-"""The spec of the noise schedule."""
+"""The specs of noise schedules, one class per kind."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tfsd.specs.checks import SpecError, one_of, within_limits
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleSpec:
-    """The noise levels of training and where samplers put their steps on them."""
+class VPSpec:
+    """A variance-preserving schedule, as in DDPM: its noise levels of training, and where samplers put their steps on them.
+
+    Latents are `alpha * image + sigma * noise` with alpha^2 + sigma^2 = 1.
+    """
 
     betas: str = "scaled_linear"  # or "linear"
     beta_start: float = 0.00085
@@ -30,10 +34,28 @@ class ScheduleSpec:
             final_sigma=("zero", "sigma_min"),
         )
         if self.zero_snr and self.prediction == "epsilon":
-            raise SpecError("ScheduleSpec.zero_snr needs the prediction v or sample: from noise alone, epsilon tells nothing.")
+            raise SpecError("VPSpec.zero_snr needs the prediction v or sample: from noise alone, epsilon tells nothing.")
         if self.beta_start > self.beta_end:
-            raise SpecError(f"ScheduleSpec.beta_start ({self.beta_start}) must not exceed its beta_end ({self.beta_end}).")
+            raise SpecError(f"VPSpec.beta_start ({self.beta_start}) must not exceed its beta_end ({self.beta_end}).")
         if self.steps_offset >= self.train_steps:
-            raise SpecError(
-                f"ScheduleSpec.steps_offset ({self.steps_offset}) must be below its train_steps ({self.train_steps})."
-            )
+            raise SpecError(f"VPSpec.steps_offset ({self.steps_offset}) must be below its train_steps ({self.train_steps}).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSpec:
+    """A schedule of flow matching, as in Stable Diffusion 3: latents are `(1 - sigma) * image + sigma * noise`.
+
+    The model predicts the velocity noise - image at timestep `sigma * train_steps`.
+    """
+
+    train_steps: int = 1000
+    sigma_shift: float = 3.0  # moves steps to noisier levels: sigma -> s * sigma / (1 + (s - 1) * sigma); 1 moves none
+
+    prediction: ClassVar[str] = "flow"
+
+    def __post_init__(self):
+        within_limits(self)
+
+
+ScheduleSpec = VPSpec | FlowSpec
+SCHEDULES: dict[str, type] = {"variance_preserving": VPSpec, "flow": FlowSpec}  # "kind" in spec.json -> class

@@ -1,14 +1,12 @@
-"""Model folders: `spec.json`, one `<part>.weights.h5` per part, and `manifest.json` with their hashes.
+"""Model folders: `spec.json`, one `.weights.h5` file per part, and `manifest.json` with their hashes.
 
 The h5 files have Keras' own layout, so `keras.Model.load_weights` reads them too.
 """
 
-import functools
 import json
 import math
 import os
-import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,30 +32,6 @@ def named_variables(model) -> dict:
     from tfsd.models import path  # here and below: what lists or checks folders must not load TensorFlow
 
     return {path(variable): variable for variable in model.variables}
-
-
-def part_shapes(spec: ModelSpec, parts: Sequence[str] | None = None) -> dict[str, Mapping[str, tuple[int, ...]]]:
-    """Returns {part: {variable path: shape}} in the order of creation; nothing is allocated."""
-    # Tracing a U-Net takes seconds: one entry for all specs that differ in nothing but names, numerics and defaults.
-    networks = ModelSpec(name="", text=spec.text, denoiser=spec.denoiser, vae=spec.vae).with_numerics("compvis")
-    return {part: _shapes(networks, part) for part in _known(parts)}
-
-
-@functools.lru_cache(maxsize=32)
-def _shapes(spec: ModelSpec, part: str) -> Mapping[str, tuple[int, ...]]:
-    from tfsd.models import variable_shapes
-
-    return types.MappingProxyType(variable_shapes(spec, (part,))[part])
-
-
-def _known(parts: Iterable[str] | None) -> tuple[str, ...]:
-    from tfsd.models import PARTS
-
-    parts = PARTS if parts is None else tuple(parts)
-    for part in parts:
-        if part not in PARTS:
-            raise ValueError(f"A model's parts are {', '.join(PARTS)}; got {shown(part)}.")
-    return parts
 
 
 def _keys(paths: Iterable[str]) -> dict[str, str]:
@@ -103,12 +77,15 @@ def write_model(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, or None for the tensors' own; got {shown(dtype)}.")
+    from tfsd.models import part_shapes
+
     with new_folder(folder, kind="model", overwrite=overwrite) as new:
-        shapes, stored = part_shapes(spec, tuple(tensors)), set()
-        for part, stream in tensors.items():
-            pairs = _checked(part, stream, shapes[part], dtype, stored, progress)
-            size = sum(math.prod(shape) for shape in shapes[part].values()) * (4 if dtype in (None, "float32") else 2)
-            write_tensors(new / f"{part}.weights.h5", pairs, size, len(shapes[part]))
+        shapes, stored = part_shapes(spec, tensors), set()
+        for part in spec.parts(tensors):
+            own = shapes[part.name]
+            pairs = _checked(part.name, tensors[part.name], own, dtype, stored, progress)
+            size = sum(math.prod(shape) for shape in own.values()) * (4 if dtype in (None, "float32") else 2)
+            write_tensors(new / part.file, pairs, size, len(own))
         (new / "spec.json").write_text(json.dumps(to_json(spec), indent=1) + "\n", encoding="utf-8")
         manifest = {
             "format": 1,
@@ -172,33 +149,33 @@ def load_spec(folder: str | Path, *, verify: bool = True) -> ModelSpec:
 
 
 def load_parts(
-    folder: str | Path, spec: ModelSpec, *, parts: Sequence[str] | None = None, dtype: str = "float32", verify: bool = True
+    folder: str | Path, spec: ModelSpec, *, parts: Iterable[str] | None = None, dtype: str = "float32", verify: bool = True
 ) -> dict:
     """Builds the parts of `spec` in `dtype` and fills them from a model folder, one tensor at a time.
 
     Raises: `CheckpointError` if a file is missing or damaged, or does not fit the spec.
     """
-    from tfsd.models import build, fewest_values
+    from tfsd.models import build
 
-    folder, models, parts = Path(folder), {}, _known(parts)
-    for part in parts:
-        name = f"{part}.weights.h5"
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} has no {name}.")
+    folder, models, wanted = Path(folder), {}, spec.parts(parts)
+    for part in wanted:
+        path = folder / part.file
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no {part.file}.")
         if verify:
-            _verify(folder, name)
-        with open_h5(folder / name) as file:
+            _verify(folder, part.file)
+        with open_h5(path) as file:
             stored_tensors(file)  # raises for what is damaged
-        if (folder / name).stat().st_size < 2 * fewest_values(spec, part):  # before memory is taken for them
-            raise CheckpointError(f"{folder / name} is too small for the {part} of {spec.name} that spec.json describes.")
-    for part in parts:
-        models.update(build(spec, dtype=dtype, parts=(part,)))
-        load_weights(folder / f"{part}.weights.h5", models[part], model=f"the {part} of {spec.name}")
+        if path.stat().st_size < 2 * part.fewest_values:  # before memory is taken for them
+            raise CheckpointError(f"{path} is too small for the {part.name} of {spec.name} that spec.json describes.")
+    for part in wanted:
+        models |= build(spec, dtype=dtype, parts=(part.name,))
+        load_weights(folder / part.file, models[part.name], model=f"the {part.name} of {spec.name}")
     return models
 
 
 def load_model(
-    folder: str | Path, *, parts: Sequence[str] | None = None, dtype: str = "float32", verify: bool = True
+    folder: str | Path, *, parts: Iterable[str] | None = None, dtype: str = "float32", verify: bool = True
 ) -> tuple[ModelSpec, dict]:
     """Returns the spec of a model folder and its parts {part: keras.Model}; raises as `load_parts`."""
     spec = load_spec(folder, verify=verify)

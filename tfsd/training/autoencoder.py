@@ -13,7 +13,7 @@ from tfsd.training import drawing, scenes
 from tfsd.training.loop import Trainer
 from tfsd.training.recipe import AUTOENCODER, TrainingRecipe
 
-CROP = 64  # pixels: four crops teach more than one picture, at the same cost
+CROP = 64  # pixels: four crops teach more than one image, at the same cost
 KL_WEIGHT = 3e-4
 EDGE_WEIGHT = 0.5
 
@@ -22,7 +22,7 @@ def start_as_pooling(model: keras.Model):
     """Sets a half of the VAE so that it begins as average pooling, or as repeating pixels, behind its norms.
 
     Every convolution first hands its input channels on; residual branches begin at zero anyway. Training then
-    starts from a blurred picture in its right colours.
+    starts from a blurred image in its right colours.
     """
     for layer in _layers_in(model):
         if not isinstance(layer, keras.layers.Conv2D) or layer.name in ("conv1", "conv2"):
@@ -38,7 +38,7 @@ def start_as_pooling(model: keras.Model):
 
 
 def _layers_in(layer: keras.Layer) -> Iterator[keras.Layer]:
-    """Yields a layer and all that it is made of: each is an attribute of its own, see `tfsd.models.layers.Block`."""
+    """Yields a layer and, recursively, the layers in it: they are its attributes, see `tfsd.models.layers.Block`."""
     yield layer
     for inner in vars(layer).values():
         if isinstance(inner, keras.Layer):
@@ -75,7 +75,7 @@ class Autoencoder(keras.Model):
         return self.decoder(mean + ops.exp(0.5 * log_variance) * noise)
 
 
-def picture_loss(images, reconstructed):
+def image_loss(images, reconstructed):
     """Mean absolute difference of the pixels plus that of the differences between neighbours."""
     error = reconstructed - images
     across = ops.mean(ops.abs(error[:, :, 1:] - error[:, :, :-1]))
@@ -102,7 +102,7 @@ def crops(recipe: TrainingRecipe, step: int, size: int) -> np.ndarray:
 
 @default_settings()
 def trainer(spec: ModelSpec, folder: Path, recipe: TrainingRecipe = AUTOENCODER, *, decoder_only: bool = False) -> Trainer:
-    """Returns the trainer of the VAE, its state under `folder`; with `decoder_only` it sees whole pictures."""
+    """Returns the trainer of the VAE, its state under `folder`; with `decoder_only` it sees whole images."""
     keras.utils.set_random_seed(recipe.seed)
     size = spec.default_size[0] if decoder_only else CROP
 
@@ -111,4 +111,4 @@ def trainer(spec: ModelSpec, folder: Path, recipe: TrainingRecipe = AUTOENCODER,
         return images, images
 
     model = Autoencoder(spec, recipe.seed, frozen_encoder=decoder_only)
-    return Trainer(model, recipe, batch, Path(folder), picture_loss)
+    return Trainer(model, recipe, batch, Path(folder), image_loss)

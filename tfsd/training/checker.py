@@ -1,7 +1,7 @@
-"""Measures whether a picture shows what its prompt says, for the scenes that `scenes` describes and `drawing` paints.
+"""Measures whether an image shows what its prompt says, for the scenes that `scenes` describes and `drawing` paints.
 
 The nearest known background is taken away; what is left falls into connected parts; each part is compared with
-templates of all shapes and colours. Numpy alone, a few milliseconds a picture. `accuracy` measures the checker itself.
+templates of all shapes and colours. Numpy alone, a few milliseconds an image. `accuracy` measures the checker itself.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ _THRESHOLDS = (25, 40, 60, 15)  # levels that part objects from background, trie
 _GOOD_FIT = 0.75  # drawings score 0.74 to 0.95, blurred by one pixel 0.69 and more; merged objects and shreds below 0.5
 _SOFT_EDGE = 1  # pixels of 128 by which the lines of a background may be displaced or blurred
 _MOST_PARTS = 6
-_SMALLEST = 120 / 128**2  # smaller parts are specks; the smallest object has three times this share of the picture
-_LEAST_FIT = 0.6  # below, a part is no known shape: three of four random blobs
+_SMALLEST = 120 / 128**2  # smaller parts are specks; the smallest object has three times this share of the image
+_LEAST_FIT = 0.6  # below, a part has no known shape: three of four random blobs
 _FARTHEST_COLOUR = 60.0  # mean difference in levels above which a part has no known colour
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """One object seen in a picture; `x`, `y`, `size` as in `scenes.Thing`, None where nothing known fits."""
+    """One object seen in an image; `x`, `y`, `size` as in `scenes.Thing`, None where nothing known fits."""
 
     shape: str | None
     colour: str | None
@@ -38,7 +38,7 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What of an expectation a picture fulfils; `shapes` and `colours` follow the order of the expected things.
+    """What of an expectation an image fulfils; `shapes` and `colours` follow the order of the expected things.
 
     `relation` is right only where the things it relates are; what the prompt leaves open counts as right.
     """
@@ -58,12 +58,12 @@ class Verdict:
 
     @property
     def everything(self) -> bool:
-        """Whether the picture shows all that the prompt says, and no object more."""
+        """Whether the image shows all that the prompt says, and no object more."""
         return self.objects and self.count and self.relation and self.background
 
 
 def check(image: np.ndarray, expected: Scene | Expectation | str) -> Verdict:
-    """Compares a picture with a scene (all that it shows), with an expectation, or with a prompt of the grammar.
+    """Compares an image with a scene (all that it shows), with an expectation, or with a prompt of the grammar.
 
     Args:
         image: uint8 [H, H, 3].
@@ -73,7 +73,7 @@ def check(image: np.ndarray, expected: Scene | Expectation | str) -> Verdict:
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != image.shape[1] or image.shape[2] != 3:
-        raise ValueError(f"image must be uint8 [H, H, 3]; got {image.dtype} {list(image.shape)}. Pass one square picture.")
+        raise ValueError(f"image must be uint8 [H, H, 3]; got {image.dtype} {list(image.shape)}. Pass one square image.")
     if isinstance(expected, str):
         expected = parse(expected)
     elif isinstance(expected, Scene):
@@ -92,7 +92,7 @@ def check(image: np.ndarray, expected: Scene | Expectation | str) -> Verdict:
 
 
 def look(image: np.ndarray) -> tuple[tuple[Found, ...], str]:
-    """Names the objects and the background of a picture, the largest object first.
+    """Names the objects and the background of an image, the largest object first.
 
     Low thresholds may join neighbours, high ones tear objects that resemble the background: a few are tried, and where none
     makes all parts look like known objects, that one counts which explains the largest area best.
@@ -192,7 +192,7 @@ def _small_backgrounds(size: int, every: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _background_range(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest value around each pixel of a background: a soft edge of a cloud is no object."""
+    """The least and the greatest value around each pixel of a background: the soft edge of a cloud is not an object."""
     reach = max(1, round(_SOFT_EDGE * size / 128))
     padded = np.pad(background(name, size), ((reach, reach), (reach, reach), (0, 0)), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * reach + 1, 2 * reach + 1), axis=(0, 1))
@@ -237,7 +237,7 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 @functools.cache
 def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Silhouettes [S, R, G, G], log aspect ratios [S, R] and pictures [S, R, C, G, G, 3] of all shapes and colours."""
+    """Silhouettes [S, R, G, G], log aspect ratios [S, R] and images [S, R, C, G, G, 3] of all shapes and colours."""
     silhouettes = np.zeros((len(SHAPES), len(_TEMPLATE_RADII), _GRID, _GRID), np.float32)
     ratios = np.zeros(silhouettes.shape[:2], np.float32)
     pictures = np.zeros((*silhouettes.shape[:2], len(COLOURS), _GRID, _GRID, 3), np.float32)

@@ -1,4 +1,4 @@
-"""Contact sheets: many pictures and their prompts on one page."""
+"""Contact sheets: many images and their prompts on one page."""
 
 import io
 import math
@@ -12,7 +12,7 @@ from tfsd.images.files import write_files
 
 
 def contact_sheet(shown: list[tuple[np.ndarray, str]], path: str | Path, columns: int = 8):
-    """Writes a PNG of (picture, prompt) pairs, whole or not at all; raises `ImageFileError` if that fails."""
+    """Writes a PNG of (image, prompt) pairs, whole or not at all; raises `ImageFileError` if that fails."""
     side, foot = shown[0][0].shape[0], 42  # three lines of text
     rows = math.ceil(len(shown) / columns)
     sheet = Image.new("RGB", (columns * (side + 4), rows * (side + foot)), "white")

@@ -31,15 +31,15 @@ class TrainableDenoiser(keras.Model):
         super().__init__(name="denoiser")
         self.spec = spec
         # Weights, norms and softmaxes stay in float32; a third less time than float32 throughout.
-        parts = build(spec, dtype="mixed_bfloat16", parts=("text_encoder", "unet"))
-        self.text_encoder, self.unet = parts["text_encoder"], parts["unet"]
+        parts = build(spec, dtype="mixed_bfloat16", parts=("text_encoder", "denoiser"))
+        self.text_encoder, self.denoiser = parts["text_encoder"], parts["denoiser"]
 
     def build(self, shape):  # noqa: D102
         self.built = True
 
     def call(self, inputs):  # noqa: D102
         latents, timesteps, tokens = inputs
-        return self.unet(latents, timesteps, self.text_encoder(tokens))
+        return self.denoiser(latents, timesteps, self.text_encoder(tokens))
 
 
 class LatentPool:
@@ -53,7 +53,7 @@ class LatentPool:
         self.encoder = encoder
         self.recipe = recipe
         self.folder = Path(folder)
-        self.tokenizer = Tokenizer(spec.text)
+        self.tokenizer = Tokenizer(spec.text[0])
         self.chunks: dict[int, tuple[np.ndarray, ...]] = {}
 
     def window(self, step: int) -> range:

@@ -1,4 +1,4 @@
-"""Measures prompt adherence: pictures of prompts that training never saw, judged by the automatic checker."""
+"""Measures prompt adherence: images of prompts that training never saw, judged by the automatic checker."""
 
 import math
 from collections.abc import Callable
@@ -32,14 +32,14 @@ def evaluate(
     sheet: str | Path | None = None,
     progress: bool = True,
 ) -> dict:
-    """Returns shares in [0, 1] of what is right in `n` pictures of each kind of prompt.
+    """Returns shares in [0, 1] of what is right in `n` images of each kind of prompt.
 
     For each kind: "objects" (every object's colour and shape), "colour", "shape" (per object), "count" (no object
-    more or less), "relation" (among pictures whose objects are right), "background", "everything", and "margin",
+    more or less), "relation" (among images whose objects are right), "background", "everything", and "margin",
     half the 95 % interval of "objects". "checker" is the checker's own accuracy on drawings of such scenes.
-    `sheet` names a PNG to show the first pictures in; should it fail after all pictures were made, "sheet_error" says why.
+    `sheet` names a PNG to show the first images in; should it fail after all images were made, "sheet_error" says why.
 
-    Raises: `TypeError`, `ValueError` for a bad `n` or a `sheet` that is no PNG; `ImageFileError` if it cannot be written.
+    Raises: `TypeError`, `ValueError` for a bad `n` or a `sheet` that is not a PNG; `ImageFileError` if it cannot be written.
     """
     n = whole("n", n, 1, 100_000)
     if sheet is not None:
@@ -48,25 +48,30 @@ def evaluate(
     _warn_of_words(loaded, [prompt for kind in kinds for prompt in prompts_of(kind, n, seed)])
     options = {"seed": seed, "num_steps": num_steps, "guidance_scale": guidance_scale, "sampler": sampler}
     report = {"model": loaded.identity["model"], "weights": loaded.identity["weights"], "n": n, "seed": seed, "kinds": {}}
-    pictures = []
-
-    def draw(prompts: list[str], index: int) -> np.ndarray:
-        padded = prompts + prompts[-1:] * (min(BATCH, n) - len(prompts))  # one shape, one compile
-        return loaded.text_to_image(padded, index=index, **options)[: len(prompts)]
-
-    with tqdm(total=n * len(kinds), unit="picture", disable=None if progress else True) as bar:
+    draw, images = _drawing_by(loaded, min(BATCH, n), options), []
+    with tqdm(total=n * len(kinds), unit="image", disable=None if progress else True) as bar:
         for kind in kinds:
             with own_prompts():
                 verdicts, first = judge(draw, kind, n, seed, bar)
             report["kinds"][kind] = _shares(verdicts)
-            pictures += first
+            images += first
     report["checker"] = checker.accuracy(n=500, seed=seed)
     if sheet is not None:
         try:
-            contact_sheet(pictures, sheet)
+            contact_sheet(images, sheet)
         except ImageFileError as error:  # a full disk must not cost the report of an hour
             report["sheet_error"] = str(error)
     return report
+
+
+def _drawing_by(model: StableDiffusion, size: int, options: dict) -> Callable[[list[str], int], np.ndarray]:
+    """Returns the `draw` of `judge`, which makes images in batches of one size, so that one program serves all."""
+
+    def draw(prompts: list[str], index: int) -> np.ndarray:
+        padded = prompts + prompts[-1:] * (size - len(prompts))
+        return model.text_to_image(padded, index=index, **options)[: len(prompts)]
+
+    return draw
 
 
 def _warn_of_words(model: StableDiffusion, prompts: list[str]):
@@ -87,9 +92,9 @@ def prompts_of(kind: str, n: int, seed: int) -> list[str]:
 def judge(
     draw: Callable[[list[str], int], np.ndarray], kind: str, n: int, seed: int, bar: tqdm | None = None
 ) -> tuple[list[checker.Verdict], list[tuple[np.ndarray, str]]]:
-    """Returns the verdicts on `n` pictures of a kind of prompt, and the first sixteen (picture, prompt).
+    """Returns the verdicts on `n` images of a kind of prompt, and the first sixteen (image, prompt).
 
-    `draw(prompts, index)` makes the pictures of at most `BATCH` prompts; `index` is the first one's, the next follow it.
+    `draw(prompts, index)` makes the images of at most `BATCH` prompts; `index` is the first one's, the next follow it.
     """
     prompts, verdicts, first = prompts_of(kind, n, seed), [], []
     for i in range(0, n, BATCH):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tfsd.specs import CLIPSpec, ModelSpec, ScheduleSpec, UNetSpec, VAESpec
+from tfsd.specs import CLIPSpec, ModelSpec, UNetSpec, VAESpec, VPSpec
 from tfsd.text import Tokenizer
 from tfsd.training import scenes
 
@@ -15,7 +15,7 @@ def tiny_spec() -> ModelSpec:
     words = sorted(set(Tokenizer().encode(" ".join(scenes.vocabulary()))))
     return ModelSpec(
         name="tiny",
-        text=CLIPSpec(width=128, layers=2, heads=4, mlp_width=512, kept_tokens=tuple(words)),
+        text=(CLIPSpec(width=128, layers=2, heads=4, mlp_width=512, kept_tokens=tuple(words)),),
         denoiser=UNetSpec(
             channels=(48, 80, 96),
             residuals=1,
@@ -25,7 +25,7 @@ def tiny_spec() -> ModelSpec:
             groups=16,
         ),
         vae=VAESpec(channels=(16, 32, 64, 64), residuals=1, groups=2),
-        schedule=ScheduleSpec(prediction="v", spacing="trailing", steps_offset=0),
+        schedule=VPSpec(prediction="v", spacing="trailing", steps_offset=0),
         default_size=(128, 128),
         default_sampler="ddim",
         default_steps=20,

@@ -1,7 +1,7 @@
 """The grammar of the captioned scenes on which the embedded model is trained: what is shown, and the words for it.
 
 A scene is one object, two or three equal objects, or two objects in a relation, before one of fourteen backgrounds.
-`drawing.render` paints it and `checker.check` looks for it in a picture.
+`drawing.render` paints it and `checker.check` looks for it in an image.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ BACKGROUNDS = {  # the phrases that name it; an empty phrase never stands here
     "blue": ("on a blue background",),
     "yellow": ("on a yellow background",),
 }
-SIZES = {  # radius as a fraction of the picture's side, when the caption says so; "medium" is what an unsaid size means
+SIZES = {  # radius as a fraction of the image's side, when the caption says so; "medium" is what an unsaid size means
     "small": (17 / 128, 19.5 / 128),
     "medium": (22 / 128, 27 / 128),
     "large": (31 / 128, 38 / 128),
@@ -80,7 +80,7 @@ _PAIR_RADII = 52 / 128  # two radii at most, which leaves 16 of 128 pixels betwe
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One object of a scene: `x`, `y` its centre and `size` its radius, as fractions of the picture's side."""
+    """One object of a scene: `x`, `y` its centre and `size` its radius, as fractions of the image's side."""
 
     shape: str
     colour: str
@@ -91,7 +91,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a picture shows and the caption that says it; `relation` is None unless two objects are named."""
+    """What an image shows and the caption that says it; `relation` is None unless two objects are named."""
 
     things: tuple[Thing, ...]
     background: str
@@ -152,7 +152,7 @@ def evaluation_scene(rng: np.random.Generator, kind: str) -> Scene:
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether a scene is kept for evaluation: what its caption says, or what the picture shows, is held out.
+    """Whether a scene is kept for evaluation: what its caption says, or what the image shows, is held out.
 
     Kept are a tenth of the (number, shape, colour, background) combinations, "no background" being one of them,
     and a tenth of the unordered pairs of (shape, colour), whatever their relation and background.

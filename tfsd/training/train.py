@@ -52,9 +52,7 @@ def train(
     _require_own(folder)
     options = {"steps": steps, "every": every, "progress": progress}
     first = None if begin is None else load_parts(resolve(begin), spec)
-    compressing = autoencoder.trainer(spec, folder / "autoencoder", replace(AUTOENCODER, seed=seed))
-    if not compressing.restore() and first is not None:
-        compressing.take(first)
+    compressing = _started(autoencoder.trainer(spec, folder / "autoencoder", replace(AUTOENCODER, seed=seed)), first)
     if stage in ("all", "autoencoder"):
         compressing.run(on_checkpoint=show_reconstructions, **options)
     if stage == "autoencoder":
@@ -62,9 +60,7 @@ def train(
     decoding = autoencoder.trainer(spec, folder / "decoder", replace(DECODER, seed=seed), decoder_only=True)
     if not decoding.restore():
         decoding.begin_with(compressing)
-    denoising = _denoiser(spec, folder, compressing, seed)
-    if not denoising.restore() and first is not None:
-        denoising.take(first)
+    denoising = _started(_denoiser(spec, folder, compressing, seed), first)
     if stage in ("all", "denoiser"):
         denoising.run(on_checkpoint=lambda trainer: write_model(folder, decoding, trainer), **options)
     if stage in ("all", "decoder"):
@@ -73,13 +69,22 @@ def train(
     return folder / "model"
 
 
+def _started(trainer: Trainer, first: dict | None) -> Trainer:
+    """Returns the trainer with the state of its checkpoint, or the weights of the parts `first` if it has none."""
+    if not trainer.restore() and first is not None:
+        trainer.take(first)
+    return trainer
+
+
 def _require_own(folder: Path):
     """Raises `CheckpointError` if training would replace what it did not write, before hours are spent."""
     require_replaceable(folder / "model", "model")
     shown = {"samples.png": "denoiser", **{f"{stage}/reconstructions.png": stage for stage in ("autoencoder", "decoder")}}
     for name, stage in shown.items():
         if (folder / name).exists() and not (folder / stage / "checkpoint.npz").is_file():
-            raise CheckpointError(f"{folder / name} is of no training that can go on: {stage} has no checkpoint. Move it away.")
+            raise CheckpointError(
+                f"{folder / name} belongs to no training that can go on: {stage} has no checkpoint. Move it away."
+            )
 
 
 def _denoiser(spec: ModelSpec, folder: Path, compressing: Trainer, seed: int) -> Trainer:
@@ -95,7 +100,7 @@ def _denoiser(spec: ModelSpec, folder: Path, compressing: Trainer, seed: int) ->
 def write_model(folder: Path, decoding: Trainer, denoising: Trainer):
     """Writes the averaged weights in float16 as the model folder `folder`/model, with the settings of training."""
     with decoding.averaged() as vae, denoising.averaged() as model:
-        parts = {"text_encoder": model.text_encoder, "unet": model.unet, "decoder": vae.decoder, "encoder": vae.encoder}
+        parts = {"text_encoder": model.text_encoder, "denoiser": model.denoiser, "decoder": vae.decoder, "encoder": vae.encoder}
         notes = {
             name: {"steps": trainer.step, "pictures": trainer.step * trainer.recipe.batch, "recipe": asdict(trainer.recipe)}
             for name, trainer in (("denoiser", denoising), ("decoder", decoding))
@@ -106,7 +111,7 @@ def write_model(folder: Path, decoding: Trainer, denoising: Trainer):
 
 
 def show_samples(folder: Path, count: int = 16):
-    """Writes pictures by `folder`/model of prompts that training never sees, the same every time: samples.png."""
+    """Writes images by `folder`/model of prompts that training never sees, the same every time: samples.png."""
     from tfsd.api import load
 
     kinds = itertools.islice(itertools.cycle(scenes.KINDS), count)
@@ -117,7 +122,7 @@ def show_samples(folder: Path, count: int = 16):
 
 
 def show_reconstructions(trainer: Trainer, count: int = 8):
-    """Writes pictures and their reconstructions, one below the other, beside the checkpoint."""
+    """Writes images and their reconstructions, one below the other, beside the checkpoint."""
     rng = np.random.default_rng(5)
     images = np.stack([drawing.render(scenes.evaluation_scene(rng, "two")) for _ in range(count)])
     with trainer.averaged() as vae:
