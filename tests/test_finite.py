@@ -11,7 +11,7 @@ from tfsd.api import load
 from tfsd.device import StepLoop
 from tfsd.finite import NotFiniteError, not_finite
 from tfsd.models import build
-from tfsd.models.layers import attend
+from tfsd.models.kernels import attend
 
 
 def exact_attention(q, k, v):

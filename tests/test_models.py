@@ -11,7 +11,8 @@ from keras import ops
 
 from tfsd import models
 from tfsd.models import part_shapes
-from tfsd.models.layers import GroupNorm, Upsample, activation, attend
+from tfsd.models.kernels import MASKED, attend
+from tfsd.models.layers import GroupNorm, Upsample, activation
 from tfsd.specs import PRESETS, CLIPSpec, ModelSpec, VAESpec
 
 STATM = Path("/proc/self/statm")
@@ -256,7 +257,7 @@ def test_group_norm_keeps_float32_where_the_rest_is_float16():
 def test_masked_positions_get_no_weight_and_nothing_is_infinite(dtype):
     random = np.random.default_rng(0)
     q, k, v = (tf.cast(random.normal(size=(1, 2, 6, 4)), dtype) for _ in range(3))
-    mask = np.triu(np.full((6, 6), models.layers.MASKED, "float32"), 1)
+    mask = np.triu(np.full((6, 6), MASKED, "float32"), 1)
     first = tf.cast(attend(q, k, v, mask), "float32")[0, 0]
     own = tf.reshape(tf.cast(v[0, :, 0], "float32"), (-1,))  # the first position sees itself alone
     np.testing.assert_allclose(first, own, rtol=2e-7)  # softmax of one logit is 1 to the last bit, or off by it on some CPUs

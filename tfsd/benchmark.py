@@ -79,7 +79,7 @@ def _run(job: dict) -> dict:
     shape = (batch, *pipeline.latent_shape(job["size"], job["size"]))
     context = tf.random.normal((2 * batch, *spec.conditioning()["context"]))
     functions, denoiser = pipeline.functions, pipeline.functions.parts.denoiser
-    prepared = tf.function(denoiser.prepare, jit_compile=job["jit_compile"])({"context": context})
+    prepared = tf.function(functions.prepare, jit_compile=job["jit_compile"])({"context": context})
 
     # Gathered, since XLA compiles `plan[i]` anew for every i.
     @tf.function(jit_compile=job["jit_compile"])

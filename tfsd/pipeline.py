@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tfsd.models import kernels
 from tfsd.noise import INITIAL_STREAM, normal_noise
 from tfsd.programs import Programs
 from tfsd.samplers.step import empty_history, step, unpack
@@ -39,17 +40,23 @@ class State(NamedTuple):
 
 
 class PipelineFunctions:
-    """The four steps of a pipeline, and their parts, before they are compiled."""
+    """The four steps of a pipeline, and their parts, before they are compiled. `target`: a key of `kernels.TARGETS`."""
 
-    def __init__(self, spec: ModelSpec, parts: Mapping[str, keras.Model]):
+    def __init__(self, spec: ModelSpec, parts: Mapping[str, keras.Model], target: str = "xla"):
         self.spec = spec
         self.parts = types.SimpleNamespace(**parts)
+        self.target = target
+
+    def for_target(self, target: str) -> "PipelineFunctions":
+        """Returns the functions of the same networks for another target."""
+        return PipelineFunctions(self.spec, vars(self.parts), target)
 
     # -- the four steps --------------------------------------------------------------------------------------------
 
     def encode(self, tokens) -> dict:
         """Returns the conditioning of tokens [B, L]: {"context": [B, L, W] float32}."""
-        return {"context": tf.cast(self.parts.text_encoder(tokens), tf.float32)}
+        with kernels.using(self.target):
+            return {"context": tf.cast(self.parts.text_encoder(tokens), tf.float32)}
 
     def begin(self, inputs: SamplingInputs, negative: dict, positive: dict, shape: tuple[int, int, int], noise=None) -> State:
         """Returns the state before the first step, for latents of `shape` (h, w, c).
@@ -60,7 +67,7 @@ class PipelineFunctions:
             noise = normal_noise(inputs.seeds, inputs.indices, INITIAL_STREAM, shape)
         latents = _per_image(inputs.init_scale) * noise
         both = tf.nest.map_structure(lambda *halves: tf.concat(halves, axis=0), negative, positive)
-        return State(latents, tuple(empty_history(latents)), self.parts.denoiser.prepare(both))
+        return State(latents, tuple(empty_history(latents)), self.prepare(both))
 
     def advance(self, inputs: SamplingInputs, state: State, first, last) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         """Returns latents and history after the rows first ... last - 1 of the plans: the only sampling loop.
@@ -90,19 +97,26 @@ class PipelineFunctions:
 
     # -- their parts -----------------------------------------------------------------------------------------------
 
+    def prepare(self, conditioning: dict):
+        """Returns what the denoiser makes of conditioning {name: [2B, ...]}, unconditional rows first: the same at every step."""
+        with kernels.using(self.target):
+            return self.parts.denoiser.prepare(conditioning)
+
     def guided(self, latents, features, prepared, guidance):
         """Returns the guided output [B, h, w, c] float32: one pass over the unconditional and the conditional half.
 
         Source: Ho & Salimans 2022, in the form of CompVis' scripts: u + s * (c - u).
         """
         twice = tf.concat([latents, latents], axis=0), tf.concat([features, features], axis=0)
-        output = self.parts.denoiser.denoise(*twice, prepared)
+        with kernels.using(self.target):
+            output = self.parts.denoiser.denoise(*twice, prepared)
         unconditional, conditional = tf.split(tf.cast(output, tf.float32), 2, axis=0)
         return unconditional + _per_image(guidance) * (conditional - unconditional)
 
     def decode_float(self, latents):
-        """Returns images [B, H, W, 3] float32, about [-1, 1], of latents [B, h, w, c] as the denoiser knows them."""
-        return tf.cast(self.parts.decoder(latents / self.spec.vae.scale + self.spec.vae.shift), tf.float32)
+        """Returns images [B, H, W, 3] float32, about [-1, 1], of latents [B, h, w, c] at the denoiser's scale."""
+        with kernels.using(self.target):
+            return tf.cast(self.parts.decoder(latents / self.spec.vae.scale + self.spec.vae.shift), tf.float32)
 
     def decode_levels(self, latents):
         """Returns images [B, H, W, 3] of latents [B, h, w, c]: float32, whole numbers in [0, 255]."""
@@ -126,7 +140,7 @@ class Pipeline(tf.Module):
     def __init__(self, spec: ModelSpec, parts: Mapping[str, keras.Model], *, jit_compile: bool = True):
         super().__init__(name="pipeline")
         self.spec = spec
-        self.functions = PipelineFunctions(spec, parts)
+        self.functions = PipelineFunctions(spec, parts, "xla" if jit_compile else "cpu")
         self.jit_compile = jit_compile
         self.tracked = [v.value for part in parts.values() for v in part.variables]
         names = ("encode", "begin", "advance", "finish")

@@ -91,23 +91,24 @@ def _sampling(pipeline: Pipeline, shape: tuple[int, int, int], max_steps: int) -
 
 
 def _text_encoder(pipeline: Pipeline) -> DevicePart:
-    encoder, length = pipeline.functions.parts.text_encoder, pipeline.spec.text[0].length
+    functions, length = pipeline.functions.for_target("phone"), pipeline.spec.text[0].length
 
     def encode(tokens):
         """Contexts of the negative prompt's tokens and, in the second row, of the prompt's."""
-        return pipeline.functions.encode(tokens)
+        return functions.encode(tokens)
 
     inputs = [tf.TensorSpec([2, length], tf.int32, name="tokens")]
-    return DevicePart([v.value for v in encoder.variables], {"encode": Signature(encode, inputs)})
+    return DevicePart([v.value for v in functions.parts.text_encoder.variables], {"encode": Signature(encode, inputs)})
 
 
 def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> DevicePart:
-    functions, denoiser = pipeline.functions, pipeline.functions.parts.denoiser
+    functions = pipeline.functions.for_target("phone")
+    denoiser = functions.parts.denoiser
     history = [f"history{i}" for i in range(HISTORY - 1)]
 
     def denoise_and_step(latents, context, timestep_features, row, noise, guidance_scale, history0, history1, history2, history3):
         """Latents after the step, and `history`, the next step's history0; this step's history0 is then history1."""
-        output = functions.guided(latents, timestep_features, denoiser.prepare({"context": context}), guidance_scale)
+        output = functions.guided(latents, timestep_features, functions.prepare({"context": context}), guidance_scale)
         before = (history0, history1, history2, history3, tf.zeros_like(latents))  # the oldest is never read
         moved, (newest, *_) = step(unpack(row), latents, before, output, noise)
         # The sum itself may not be an output: where it is used again, too, GPUs of phones return one of its summands
@@ -122,12 +123,14 @@ def _denoiser(pipeline: Pipeline, shape: tuple[int, int, int]) -> DevicePart:
 
 
 def _decoder(pipeline: Pipeline, shape: tuple[int, int, int], size: tuple[int, int]) -> DevicePart:
+    functions = pipeline.functions.for_target("phone")
+
     def decode(latents):
         """The image as int32 ARGB colours, [H, W]: Kotlin's tensors hold no uint8."""
         # Split before the cast: LiteRT's GPU accelerator does not split whole numbers.
-        levels = tf.split(pipeline.functions.decode_levels(latents), 3, axis=-1)
+        levels = tf.split(functions.decode_levels(latents), 3, axis=-1)
         red, green, blue = (tf.cast(one, tf.int32) for one in levels)
         return {"colours": tf.reshape((red * 256 + green) * 256 + blue + OPAQUE, size)}
 
-    variables = [v.value for v in pipeline.functions.parts.decoder.variables]
+    variables = [v.value for v in functions.parts.decoder.variables]
     return DevicePart(variables, {"decode": Signature(decode, _floats(latents=(1, *shape)))})

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from tfsd.models.layers import MASKED, Block, LayerNorm, Network, activation, attend, split_heads
+from tfsd.models import kernels
+from tfsd.models.layers import Block, LayerNorm, Network, activation, split_heads
 from tfsd.specs import CLIPSpec
 
 
@@ -21,7 +22,7 @@ class TextAttention(Block):
 
     def call(self, x, mask):  # noqa: D102
         q, k, v = (split_heads(dense(x), self.heads) for dense in (self.query, self.key, self.value))
-        return self.out(attend(q, k, v, mask))
+        return self.out(kernels.attend(q, k, v, mask))
 
 
 class TextBlock(Block):
@@ -80,7 +81,7 @@ class TextEncoder(Network):
         for i in range(spec.layers):
             self.attach(TextBlock(spec, name=f"block{i}"))
         self.norm = LayerNorm(spec.epsilon, name="norm")
-        self.mask = np.triu(np.full((spec.length, spec.length), MASKED, "float32"), 1)
+        self.mask = np.triu(np.full((spec.length, spec.length), kernels.MASKED, "float32"), 1)
 
     def states(self, tokens) -> list:
         """Returns the embeddings and the output of every block, [B, L, W] each, before the final norm."""

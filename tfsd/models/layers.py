@@ -6,17 +6,13 @@ import itertools
 import keras
 from keras import layers, ops
 
-MASKED = -1e4  # added to masked logits: exp() of it is zero, and float16 still holds it
-# Norms divide what they square by 8: float16, in which phones' accelerators compute, then holds squares of up to 2047 instead
-# of 255. An epsilon of 1e-5 it still holds; the VAE's of 1e-6 becomes 0, which only a group of equal values would notice.
-# In float32 a power of two changes no digit.
-_SQUARED = 1 / 8
+from tfsd.models import kernels
 
 
 class Block(layers.Layer):
     """A layer made of layers, which build themselves when they are first called.
 
-    Each sub-layer is an attribute of its own name: a variable's path is then its place in the code,
+    Each sub-layer is an attribute with the name of the layer: a variable's path is then its place in the code,
     in `variable.path` and in Keras' weight files alike.
     """
 
@@ -24,7 +20,7 @@ class Block(layers.Layer):
         self.built = True
 
     def attach(self, layer: layers.Layer):
-        """Makes `layer` an attribute of its own name."""
+        """Makes `layer` an attribute named as the layer is."""
         setattr(self, layer.name, layer)
 
     def series(self, prefix: str):
@@ -37,7 +33,7 @@ class Block(layers.Layer):
 
 
 class Network(Block, keras.Model):
-    """The base of the networks that have a weight file of their own."""
+    """The base of the networks, each of which is stored in a file."""
 
     @property
     def layers(self):
@@ -45,45 +41,8 @@ class Network(Block, keras.Model):
         return collections.UserList(super().layers)
 
 
-class GroupNorm(layers.Layer):
-    """Normalises groups of channels over all positions of a picture, in float32.
-
-    Call: x [B, h, w, C] -> [B, h, w, C].
-    Source: Wu & He 2018. Keras' own layer builds 5-D tensors, which phones' delegates refuse.
-    """
-
-    def __init__(self, groups: int, epsilon: float, **kwargs):
-        super().__init__(**kwargs)
-        self.groups = groups
-        self.epsilon = epsilon
-
-    def build(self, shape):  # noqa: D102
-        self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma")
-        self.beta = self.add_weight(shape=(shape[-1],), initializer="zeros", name="beta")
-
-    def call(self, x):  # noqa: D102
-        # Sums over positions first, over the few channels of a group then: no large tensor is reshaped.
-        x = ops.cast(x, "float32")
-        centred = (x - self._over_group(ops.mean(x, axis=(1, 2)))) * _SQUARED
-        variance = self._over_group(ops.mean(ops.square(centred), axis=(1, 2)))
-        scale = ops.rsqrt(variance + self.epsilon * _SQUARED**2) * ops.cast(self.gamma, "float32")
-        return ops.cast(centred * scale + ops.cast(self.beta, "float32"), self.compute_dtype)
-
-    def _over_group(self, values):
-        """[B, C] -> the mean over each group, handed back to its channels: [B, 1, 1, C]."""
-        batch, channels = ops.shape(values)
-        grouped = ops.reshape(values, (batch, self.groups, channels // self.groups))
-        zeros = ops.zeros((1, self.groups, channels // self.groups), "float32")  # phones' delegates add, but do not broadcast
-        return ops.reshape(ops.mean(grouped, axis=-1, keepdims=True) + zeros, (batch, 1, 1, channels))
-
-
-class LayerNorm(layers.Layer):
-    """Normalises the last axis, in float32.
-
-    Call: x [..., W] -> [..., W].
-    Source: Ba et al. 2016. Keras' own layer first multiplies the scale [..., 1] by gamma [W], two tensors of which neither is
-    the larger one: phones' delegates refuse that.
-    """
+class Norm(layers.Layer):
+    """The base of the norms: a scale and a shift per channel, and an epsilon."""
 
     def __init__(self, epsilon: float, **kwargs):
         super().__init__(**kwargs)
@@ -93,12 +52,23 @@ class LayerNorm(layers.Layer):
         self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma")
         self.beta = self.add_weight(shape=(shape[-1],), initializer="zeros", name="beta")
 
+
+class GroupNorm(Norm):
+    """Normalises groups of channels over all positions of an image, in float32. Call: x [B, h, w, C] -> the same."""
+
+    def __init__(self, groups: int, epsilon: float, **kwargs):
+        super().__init__(epsilon, **kwargs)
+        self.groups = groups
+
     def call(self, x):  # noqa: D102
-        x = ops.cast(x, "float32")
-        centred = (x - ops.mean(x, axis=-1, keepdims=True)) * _SQUARED
-        variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
-        scaled = centred * ops.rsqrt(variance + self.epsilon * _SQUARED**2)
-        return ops.cast(scaled * ops.cast(self.gamma, "float32") + ops.cast(self.beta, "float32"), self.compute_dtype)
+        return ops.cast(kernels.group_norm(x, self.gamma, self.beta, self.groups, self.epsilon), self.compute_dtype)
+
+
+class LayerNorm(Norm):
+    """Normalises the last axis, in float32. Call: x [..., W] -> the same."""
+
+    def call(self, x):  # noqa: D102
+        return ops.cast(kernels.layer_norm(x, self.gamma, self.beta, self.epsilon), self.compute_dtype)
 
 
 class Sequence(Block):
@@ -146,37 +116,6 @@ def split_heads(x, heads: int):
     return ops.transpose(ops.reshape(x, (batch, length, heads, width // heads)), (0, 2, 1, 3))
 
 
-def attend(queries, keys, values, mask=None, *, upcast: bool = False):
-    """Scaled dot-product attention, softmax in float32.
-
-    Shapes: queries [B, heads, L, d]; keys, values [B, heads, M, d]; mask, added, [L, M] -> [B, L, heads * d].
-    Queries meet keys in float32 where `upcast` asks for it, and in float16 always: their products exceed its largest value,
-    65504, in published models. bfloat16 has the range of float32, and its products stay as they are unless asked.
-    Source: Vaswani et al. 2017, equation 1. diffusers upcasts only where `upcast_attention` is set, since PyTorch's fused
-    attention sums in float32 by itself.
-    """
-    batch, heads, length, size = ops.shape(queries)
-    if upcast or keras.backend.standardize_dtype(queries.dtype) == "float16":
-        queries, keys = ops.cast(queries, "float32"), ops.cast(keys, "float32")
-    logits = ops.cast(ops.matmul(queries * (size**-0.5), ops.transpose(keys, (0, 1, 3, 2))), "float32")
-    if mask is not None:
-        logits = logits + ops.cast(mask, "float32")
-    weights = ops.cast(ops.softmax(logits, axis=-1), values.dtype)
-    mixed = ops.transpose(ops.matmul(weights, values), (0, 2, 1, 3))
-    return ops.reshape(mixed, (batch, length, heads * size))
-
-
-def add_maps(x, h):
-    """Returns x + h for maps [B, h, w, C], added as tokens [B, h * w, C].
-
-    Without XLA, TensorFlow makes one kernel of a convolution and an addition that follows it. oneDNN's (`MklConvOp`, as of
-    2.21) keeps the addend in itself: two threads that run it at a time crash, or draw into each other's pictures.
-    """
-    batch, height, width, channels = ops.shape(x)
-    tokens = (batch, height * width, channels)
-    return ops.reshape(ops.reshape(x, tokens) + ops.reshape(h, tokens), (batch, height, width, channels))
-
-
 class ResidualBlock(Block):
     """Two 3x3 convolutions, with the timestep embedding, if any, added between them.
 
@@ -198,7 +137,7 @@ class ResidualBlock(Block):
         if self.embed is not None:
             h = h + self.embed(silu(embedding))[:, None, None, :]
         h = self.conv2(silu(self.norm2(h)))
-        return add_maps(h, x if self.skip is None else self.skip(x))
+        return kernels.add(h, x if self.skip is None else self.skip(x))
 
 
 class Downsample(Block):

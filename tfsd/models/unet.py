@@ -4,6 +4,7 @@ import math
 
 from keras import layers, ops
 
+from tfsd.models import kernels
 from tfsd.models.layers import (
     Block,
     Downsample,
@@ -13,8 +14,6 @@ from tfsd.models.layers import (
     ResidualBlock,
     Upsample,
     activation,
-    add_maps,
-    attend,
     conv,
     silu,
     split_heads,
@@ -66,7 +65,7 @@ class Attention(Block):
 
     def call(self, x, source):  # noqa: D102
         keys, values = source if isinstance(source, (tuple, list)) else self.keys_values(source)
-        return self.out(attend(split_heads(self.query(x), self.heads), keys, values, upcast=self.upcast))
+        return self.out(kernels.attend(split_heads(self.query(x), self.heads), keys, values, upcast=self.upcast))
 
 
 class FeedForward(Block):
@@ -133,7 +132,7 @@ class SpatialTransformer(Block):
         for block, context in zip(self.series("block"), contexts):
             h = block(h, context)
         h = ops.reshape(self.proj_out(h), as_map) if self.linear else self.proj_out(ops.reshape(h, as_map))
-        return add_maps(x, h)
+        return kernels.add(x, h)
 
 
 class Stage(Block):

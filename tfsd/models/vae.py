@@ -2,6 +2,7 @@
 
 from keras import layers, ops
 
+from tfsd.models import kernels
 from tfsd.models.layers import (
     Block,
     Downsample,
@@ -10,7 +11,6 @@ from tfsd.models.layers import (
     ResidualBlock,
     Sequence,
     Upsample,
-    attend,
     conv,
     silu,
     split_heads,
@@ -32,7 +32,7 @@ class MapAttention(Block):
     def call(self, x):  # noqa: D102
         batch, height, width, channels = ops.shape(x)
         h = ops.reshape(self.norm(x), (batch, height * width, channels))
-        h = attend(*(split_heads(dense(h), 1) for dense in (self.query, self.key, self.value)))
+        h = kernels.attend(*(split_heads(dense(h), 1) for dense in (self.query, self.key, self.value)))
         return x + ops.reshape(self.out(h), (batch, height, width, channels))
 
 
