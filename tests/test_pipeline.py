@@ -204,7 +204,7 @@ def test_parts_that_are_not_those_of_the_spec_are_refused(random_model):
     with pytest.raises(ValueError, match="text_encoder was built with vocabulary 100; the spec 'random' has 200"):
         Pipeline(dataclasses.replace(spec, text=(dataclasses.replace(spec.text[0], vocabulary=200),)), parts)
     # Other heads have weights of the same shapes.
-    with pytest.raises(ValueError, match=r"unet was built with heads \(2, 4\); the spec 'random' has \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"denoiser was built with heads \(2, 4\); the spec 'random' has \(4, 2\)"):
         Pipeline(dataclasses.replace(spec, denoiser=dataclasses.replace(spec.denoiser, heads=(4, 2))), parts)
 
 

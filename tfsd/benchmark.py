@@ -70,12 +70,12 @@ def _run(job: dict) -> dict:
 
     from tfsd.models import build
     from tfsd.pipeline import Pipeline
-    from tfsd.samplers.plans import build_plan
+    from tfsd.samplers.plans import build_plan, fitting_samplers
     from tfsd.samplers.step import empty_history, step, unpack
 
     spec, batch = from_json(job.pop("spec")), job["batch"]
     pipeline = Pipeline(spec, build(spec, dtype=job["dtype"], parts=("denoiser",)), jit_compile=job["jit_compile"])
-    plan = tf.repeat(build_plan(spec.schedule, "ddim", 50).rows[None], batch, axis=0)
+    plan = tf.repeat(build_plan(spec.schedule, fitting_samplers(spec.schedule)[0], 50).rows[None], batch, axis=0)
     shape = (batch, *pipeline.latent_shape(job["size"], job["size"]))
     context = tf.random.normal((2 * batch, *spec.conditioning()["context"]))
     functions, denoiser = pipeline.functions, pipeline.functions.parts.denoiser

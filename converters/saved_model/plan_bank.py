@@ -20,7 +20,7 @@ class PlanBank(tf.Module):
         self.samplers = fitting_samplers(schedule)
         aliases = {name: self.samplers.index(key) for name, key in sampler_names().items() if key in self.samplers}
         self._names, self._which = list(aliases), list(aliases.values())
-        rest = build_plan(schedule, "ddim", 1).rows[-1:]
+        rest = build_plan(schedule, self.samplers[0], 1).rows[-1:]
         rows, counts, scales = (
             [rest],
             np.zeros((len(self.samplers), max_steps), np.int32),
