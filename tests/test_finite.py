@@ -112,8 +112,12 @@ class Phone(StepLoop):
             if signature == "step":
                 latents = given["latents"]
                 return {"latents": np.where(np.isin(latents, self.overflows), np.inf, latents), "history": latents}
-            whole = {"context": np.zeros(1), "row": np.zeros(12), "timestep_features": np.zeros(1), "init_scale": np.ones(1)}
-            return whole | {"count": np.array([2]), "colours": np.zeros((16, 16), "int32")}
+            plan = {"row": np.zeros(12), "timestep_features": np.zeros(1), "init_scale": np.ones(1), "count": np.array([2])}
+            return {
+                "encode": {"context": np.zeros(1)},
+                "plan": plan,
+                "decode": {"colours": np.zeros((16, 16), "int32")},
+            }[signature]
 
         yield run
 

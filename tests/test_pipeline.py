@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfsd import models
+from tfsd.models.clip import TextEncoder
 from tfsd.noise import normal_noise
 from tfsd.pipeline import Pipeline, SamplingInputs
 from tfsd.samplers.plans import SAMPLERS, build_plan
@@ -169,7 +170,7 @@ def test_models_of_one_spec_share_what_xla_compiles(random_model):
 
 def test_the_first_model_of_a_spec_builds_no_networks_but_its_own(random_model):
     def networks() -> int:
-        return sum(type(one) is models.TextEncoder for one in gc.get_objects())
+        return sum(type(one) is TextEncoder for one in gc.get_objects())
 
     spec, parts = random_model
     before = networks()

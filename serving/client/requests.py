@@ -161,13 +161,18 @@ def values_of(tensor: Any, count: int, kind: str) -> list[Any]:
 def inputs_of(response: Any, name: str, signature: str) -> ModelInputs:
     """Returns the inputs of a model and their defaults, from the answer to GetModelMetadata.
 
-    Raises: `ServerError` FAILED_PRECONDITION if the model has no such signature, INTERNAL for a damaged answer.
+    Raises: `ServerError` FAILED_PRECONDITION if the model has no such signature or it makes no images, INTERNAL for a damaged
+    answer.
     """
     found = parsed(protos.SignatureDefMap, response.metadata["signature_def"].value).signature_def
     if signature not in found:
         others = ", ".join(sorted(found)) or "none"
         message = f"The model {shown(name)} has no signature {shown(signature)} but {others}."
         raise ServerError("FAILED_PRECONDITION", f"{message} Was it made by `tfsd export saved_model`?")
+    outputs = found[signature].outputs
+    if outputs and "png_bytes" not in outputs:
+        message = f"The signature {shown(signature)} of the model {shown(name)} has no output png_bytes. Use text_to_png."
+        raise ServerError("FAILED_PRECONDITION", message)
     tensors = found[signature].defaults
     values = {one: values_of(tensor, 1, INPUTS[one])[0] for one, tensor in tensors.items() if one in INPUTS}
     texts = {one: value.decode("utf-8", "replace") for one, value in values.items() if isinstance(value, bytes)}

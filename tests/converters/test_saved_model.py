@@ -138,6 +138,7 @@ def test_batches_made_by_tensorflows_own_scheduler_change_no_byte(folder, alone)
     assert answers == alone
 
 
+@pytest.mark.slow  # the served export's are compared in tests/serving/test_serve_command.py
 def test_split_signatures_make_the_same_picture(session, model):
     contexts = [session("encode", request(prompt=text))["context"] for text in ("a red star", "")]
     np.testing.assert_allclose(contexts[0], model.encode_text("a red star"), rtol=0, atol=1e-5)

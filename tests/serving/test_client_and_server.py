@@ -91,7 +91,7 @@ def test_full_queue_is_told_at_once_and_not_tried_again(draw):
         ({"prompt": "x" * 5000}, ValueError, "at most 4096 bytes"),
         ({"settings": {"model": "missing"}}, ServerError, r"NOT_FOUND: .*Latest\(missing\)\. Models of this server: toy\."),
         ({"settings": {"model": "toy", "version": 9}}, ServerError, "NOT_FOUND"),
-        ({"settings": {"model": "toy", "signature": "encode"}}, ValueError, "seed must be left out"),
+        ({"settings": {"model": "toy", "signature": "encode"}}, ServerError, "no output png_bytes"),
         ({"settings": {"model": "toy", "signature": "nothing"}}, ServerError, "no signature 'nothing'"),
     ],
     ids=["prompt", "model", "version", "encode", "signature"],

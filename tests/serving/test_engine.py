@@ -143,7 +143,7 @@ def test_damaged_file_is_named(name, damage, toy_export, tmp_path):
     else:
         (folder / name).write_bytes(data if damage == "flipped" else data[: len(data) // 2])
     with pytest.raises(
-        CheckpointError, match=name if name != "saved_model.pb" or damage != "missing" else "no version of an export"
+        CheckpointError, match=name if name != "saved_model.pb" or damage != "missing" else "not a version of an export"
     ):
         Engine(folder)
 
