@@ -300,10 +300,10 @@ def test_the_package_offers_what_readme_says():
         ({"batch_size": 1.5}, TypeError, "batch_size must be a whole number; got 1.5"),
         ({"batch_size": np.array([1, 2])}, TypeError, "batch_size must be a whole number"),
         ({"batch_size": 10**5000}, ValueError, "batch_size must be from 1 to 64; got a number of 16610 bits"),
-        ({"prompt": ["a"] * 40, "batch_size": 2}, ValueError, "at most 64 pictures; got 80"),
+        ({"prompt": ["a"] * 40, "batch_size": 2}, ValueError, "at most 64 images; got 80"),
         ({"seed": "x"}, TypeError, "seed must be a whole number; got 'x'"),
         ({"seed": 2**63}, ValueError, "seed must be from -9223372036854775808 to"),
-        ({"seed": [1, 2]}, ValueError, "seed must be one for all or one for each of the 1 pictures; got 2"),
+        ({"seed": [1, 2]}, ValueError, "seed must be one for all or one for each of the 1 images; got 2"),
         ({"seed": np.array(True)}, TypeError, "seed must be a whole number"),
         ({"index": -1}, ValueError, "index must be from 0"),
         ({"guidance_scale": math.nan}, ValueError, "guidance_scale must be from 0 to 100; got nan"),
@@ -334,7 +334,7 @@ def test_a_bad_argument_is_named(model, arguments, error, message):
     [
         (np.zeros((5, 16)), None, r"encoded_text must have shape \[B, 77, 16\]; got \[1, 5, 16\]"),
         (np.full((77, 16), np.inf), None, "encoded_text has values that are NaN or infinite"),
-        (np.zeros((77, 16)), np.zeros((5, 4, 4, 4)), "diffusion_noise has 5 rows for 1 pictures"),
+        (np.zeros((77, 16)), np.zeros((5, 4, 4, 4)), "diffusion_noise has 5 rows for 1 images"),
         (np.zeros((77, 16)), np.zeros((4, 4, 3)), r"diffusion_noise must have shape \[B, any, any, 4\]"),
     ],
 )

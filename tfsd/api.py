@@ -198,7 +198,7 @@ class StableDiffusion:
         plan = build_plan(spec.schedule, values["sampler"], values["num_steps"], eta=values["eta"])
         shape = self.pipeline.latent_shape(height, width)
         require_counters(values["index"], shape)
-        require_memory(spec.attention_bytes(batch, *shape[:2]), f"a batch of {batch} pictures of {height} x {width}")
+        require_memory(spec.attention_bytes(batch, *shape[:2]), f"a batch of {batch} images of {height} x {width}")
         negative_tokens = self._tokens(values["negative_prompt"], values["on_long"], "negative_prompt")
         inputs = SamplingInputs(
             plan=tf.constant(np.repeat(plan.rows[None], batch, axis=0)),

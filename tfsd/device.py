@@ -79,7 +79,7 @@ def _text(manifest: dict) -> CLIPSpec:
 
 
 class StepLoop(ABC):
-    """What an app does with a bundle: tokens, then plan, noise and step again and again, then the picture's colours.
+    """The loop of an app: tokens, then plan, noise and step for each step, then the image's colours.
 
     `manifest` is the bundle's; `part` opens one of its files. Only one is open at a time, beside the small one that holds
     plans and noise: first the text encoder, then the denoiser, then the decoder.
@@ -114,7 +114,7 @@ class StepLoop(ABC):
         seeds = [effective_seed(one) for one in values["seed"]]
         latents = self._sample(contexts, seeds, values["index"], values["guidance_scale"], plan, show)
         more = {"eta": 0.0, **self.manifest["identity"], "quantize": self.manifest["quantize"]}
-        return Images(self._pictures(latents), recipes_of({"prompt": prompts} | values, more))
+        return Images(self._images(latents), recipes_of({"prompt": prompts} | values, more))
 
     def _checked(self, seed, options: Mapping[str, Any], batch: int) -> dict[str, Any]:
         """Returns the values of the arguments; raises `ValueError` also for those that the bundle was not exported for."""
@@ -142,12 +142,12 @@ class StepLoop(ABC):
         return known if known in self.manifest["samplers"] else choice("sampler", name, self.manifest["samplers"])
 
     def _contexts(self, tokens: np.ndarray) -> list[np.ndarray]:
-        """Returns the contexts [2, L, W] of the tokens [2, L] of each picture: the negative prompt's, then the prompt's."""
+        """Returns the contexts [2, L, W] of the tokens [2, L] of each image: the negative prompt's, then the prompt's."""
         with self.part("text_encoder") as run:
             return [run("encode", tokens=pair)["context"] for pair in tokens]
 
     def _sample(self, contexts, seeds, indices, guidance, plan: dict, show: Progress) -> list[np.ndarray]:
-        """Returns the latents of each picture after all steps."""
+        """Returns the latents of each image after all steps."""
         done = []
         with self.part("sampling") as sampling, self.part("denoiser") as denoiser:
             first = sampling("plan", **plan, step=0)
@@ -156,12 +156,12 @@ class StepLoop(ABC):
             jobs = [(i, step) for i in range(len(contexts)) for step in range(count)]
             for start, end in show.chunks(len(jobs), "step"):
                 for i, step in jobs[start:end]:
-                    picture = {"seed": seeds[i], "index": indices[i]}
+                    image = {"seed": seeds[i], "index": indices[i]}
                     if step == 0:
-                        latents = sampling("noise", **picture, stream=0, scale=first["init_scale"])["noise"]
+                        latents = sampling("noise", **image, stream=0, scale=first["init_scale"])["noise"]
                         history = rest
                     row = sampling("plan", **plan, step=step)
-                    noise = sampling("noise", **picture, stream=step + 1, scale=1.0)["noise"]
+                    noise = sampling("noise", **image, stream=step + 1, scale=1.0)["noise"]
                     given = {**row, "noise": noise, "guidance_scale": guidance[i]}
                     given |= {f"history{j}": past for j, past in enumerate(history)}
                     moved = denoiser("step", latents=latents, context=contexts[i], **given)
@@ -177,8 +177,8 @@ class StepLoop(ABC):
         quantize = self.manifest["quantize"]
         return quantize if quantize == "float16" else str(self.manifest["identity"].get("dtype", "float32"))
 
-    def _pictures(self, latents: list[np.ndarray]) -> np.ndarray:
-        """Returns pictures uint8 [B, H, W, 3]."""
+    def _images(self, latents: list[np.ndarray]) -> np.ndarray:
+        """Returns images uint8 [B, H, W, 3]."""
         with self.part("decoder") as run:
             colours = np.stack([run("decode", latents=one)["colours"] for one in latents])
         return np.stack([(colours >> shift & 255).astype(np.uint8) for shift in (16, 8, 0)], axis=-1)

@@ -16,7 +16,7 @@ class CheckpointError(Exception):
 
 
 class NotFiniteError(ArithmeticError):
-    """The latents of a picture are NaN or infinite, so there is no picture."""
+    """The latents of an image are NaN or infinite, so there is no image."""
 
 
 class TfsdWarning(UserWarning):

@@ -1,4 +1,4 @@
-"""What is said of pictures whose numbers are not finite: there is no picture, and another float type may make one."""
+"""Errors for latents and images that are NaN or infinite: they name the float type, and another that may work."""
 
 from collections.abc import Mapping, Sequence
 

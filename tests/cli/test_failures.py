@@ -10,7 +10,7 @@ from tfsd.cli.terminal import describe
     [
         (("x", "--model", "missing"), "There is no model 'missing'"),
         (("x", "--model", "sd-1.4"), "tfsd download sd-1.4 --accept-licence"),
-        (("x", "--model", "."), "no model folder"),
+        (("x", "--model", "."), "not a model folder"),
         (("x", "--model", "toy", "--out", "missing/x.png"), "there is no folder"),
         (("x", "--model", "toy", "--out", "toy/spec.json/x.png"), "there is no folder"),
         (("show", "missing.png"), "No such file"),

@@ -128,7 +128,7 @@ def test_several_files_are_shown_and_those_that_cannot_be_read_are_named(place, 
 
 def test_grid_without_pictures_is_damaged(place, run):
     status, out, err = run("show", with_recipe({"columns": 1, "pictures": []}))
-    assert (status, out) == (1, "") and one_line(err) and "is a grid whose recipe lists no pictures" in err
+    assert (status, out) == (1, "") and one_line(err) and "is a grid whose recipe lists no images" in err
 
 
 def test_nothing_is_shown_of_what_a_recipe_leaves_open(place, run):

@@ -110,7 +110,7 @@ def test_large_batches_are_split_and_at_most_so_many_calls_run_at_once(draw):
         ({"negative_prompt": "\udfff"}, ValueError, "negative_prompt must be Unicode"),
         ({"batch_size": 0}, ValueError, "batch_size"),
         ({"batch_size": 65}, ValueError, "batch_size"),
-        ({"prompt": ["a"] * 33, "batch_size": 2}, ValueError, "at most 64 pictures"),
+        ({"prompt": ["a"] * 33, "batch_size": 2}, ValueError, "at most 64 images"),
         ({"seed": 2**63}, ValueError, "seed"),
         ({"seed": [1, 2]}, ValueError, "seed must be one for all"),
         ({"num_steps": 0}, ValueError, "num_steps"),

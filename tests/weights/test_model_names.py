@@ -33,7 +33,7 @@ def test_a_preset_that_is_not_downloaded_says_how_to_get_it(tmp_path, monkeypatc
 def test_an_unknown_model_lists_what_exists(tmp_path, monkeypatch, model):
     monkeypatch.setenv("TFSD_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=r"sd-1\.4|no model folder") as caught:
+    with pytest.raises(CheckpointError, match=r"sd-1\.4|not a model folder") as caught:
         resolve(model)
     assert "\n" not in str(caught.value)
 

@@ -84,7 +84,7 @@ def prompts_of(prompt, batch_size) -> list[str]:
 def require_batch(count: int):
     """Raises `ValueError` for more images than fit in a batch."""
     if count > MAX_BATCH:
-        raise ValueError(f"A batch has at most {MAX_BATCH} pictures; got {count}. Make several batches.")
+        raise ValueError(f"A batch has at most {MAX_BATCH} images; got {count}. Make several batches.")
 
 
 def per_prompt(prompt, batch_size: int) -> list[str]:
@@ -112,13 +112,13 @@ def _require_texts(name: str, value):
 
 
 def one_each(name: str, value, kind: type, batch: int) -> list:
-    """Returns one value per picture from one for all, or from a list of as many; raises for another length."""
+    """Returns one value per image from one for all, or from a list of as many; raises for another length."""
     if kind is str:
         _require_texts(name, value)
     values = _unpacked(value)
     values = values if isinstance(values, list) else [values] * batch
     if len(values) != batch:
-        raise ValueError(f"{name} must be one for all or one for each of the {batch} pictures; got {len(values)}.")
+        raise ValueError(f"{name} must be one for all or one for each of the {batch} images; got {len(values)}.")
     for i, item in enumerate(values):
         if kind is str and not isinstance(item, str):
             raise TypeError(f"{name}[{i}] must be a text; got {shown(item)}.")
@@ -126,7 +126,7 @@ def one_each(name: str, value, kind: type, batch: int) -> list:
 
 
 def seeds_of(seed, index, batch: int, highest: int = MAX_INDEX) -> tuple[list[int], list[int]]:
-    """Returns each picture's seed, as given or drawn where None was, and its index; raises for what is no int64."""
+    """Returns each image's seed, as given or drawn where None was, and its index; raises for what is no int64."""
     index = whole("index", 0 if index is None else index, 0, highest)
     if seed is None:
         seed = secrets.randbelow(2**31 - 2)
@@ -212,7 +212,7 @@ def float_rows(name: str, value, batch: int, shape: tuple, *, grow: bool = False
         wanted = ", ".join("any" if side is None else str(side) for side in shape)
         raise ValueError(f"{name} must have shape [B, {wanted}]; got {list(array.shape)}.")
     if len(array) not in (1, batch) and not (grow and batch == 1):
-        raise ValueError(f"{name} has {len(array)} rows for {batch} pictures. Give one row, or one per picture.")
+        raise ValueError(f"{name} has {len(array)} rows for {batch} images. Give one row, or one per image.")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} has values that are NaN or infinite.")
     return np.repeat(array, batch, axis=0) if len(array) == 1 else array

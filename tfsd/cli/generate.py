@@ -1,4 +1,4 @@
-"""`tfsd generate`: prompts become files of pictures."""
+"""`tfsd generate`: makes image files from prompts."""
 
 import secrets
 import warnings
@@ -15,13 +15,13 @@ from tfsd.cli.terminal import quiet_tensorflow, stages
 from tfsd.progress import Stages
 from tfsd.specs.limits import DTYPES, NUMERICS
 
-MAX_PICTURES = 10_000
+MAX_IMAGES = 10_000
 EXAMPLES = """  tfsd "a red star above a blue house at night"
-  tfsd "a cat in the snow" --seed 7 --out cat.png         the same seed makes the same picture
-  tfsd "a cat in the snow" --seed 7 -n 4 --grid           pictures 0 to 3 of seed 7 in one file
-  tfsd "a cat in the snow" --seed 7 --index 2             picture 2 alone
-  tfsd --prompts lines.txt --out "{n}-{seed}.webp"        one picture per line of a file
-  echo "a red star" | tfsd - --out - > star.png           prompts from standard input, the picture to standard output
+  tfsd "a cat in the snow" --seed 7 --out cat.png         the same seed makes the same image
+  tfsd "a cat in the snow" --seed 7 -n 4 --grid           images 0 to 3 of seed 7 in one file
+  tfsd "a cat in the snow" --seed 7 --index 2             image 2 alone
+  tfsd --prompts lines.txt --out "{n}-{seed}.webp"        one image per line of a file
+  echo "a red star" | tfsd - --out - > star.png           prompts from standard input, the image to standard output
   tfsd "a boat" --steps 50 --scale 5 --sampler dpmpp_2m --negative "a red boat"
   tfsd "a boat" --server localhost:8500                   made by a server
   tfsd -- help                                            after -- also a word that names a command
@@ -32,17 +32,17 @@ which are comments.
 OPTIONS = {  # of the command, by their usual names; `tfsd.cli.parsing.ALIASES` has more for some
     "--prompts": {"metavar": "FILE", "help": "read prompts from FILE, one per line, # begins a comment; - is standard input"},
     "--allow-empty": {"action": "store_true", "help": "take an empty prompt"},
-    "--n": {"type": integer(1, MAX_PICTURES), "default": 1, "help": "pictures per prompt (default: 1)"},
+    "--n": {"type": integer(1, MAX_IMAGES), "default": 1, "help": "images per prompt (default: 1)"},
     **request_options(),
     "--size": {"type": size, "metavar": "HxW", "help": "height x width in pixels, as 512x768, or one number for both"},
     "--model": {"default": "tiny", "help": "a name from `tfsd models`, or a model folder (default: tiny)"},
     "--dtype": {"choices": DTYPES, "default": "float32", "help": "of weights and products, but for the VAE (default: float32)"},
     "--numerics": {"choices": NUMERICS, "help": "whose numbers to follow (default: the model's)"},
     "--no-jit": {"action": "store_true", "help": "without XLA: starts sooner, runs slower"},
-    "--batch": {"type": integer(1, 64), "default": 4, "help": "pictures computed at once, at most (default: 4)"},
-    "--grid": {"action": "store_true", "help": "one file with all pictures"},
+    "--batch": {"type": integer(1, 64), "default": 4, "help": "images computed at once, at most (default: 4)"},
+    "--grid": {"action": "store_true", "help": "one file with all images"},
     "--columns": {"type": integer(1), "help": "of the grid (default: about as many as rows)"},
-    "--out": {"metavar": "FILE", "help": "file that ends in .png, .jpg or .webp, replaced if it exists; several pictures are "
+    "--out": {"metavar": "FILE", "help": "file that ends in .png, .jpg or .webp, replaced if it exists; several images are "
               "numbered, or named by {n}, {seed}, {index}, {prompt} in FILE; of a folder or by default, free names are made of "
               "the prompts; - is standard output"},
     "--quiet": {"action": "store_true", "help": "no progress"},
@@ -69,7 +69,7 @@ def add_generate(commands):
 
 
 class PromptBatch(NamedTuple):
-    """Pictures that are computed at once: one per prompt, the first of them number `index` of the seed.
+    """Images that are computed at once: one per prompt, the first of them number `index` of the seed.
 
     `same` tells that all are of one prompt and their indices count up; else all have `index`.
     """
@@ -86,11 +86,11 @@ def generate(args) -> int:
 
     prompts = read_prompts(args, tuple(COMMANDS))
     _check_options(args)
-    if len(prompts) * args.n > MAX_PICTURES:
-        raise UsageError(f"at most {MAX_PICTURES} pictures at once; got {len(prompts)} prompts times {args.n}")
+    if len(prompts) * args.n > MAX_IMAGES:
+        raise UsageError(f"at most {MAX_IMAGES} images at once; got {len(prompts)} prompts times {args.n}")
     seed = secrets.randbelow(2**31 - 2) if args.seed is None else args.seed
-    pictures = [{"prompt": p, "seed": seed, "index": args.index + i} for p in prompts for i in range(args.n)]
-    output, jobs = Output(args, pictures), batches(prompts, args.n, args.index, args.batch)
+    images = [{"prompt": p, "seed": seed, "index": args.index + i} for p in prompts for i in range(args.n)]
+    output, jobs = Output(args, images), batches(prompts, args.n, args.index, args.batch)
     with stages(args.quiet) as shown:
         from tfsd.images import Images
 
@@ -120,7 +120,7 @@ def _check_options(args):
 
 
 def _loaded(args, prompts: list[str], shown: Stages):
-    """Returns what makes the pictures: a model, loaded once the arguments are known to be right, or a server's client."""
+    """Returns what makes the images: a model, loaded once the arguments are known to be right, or a server's client."""
     if args.server is not None:
         return remote.connect(args)
     if args.device_bundle is not None:
@@ -177,9 +177,9 @@ def _warn_of_texts(tokenizer, args, prompts: list[str]):
 
 
 def batches(prompts: list[str], n: int, index: int, size: int) -> list[PromptBatch]:
-    """Returns the batches for `n` pictures of each prompt: all of one size, so that only one graph is compiled.
+    """Returns the batches for `n` images of each prompt: all of one size, so that only one graph is compiled.
 
-    What is in a batch with it never changes a picture, so they may be filled up.
+    What is in a batch with it never changes an image, so they may be filled up.
     """
     if n == 1:
         length, starts = _even(len(prompts), size)
@@ -196,14 +196,14 @@ def _even(count: int, size: int) -> tuple[int, range]:
 
 
 def _run(model, args, seed: int, jobs: list[PromptBatch], shown: Stages) -> Iterator:
-    """Yields the pictures of each batch."""
+    """Yields the images of each batch."""
     from tfsd.images import Images
 
     given = given_arguments(args, _target(args))
     first, count = 1, sum(job.keep for job in jobs)
     for job in jobs:
         last = first + job.keep - 1
-        shown.label = f"picture {first} of {count}" if first == last else f"pictures {first} to {last} of {count}"
+        shown.label = f"image {first} of {count}" if first == last else f"images {first} to {last} of {count}"
         first = last + 1
         own = {"seed": seed if job.same else [seed] * len(job.prompts), "index": job.index}
         images = model.text_to_image(

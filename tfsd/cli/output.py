@@ -14,10 +14,10 @@ class Output:
     Raises: `UsageError`, `ValueError` for a target that does not fit; `OSError` for one that cannot be written.
     """
 
-    def __init__(self, args, pictures: list[dict]):
-        """`pictures`: prompt, seed and index of each, in order."""
+    def __init__(self, args, images: list[dict]):
+        """`images`: prompt, seed and index of each, in order."""
         self._out, self._grid, self._columns = args.out, args.grid, args.columns
-        files = pictures[:1] if args.grid else pictures
+        files = images[:1] if args.grid else images
         self._folder = _folder(args.out)
         if args.out == "-":
             self._names: list[Path | None] = [None]
@@ -66,8 +66,8 @@ class Output:
     def _pipe(self, images):
         from tfsd.images.files import encode
 
-        picture, recipe = images.sheet(self._columns) if self._grid else (images.pil(0), images.recipes[0])
-        write_bytes(encode(picture, recipe))
+        image, recipe = images.sheet(self._columns) if self._grid else (images.pil(0), images.recipes[0])
+        write_bytes(encode(image, recipe))
 
 
 def _folder(out: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""`tfsd show`: the recipes that pictures carry."""
+"""`tfsd show`: the recipes that images carry."""
 
 import functools
 import math
@@ -37,8 +37,8 @@ def add_show(commands):
         "show",
         show,
         help="show how an image was made",
-        description="Prints the recipe that a picture file of tfsd carries, and the command that makes it again. Of files by "
-        "other image generators it prints what their `parameters` say, and a command for a picture of the same kind.",
+        description="Prints the recipe that an image file of tfsd carries, and the command that makes it again. Of files by "
+        "other image generators it prints what their `parameters` say, and a command for an image of the same kind.",
         examples=EXAMPLES,
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="a PNG, JPEG or WebP file")
@@ -69,7 +69,7 @@ def show(args) -> int:
 
 
 def _read(file: str):
-    """Returns the recipe of a picture, and what else another program's `parameters` say: None for pictures of tfsd.
+    """Returns the recipe of an image, and what else another program's `parameters` say: None for images of tfsd.
 
     Raises: `ImageFileError`.
     """
@@ -82,14 +82,14 @@ def _read(file: str):
         _check(foreign.recipe, file)
         return foreign.recipe, foreign
     if "pictures" in recipe and not recipe["pictures"]:
-        raise ImageFileError(f"{file} is damaged: it is a grid whose recipe lists no pictures.")
+        raise ImageFileError(f"{file} is damaged: it is a grid whose recipe lists no images.")
     for one in recipe.get("pictures", [recipe]):
         _check(one, file)
     return recipe, None
 
 
 def _print_own(recipe: dict):
-    about_weights = functools.cache(_about_weights)  # a grid has many pictures of one model
+    about_weights = functools.cache(_about_weights)  # a grid has many images of one model
     for one in recipe.get("pictures", [recipe]):
         print_values({name: value for name, value in one.items() if value is not None})
         print(f"again:  {command(one)}")
@@ -104,7 +104,7 @@ def _print_foreign(foreign):
     if foreign.syntax:
         print(f"the prompt has {', '.join(foreign.syntax)}, which tfsd reads as plain words")
     print(f"like it:  {command(foreign.recipe)}")
-    print("          another program made it, from other noise for its seed: expect a picture of the same kind, not the same\n")
+    print("          another program made it, from other noise for its seed: expect an image of the same kind, not the same\n")
 
 
 def _check(recipe: dict, file: str):
@@ -121,7 +121,7 @@ def _check(recipe: dict, file: str):
 
 
 def command(recipe: dict) -> str:
-    """Returns the command line that makes a picture again; a note instead if no command line can."""
+    """Returns the command line that makes an image again; a note instead if no command line can."""
     if recipe["prompt"] is None or recipe.get("custom_noise"):
         return "(made in Python from its own context or noise)"
     words = ["tfsd", "generate"]
@@ -170,7 +170,7 @@ def _escaped(character: str) -> str:
 
 
 def _about_weights(model: str | None, made_with: str | None) -> str:
-    """Returns a note where the model of a recipe's name is another than the one that made the picture."""
+    """Returns a note where the model of a recipe's name is another than the one that made the image."""
     from tfsd.storage.files import sha256
     from tfsd.storage.h5 import CheckpointError
     from tfsd.storage.model_folders import resolve

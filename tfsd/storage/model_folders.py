@@ -139,7 +139,7 @@ def load_spec(folder: str | Path, *, verify: bool = True) -> ModelSpec:
     """
     folder = Path(folder)
     if not (folder / "spec.json").is_file():
-        raise CheckpointError(f"{folder} is no model folder: it has no spec.json. `tfsd convert` makes one.")
+        raise CheckpointError(f"{folder} is not a model folder: it has no spec.json. `tfsd convert` makes one.")
     if verify:
         _verify(folder, "spec.json")
     try:
@@ -265,7 +265,7 @@ def resolve(model: str | Path, cache: str | Path | None = None) -> Path:
     if Path(model, "spec.json").is_file():
         return Path(model)
     if Path(model).exists():
-        raise CheckpointError(f"{model} is no model folder: it has no spec.json. `tfsd convert` makes one.")
+        raise CheckpointError(f"{model} is not a model folder: it has no spec.json. `tfsd convert` makes one.")
     if left := set_aside(model):
         raise CheckpointError(f"{model} is missing: an interrupted run moved it to {left}. Rename that to {Path(model).name}.")
     names = ", ".join(entry.name for entry in list_models(cache))
