@@ -4,6 +4,23 @@ import time
 import pytest
 
 
+@pytest.fixture(scope="module")
+def engine():
+    """A stand-in for a model: grey images of the lightness of their seed."""
+    from stand_in import Engine
+
+    return Engine()
+
+
+@pytest.fixture(scope="module")
+def server(engine):
+    """A server of that model, whose queue holds 8 rows."""
+    from stand_in import served
+
+    with served(engine, max_queue_rows=8) as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def toy_export(toy_folder, tmp_path_factory):
     """A folder of models with one: toy/1, 32 x 32 pixels, batches of up to 2. Read only: all test processes share it.

@@ -71,17 +71,6 @@ def b64(data: bytes) -> dict:
 
 
 @pytest.fixture(scope="module")
-def engine():
-    return Engine()
-
-
-@pytest.fixture(scope="module")
-def server(engine):
-    with served(engine, max_queue_rows=8) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def client(server):
     return Client(server)
 

@@ -12,17 +12,6 @@ from test_rest import PREDICT, Client, Reply, columns, rows
 
 
 @pytest.fixture(scope="module")
-def engine():
-    return Engine()
-
-
-@pytest.fixture(scope="module")
-def server(engine):
-    with served(engine, max_queue_rows=8) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def client(server):
     return Client(server)
 

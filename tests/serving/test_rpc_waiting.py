@@ -20,17 +20,6 @@ from tfsd.serving.server.rpc import MAX_RPCS, MAX_STREAMS
 
 
 @pytest.fixture(scope="module")
-def engine():
-    return Engine()
-
-
-@pytest.fixture(scope="module")
-def server(engine):
-    with served(engine, max_queue_rows=8) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def client(server):
     return Client(server)
 
