@@ -11,6 +11,7 @@ from tfsd.errors import shown
 
 Callback = Callable[[int, int], bool | None]
 _Function = TypeVar("_Function", bound=Callable)
+_BATCH_SIZE = Option(default=1, help="images of each prompt")
 _CALLS = {"num_images_per_prompt": "batch_size", "n_samples": "batch_size", "callback_on_step_end": "callback"}
 
 
@@ -72,8 +73,9 @@ def takes_options(target: str) -> Callable[[_Function], _Function]:
         ]
         fixed = [one for one in own.parameters.values() if one is not unpacked]
         function.__signature__ = own.replace(parameters=[*fixed, *named])  # type: ignore[attr-defined]
-        first = [name for name in own.parameters if name in ARGUMENTS]
-        rows = {name: ARGUMENTS[name] for name in first} | {name: row for name, (_, row) in options.items()}
+        known = ARGUMENTS | {"batch_size": _BATCH_SIZE}
+        first = [name for name in own.parameters if name in known]
+        rows = {name: known[name] for name in first} | {name: row for name, (_, row) in options.items()}
         listed = "\n".join(f"- `{name}`: {row.full_help}." for name, row in rows.items())
         function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nArguments:\n\n{listed}\n"
         return function
