@@ -1,6 +1,6 @@
 """A second class of denoiser, made here: its spec, its network and one line in the registry, and everything else works.
 
-A real one touches `tfsd/specs/networks.py` (the spec class), a file of its own in `tfsd/models/` (the network), and
+A real one touches `tfsd/specs/networks.py` (the spec class), a new file in `tfsd/models/` (the network), and
 `tfsd/specs/parts.py` (the line in `NETWORKS`); to import weights, also its rule table in `converters/importers/`. Pipeline,
 samplers, storage, exports, server and apps stay as they are.
 """

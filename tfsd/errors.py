@@ -16,7 +16,7 @@ class CheckpointError(Exception):
 
 
 class NotFiniteError(ArithmeticError):
-    """The latents of an image are NaN or infinite, so there is no image."""
+    """Latents or images are NaN or infinite."""
 
 
 class TfsdWarning(UserWarning):

@@ -30,7 +30,7 @@ from tfsd.storage.files import require_space
 from tfsd.storage.model_folders import load_spec, resolve
 from tfsd.text.portable import write_tokenizer_data
 
-LARGE = 10**8  # weights from which a part is converted in a process of its own, so that the memory is free again
+LARGE = 10**8  # parts with at least so many weights are converted in a new process, which frees the memory when it ends
 _CHECK_STEPS = 10  # for each image of the report
 _DISK_BYTES = 8  # in the folder for temporary files, for each weight: a SavedModel and a file, both in float32
 
@@ -151,7 +151,7 @@ def _convert(saved: dict[str, Saved], work: Path, stages: Stages) -> dict[str, P
         else:
             try:
                 convert(one.folder, files[name], one.signatures, one.weights)
-            except Exception as error:  # the converter raises a class of its own for each stage
+            except Exception as error:  # the converter has an exception class for each stage
                 raise ExportError(f"{name} cannot be converted to TFLite: {first_line(error)}") from error
         shutil.rmtree(one.folder)
     return files

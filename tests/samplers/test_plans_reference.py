@@ -1,7 +1,7 @@
 """Plans against what diffusers and KerasCV recorded. See tests/data/README.md for where the numbers come from.
 
 Out of scope, as not linear or not offered: clipped or thresholded samples, DPM-Solver of other orders and kinds (1, 3, Heun,
-dpmsolver, SDE). Flow matching has a file of its own.
+dpmsolver, SDE). Flow matching is compared in `test_flow.py`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Checks of a caller's arguments, made once, at the edge: each error names the argument, what fits and what came."""
+"""Checks of a caller's arguments. Each error names the argument, the allowed values and the given one."""
 
 import difflib
 import operator
@@ -46,7 +46,7 @@ def choice(name: str, value, allowed: Sequence[str]) -> str:
 
 
 def named_choice(name: str, value, allowed: Sequence[str], aliases: Mapping[str, str]) -> str:
-    """Returns the one of `allowed` that `value`, in upper or lower case, is or is another name of.
+    """Returns the one of `allowed` that `value` names, by its own name or an alias, in upper or lower case.
 
     Raises: `ValueError` listing them, and the closest name if there is one.
     """
@@ -67,7 +67,7 @@ def _unpacked(value):
 
 
 def batch_of(value, high: int) -> int:
-    """Returns `batch_size` as an int; raises as `whole`, for a text with a hint: KerasCV's second argument is another."""
+    """Returns `batch_size` as an int. Raises: as `whole`, with a hint for a text: KerasCV's second argument is one."""
     if value is None or isinstance(_unpacked(value), (str, list)):
         hint = "It is the second argument here; a negative prompt goes by its name, negative_prompt=..."
         raise TypeError(f"batch_size must be a whole number; got {shown(value)}. {hint}")
@@ -75,7 +75,7 @@ def batch_of(value, high: int) -> int:
 
 
 def prompts_of(prompt, batch_size) -> list[str]:
-    """Returns the prompt of each image of a batch, as `per_prompt`; raises for a batch that is too large, too."""
+    """Returns the prompt of each image of a batch. Raises: as `per_prompt`; `ValueError` for a batch that is too large."""
     prompts = per_prompt(prompt, batch_of(batch_size, MAX_BATCH))
     require_batch(len(prompts))
     return prompts
@@ -126,7 +126,10 @@ def one_each(name: str, value, kind: type, batch: int) -> list:
 
 
 def seeds_of(seed, index, batch: int, highest: int = MAX_INDEX) -> tuple[list[int], list[int]]:
-    """Returns each image's seed, as given or drawn where None was, and its index; raises for what is no int64."""
+    """Returns the seed and the index of each image. For None, one seed is drawn at random.
+
+    Raises: `TypeError`, `ValueError` for a seed that is not an int64, or an index above `highest`.
+    """
     index = whole("index", 0 if index is None else index, 0, highest)
     if seed is None:
         seed = secrets.randbelow(2**31 - 2)
