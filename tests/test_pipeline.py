@@ -11,11 +11,14 @@ import pytest
 import tensorflow as tf
 
 from tfsd import models
+from tfsd.api import load
 from tfsd.models.clip import TextEncoder
 from tfsd.noise import normal_noise
 from tfsd.pipeline import Pipeline, SamplingInputs
 from tfsd.samplers.plans import SAMPLERS, build_plan
 from tfsd.samplers.step import empty_history, step, unpack
+from tfsd.specs import SpecError
+from tfsd.storage.model_folders import save_model
 
 SIZE = 32
 TRAJECTORY = 2e-5  # of the largest latent: the same sums in another order, over up to eight steps
@@ -207,6 +210,16 @@ def test_parts_that_are_not_those_of_the_spec_are_refused(random_model):
     # Other heads have weights of the same shapes.
     with pytest.raises(ValueError, match=r"denoiser was built with heads \(2, 4\); the spec 'random' has \(4, 2\)"):
         Pipeline(dataclasses.replace(spec, denoiser=dataclasses.replace(spec.denoiser, heads=(4, 2))), parts)
+
+
+def test_a_second_text_encoder_is_refused_and_not_ignored(random_model, tmp_path):
+    spec, parts = random_model
+    spec = dataclasses.replace(spec, text=spec.text * 2)
+    with pytest.raises(SpecError, match="'random' has 2 text encoders; images can be made with one"):
+        Pipeline(spec, parts | {"text_encoder_2": parts["text_encoder"]})
+    folder = save_model(tmp_path / "two", spec, models.build(spec))
+    with pytest.raises(SpecError, match="2 text encoders"):
+        load(folder)
 
 
 def test_no_argument_of_a_request_makes_it_trace_again(pipeline):

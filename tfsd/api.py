@@ -265,6 +265,7 @@ def load(
     spec = model_folders.load_spec(folder)
     if numerics is not None:
         spec = spec.with_numerics(numerics)
+    spec.conditioning()  # raises for several text encoders, before they are loaded
     low = [part.name for part in spec.parts() if part.spec is not spec.vae]
     parts = model_folders.load_parts(folder, spec, parts=low, dtype=dtype)
     parts |= model_folders.load_parts(folder, spec, parts=("decoder",), dtype="float32")

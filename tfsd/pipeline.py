@@ -139,6 +139,7 @@ class Pipeline(tf.Module):
 
     def __init__(self, spec: ModelSpec, parts: Mapping[str, keras.Model], *, jit_compile: bool = True):
         super().__init__(name="pipeline")
+        spec.conditioning()  # raises for several text encoders
         self.spec = spec
         self.functions = PipelineFunctions(spec, parts, "xla" if jit_compile else "cpu")
         self.jit_compile = jit_compile

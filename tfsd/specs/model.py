@@ -75,7 +75,12 @@ class ModelSpec:
         return tuple(parts[name] for name in names)
 
     def conditioning(self) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of what the text encoders make of one prompt: {"context": (L, W)}."""
+        """Returns the shapes of what the text encoder makes of one prompt: {"context": (L, W)}.
+
+        Raises: `SpecError` for several text encoders, whose outputs nothing joins yet.
+        """
+        if len(self.text) != 1:
+            raise SpecError(f"{shown(self.name)} has {len(self.text)} text encoders; images can be made with one.")
         return {"context": (self.text[0].length, self.text[0].width)}
 
     def attention_bytes(self, batch: int, height: int, width: int) -> int:
