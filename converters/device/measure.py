@@ -95,10 +95,13 @@ def run_module(module: str, arguments: Sequence[str], failed: str) -> dict:
 
 
 def plausible(name: str, dtype: str, shape: Sequence[int]) -> np.ndarray:
-    """Returns made up values of an input, always the same: 1 for a whole number, else small ones; floats are normal."""
+    """Returns made up values of an input, always the same: 1 for a whole number, else small ones; floats are normal.
+
+    The input `sampler` is 0, because a bundle may have a single sampler.
+    """
     random = np.random.default_rng(zlib.crc32(name.encode()))
     if np.issubdtype(np.dtype(dtype), np.integer):
-        return np.ones(shape, dtype) if np.prod(shape) == 1 else random.integers(0, 8, shape).astype(dtype)
+        return np.full(shape, 0 if name == "sampler" else 1, dtype) if np.prod(shape) == 1 else random.integers(0, 8, shape).astype(dtype)
     return random.normal(size=shape).astype(dtype)
 
 
