@@ -5,16 +5,16 @@ A network or schedule of another class than the field's default says so: {"kind"
 
 import dataclasses
 import types
-import typing
+from typing import Any, get_args, get_type_hints, overload
 
 from tfsd.errors import shown
-from tfsd.specs.checks import SpecError
-from tfsd.specs.model import ModelSpec, kinds_of
+from tfsd.specs.checks import Spec, SpecError
+from tfsd.specs.model import AnySpec, ModelSpec, kinds_of
 
 COMPONENTS = ("text", "denoiser", "vae", "schedule")  # the fields of `ModelSpec` that are specs
 
 
-def to_json(spec) -> dict:
+def to_json(spec: Spec) -> dict[str, Any]:
     """Returns `spec` as JSON-ready nested dicts; `from_json` gives it back."""
     values = dataclasses.asdict(spec)
     if isinstance(spec, ModelSpec):
@@ -23,14 +23,22 @@ def to_json(spec) -> dict:
     return values
 
 
-def from_json(values: dict, kind: type = ModelSpec):
+@overload
+def from_json(values: dict[str, Any]) -> ModelSpec: ...
+
+
+@overload
+def from_json(values: dict[str, Any], kind: type[AnySpec]) -> AnySpec: ...
+
+
+def from_json(values: dict[str, Any], kind: type[Spec] = ModelSpec) -> Spec:
     """Builds a spec from nested dicts.
 
     Raises: `SpecError` naming an unknown field or a value of the wrong type.
     """
     if not isinstance(values, dict):
         raise SpecError(f"{kind.__name__} must be a JSON object; got {type(values).__name__}.")
-    hints = typing.get_type_hints(kind)
+    hints = get_type_hints(kind)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # without class variables
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -41,14 +49,14 @@ def from_json(values: dict, kind: type = ModelSpec):
     return kind(**{name: read(f"{kind.__name__}.{name}", value, fields[name]) for name, value in values.items()})
 
 
-def _with_kind(name: str, spec) -> dict:
+def _with_kind(name: str, spec: Spec) -> dict[str, Any]:
     """Returns a component of a model as JSON, with its kind unless that is the default."""
     (default, _), *_ = kinds_of(name).items()
     kind = next(kind for kind, cls in kinds_of(name).items() if cls is type(spec))
     return ({} if kind == default else {"kind": kind}) | dataclasses.asdict(spec)
 
 
-def _component(where: str, value, hint):
+def _component(where: str, value: Any, hint: Any) -> Any:
     """Reads a field of `ModelSpec`."""
     name = where.partition(".")[2]
     if name not in COMPONENTS:
@@ -59,7 +67,7 @@ def _component(where: str, value, hint):
     return _of_kind(where, value, kinds_of(name))
 
 
-def _of_kind(where: str, values, kinds: dict[str, type]):
+def _of_kind(where: str, values: Any, kinds: dict[str, type[Spec]]) -> Spec:
     if not isinstance(values, dict):
         raise SpecError(f"{where} must be a JSON object; got {type(values).__name__}.")
     kind = values.get("kind", next(iter(kinds)))
@@ -68,9 +76,9 @@ def _of_kind(where: str, values, kinds: dict[str, type]):
     return from_json({name: value for name, value in values.items() if name != "kind"}, kinds[kind])
 
 
-def _value(where: str, value, kind):
+def _value(where: str, value: Any, kind: Any) -> Any:
     if isinstance(kind, types.GenericAlias):  # tuple[T, ...] or tuple[T, T]
-        item, *rest = typing.get_args(kind)
+        item, *rest = get_args(kind)
         if not isinstance(value, (list, tuple)):
             raise SpecError(f"{where} must be a list; got {shown(value)}.")
         if rest != [...] and len(value) != 1 + len(rest):

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from tfsd.errors import shown
-from tfsd.specs.checks import SpecError, one_of, within_limits
+from tfsd.specs.checks import Spec, SpecError, one_of, within_limits
 from tfsd.specs.networks import CLIPSpec, UNetSpec, VAESpec
 from tfsd.specs.parts import NETWORKS, Part, parts_of
 from tfsd.specs.schedule import SCHEDULES, ScheduleSpec, VPSpec
 
 MAX_TEXT_ENCODERS = 3
+AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class ModelSpec:
     numerics: str = "compvis"
     licence: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         within_limits(self)
         one_of(self, rounding=("nearest", "truncate"), numerics=tuple(NUMERICS))
         self._require_kinds()
@@ -43,7 +44,7 @@ class ModelSpec:
         if not self.default_sampler.isidentifier():
             raise SpecError(f"ModelSpec.default_sampler must be the name of a sampler; got {shown(self.default_sampler)}.")
 
-    def _require_kinds(self):
+    def _require_kinds(self) -> None:
         """Raises `SpecError` for a network or schedule that the field cannot have."""
         if not isinstance(self.text, tuple) or not 1 <= len(self.text) <= MAX_TEXT_ENCODERS:
             raise SpecError(f"ModelSpec.text must be a tuple of 1 to {MAX_TEXT_ENCODERS} specs; got {shown(self.text)}.")
@@ -103,14 +104,14 @@ class ModelSpec:
         return replace(apply_numerics(self, numerics), numerics=numerics, default_sampler=sampler, text=text, **changed)
 
 
-def kinds_of(field_name: str) -> dict[str, type]:
+def kinds_of(field_name: str) -> dict[str, type[Spec]]:
     """Returns the spec classes that a field of `ModelSpec` can have, by their kinds in spec.json; the first is the default."""
     if field_name == "schedule":
         return SCHEDULES
     return {entry.kind: cls for cls, entry in NETWORKS.items() if entry.field == field_name}
 
 
-def apply_numerics(spec, numerics: str):
+def apply_numerics(spec: AnySpec, numerics: str) -> AnySpec:
     """Returns a spec with the values that `NUMERICS` has for its class."""
     return replace(spec, **NUMERICS[numerics].get(type(spec), {}))
 

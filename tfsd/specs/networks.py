@@ -24,7 +24,7 @@ class CLIPSpec:
     ftfy: bool = True  # KerasCV does not repair text
     kept_tokens: tuple[int, ...] = ()  # if given: only these have rows of their own, the rest share row 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         within_limits(self)
         one_of(self, activation=("quick_gelu", "gelu", "gelu_tanh"))
         divides("CLIPSpec", "heads", self.heads, "width", self.width)
@@ -59,8 +59,8 @@ class UNetSpec:
     transformer_norm_epsilon: float = 1e-6  # KerasCV: 1e-5
     upcast_attention: bool = False  # queries meet keys in float32, as SD 2.1 needs; in float16 they always do
 
-    def __post_init__(self):
-        has_levels(self)
+    def __post_init__(self) -> None:
+        has_levels("UNetSpec", self.channels)
         within_limits(self)
         one_of(self, gelu=("gelu", "gelu_tanh"))
         for name in ("attention", "heads"):
@@ -84,8 +84,8 @@ class VAESpec:
     scale: float = 0.18215  # 1 / std of the latents; applied by the pipeline, never in a layer
     shift: float = 0.0
 
-    def __post_init__(self):
-        has_levels(self)
+    def __post_init__(self) -> None:
+        has_levels("VAESpec", self.channels)
         within_limits(self)
         for channels in self.channels:
             divides("VAESpec", "groups", self.groups, "channels", channels)
@@ -93,4 +93,4 @@ class VAESpec:
     @property
     def factor(self) -> int:
         """Pixels along one side of the patch that one latent stands for."""
-        return 2 ** (len(self.channels) - 1)
+        return 1 << (len(self.channels) - 1)

@@ -7,6 +7,7 @@ because what reads specs must not load TensorFlow.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tfsd.specs.checks import Spec
 from tfsd.specs.networks import CLIPSpec, UNetSpec, VAESpec
 
 Input = tuple[tuple[int, ...], str]  # shape and dtype
@@ -89,7 +90,7 @@ def _vae_attention(spec: VAESpec, height: int, width: int) -> int:
     return (height * width) ** 2
 
 
-NETWORKS: dict[type, NetworkKind] = {
+NETWORKS: dict[type[Spec], NetworkKind] = {
     CLIPSpec: NetworkKind(
         "text",
         "clip",
@@ -115,9 +116,10 @@ NETWORKS: dict[type, NetworkKind] = {
 }
 
 
-def parts_of(*specs) -> tuple[Part, ...]:
+def parts_of(*specs: Spec) -> tuple[Part, ...]:
     """Returns the networks that the specs describe, in this order; a second of one name is called and stored with a "_2"."""
-    parts, seen = [], {}
+    parts: list[Part] = []
+    seen: dict[str, int] = {}
     for spec in specs:
         for kind in NETWORKS[type(spec)].parts:
             seen[kind.name] = seen.get(kind.name, 0) + 1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tfsd.specs.checks import SpecError, one_of, within_limits
+from tfsd.specs.checks import Spec, SpecError, one_of, within_limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class VPSpec:
     final_sigma: str = "zero"  # what Euler and DPM-Solver++ end at: no noise, or "sigma_min", the noise of timestep 0
     zero_snr: bool = False  # the betas are rescaled, so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         within_limits(self)
         one_of(
             self,
@@ -53,9 +53,9 @@ class FlowSpec:
 
     prediction: ClassVar[str] = "flow"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         within_limits(self)
 
 
 ScheduleSpec = VPSpec | FlowSpec
-SCHEDULES: dict[str, type] = {"variance_preserving": VPSpec, "flow": FlowSpec}  # "kind" in spec.json -> class
+SCHEDULES: dict[str, type[Spec]] = {"variance_preserving": VPSpec, "flow": FlowSpec}  # "kind" in spec.json -> class
