@@ -101,7 +101,9 @@ def plausible(name: str, dtype: str, shape: Sequence[int]) -> np.ndarray:
     """
     random = np.random.default_rng(zlib.crc32(name.encode()))
     if np.issubdtype(np.dtype(dtype), np.integer):
-        return np.full(shape, 0 if name == "sampler" else 1, dtype) if np.prod(shape) == 1 else random.integers(0, 8, shape).astype(dtype)
+        if np.prod(shape) == 1:
+            return np.full(shape, 0 if name == "sampler" else 1, dtype)
+        return random.integers(0, 8, shape).astype(dtype)
     return random.normal(size=shape).astype(dtype)
 
 
