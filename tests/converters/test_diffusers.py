@@ -13,7 +13,7 @@ from tfsd.converters import convert
 from tfsd.converters.importers.diffusers import FILES, export, open_folder
 from tfsd.errors import CheckpointError, TfsdWarning
 from tfsd.specs import CLIPSpec, ModelSpec, UNetSpec, VAESpec, VPSpec
-from tfsd.storage.model_folders import load_model, load_spec, named_variables
+from tfsd.storage.model_folders import load_parts, load_spec, named_variables
 
 A_SD1_FOLDER = Path(__file__).parents[1] / "data" / "diffusers" / "a_sd1"
 PUBLISHED_NAMES = A_SD1_FOLDER.with_name("a_sd1_published_names")
@@ -33,9 +33,10 @@ def file_of(folder, subfolder):
 
 def exported(folder) -> dict[str, dict[str, np.ndarray]]:
     """A model folder's tensors under diffusers' names again, after a way through Keras' variables."""
-    spec, parts = load_model(folder)
+    spec = load_spec(folder)
     tensors = {
-        part: ((path, np.asarray(variable)) for path, variable in named_variables(model).items()) for part, model in parts.items()
+        part: ((path, np.asarray(variable)) for path, variable in named_variables(model).items())
+        for part, model in load_parts(folder, spec).items()
     }
     return {subfolder: dict(stream) for subfolder, stream in export(spec, tensors).items()}
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfsd.converters import convert
 from tfsd.specs import ModelSpec
-from tfsd.storage.model_folders import load_model
+from tfsd.storage.model_folders import load_parts, load_spec
 
 DATA = Path(__file__).parents[1] / "data" / "diffusers"
 MODES = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}
@@ -36,7 +36,8 @@ def reference(tmp_path_factory) -> Reference:
         name: array if name.endswith(AS_THEY_ARE) else np.ascontiguousarray(np.moveaxis(array, -3, -1))
         for name, array in arrays.items()
     }
-    return Reference(*load_model(folder), recorded)
+    spec = load_spec(folder)
+    return Reference(spec, load_parts(folder, spec), recorded)
 
 
 @pytest.fixture(scope="module", params=["eager", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("graph", "xla"))])

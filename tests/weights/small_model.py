@@ -3,7 +3,7 @@
 import numpy as np
 
 from tfsd.specs import CLIPSpec, ModelSpec, UNetSpec, VAESpec
-from tfsd.storage.model_folders import named_variables
+from tfsd.storage.model_folders import load_parts, load_spec, named_variables
 
 SPEC = ModelSpec(
     name="small",
@@ -16,6 +16,11 @@ SPEC = ModelSpec(
 )
 
 PARTS = tuple(part.name for part in SPEC.parts())
+
+
+def loaded(folder, **options) -> dict:
+    """The parts of a model folder, built from the spec in it."""
+    return load_parts(folder, load_spec(folder), **options)
 
 
 def values(part) -> dict[str, np.ndarray]:

@@ -5,12 +5,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from small_model import PARTS, SPEC
+from small_model import PARTS, SPEC, loaded
 
 from tfsd import models
 from tfsd.errors import CheckpointError
 from tfsd.specs import PRESETS
-from tfsd.storage.model_folders import load_model, load_parts, load_spec, load_weights
+from tfsd.storage.model_folders import load_parts, load_spec, load_weights
 
 
 def edit(path: Path, change):
@@ -29,7 +29,7 @@ def test_a_truncated_file_is_named(folder):
     file = folder / "unet.weights.h5"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"unet\.weights\.h5 is damaged: it has \d+ bytes instead of \d+"):
-        load_model(folder)
+        loaded(folder)
 
 
 @pytest.mark.parametrize("name", ["unet.weights.h5", "spec.json"])
@@ -38,7 +38,7 @@ def test_a_flipped_bit_is_found(folder, name):
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)
     with pytest.raises(CheckpointError, match=rf"{name} is damaged: its SHA-256"):
-        load_model(folder)
+        loaded(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, 3000])
@@ -138,7 +138,7 @@ def _not_a_number(file):
 def test_a_file_that_was_tampered_with_is_refused(folder, change, message):
     edit(folder / "text_encoder.weights.h5", change)
     with pytest.raises(CheckpointError, match=message):
-        load_model(folder, parts=("text_encoder",))
+        loaded(folder, parts=("text_encoder",))
 
 
 def test_weights_of_another_model_are_refused(folder):
@@ -159,7 +159,7 @@ def test_a_bad_spec_is_one_line(folder, text):
 def test_a_missing_file_is_named(folder):
     (folder / "unet.weights.h5").unlink()
     with pytest.raises(CheckpointError, match=r"has no unet\.weights\.h5"):
-        load_model(folder)
+        loaded(folder)
 
 
 @pytest.mark.parametrize("part", PARTS)

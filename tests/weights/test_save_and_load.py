@@ -6,22 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_model import PARTS, SPEC, assert_same, values
+from small_model import PARTS, SPEC, assert_same, loaded, values
 
 from tfsd import models
 from tfsd.specs import CLIPSpec, ModelSpec
 from tfsd.storage.folders import own_files
-from tfsd.storage.model_folders import load_model, load_parts, load_weights, save_model
+from tfsd.storage.model_folders import load_spec, load_weights, save_model
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_a_model_comes_back_as_it_was_saved(saved, parts):
-    spec, loaded = load_model(saved)
-    assert spec == SPEC
-    assert set(loaded) == set(PARTS)
+    assert load_spec(saved) == SPEC
+    found = loaded(saved)
+    assert set(found) == set(PARTS)
     for part in parts:
-        assert_same(loaded[part], parts[part])
+        assert_same(found[part], parts[part])
 
 
 def test_the_manifest_records_what_was_saved(saved):
@@ -61,10 +61,10 @@ def test_we_read_files_of_keras(parts, tmp_path, part):
 def test_half_precision_files_hold_the_rounded_values(parts, tmp_path, dtype):
     folder = save_model(tmp_path / dtype, SPEC, parts, dtype=dtype)
     assert json.loads((folder / "manifest.json").read_text())["dtype"] == dtype
-    _, loaded = load_model(folder, parts=("text_encoder",))
+    found = loaded(folder, parts=("text_encoder",))["text_encoder"]
     for path, expected in values(parts["text_encoder"]).items():
         rounded = expected.astype(np.dtype(dtype)).astype("float32")
-        np.testing.assert_array_equal(values(loaded["text_encoder"])[path], rounded, err_msg=path)
+        np.testing.assert_array_equal(values(found)[path], rounded, err_msg=path)
     sizes = [sum(f.stat().st_size for f in place.glob("unet*")) for place in (folder, folder.parent / dtype)]
     assert sizes[0] == sizes[1]
 
@@ -73,19 +73,18 @@ def test_keras_reads_our_bfloat16_files(parts, tmp_path):
     folder = save_model(tmp_path / "bf16", SPEC, {"decoder": parts["decoder"]}, dtype="bfloat16")
     fresh = models.build(SPEC, dtype="bfloat16", parts=("decoder",))["decoder"]
     fresh.load_weights(folder / "decoder.weights.h5")
-    _, loaded = load_model(folder, parts=("decoder",), dtype="bfloat16")
-    assert_same(fresh, loaded["decoder"])
+    assert_same(fresh, loaded(folder, parts=("decoder",), dtype="bfloat16")["decoder"])
 
 
 def test_loading_in_half_precision_rounds_float32_files(saved, parts):
-    loaded = load_parts(saved, SPEC, parts=("decoder",), dtype="float16")["decoder"]
+    found = loaded(saved, parts=("decoder",), dtype="float16")["decoder"]
     for path, expected in values(parts["decoder"]).items():
-        np.testing.assert_array_equal(values(loaded)[path], expected.astype("float16"), err_msg=path)
+        np.testing.assert_array_equal(values(found)[path], expected.astype("float16"), err_msg=path)
 
 
 def test_a_wrong_part_or_dtype_is_refused(saved, parts, tmp_path):
     with pytest.raises(ValueError, match="parts are text_encoder, denoiser, decoder, encoder; got 'vae'"):
-        load_model(saved, parts=("vae",))
+        loaded(saved, parts=("vae",))
     with pytest.raises(ValueError, match="dtype must be one of .* got 'int8'"):
         save_model(tmp_path / "x", SPEC, parts, dtype="int8")
 

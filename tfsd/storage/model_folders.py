@@ -36,7 +36,8 @@ def named_variables(model) -> dict:
 
 def _keys(paths: Iterable[str]) -> dict[str, str]:
     """Returns the h5 key of every path: a variable's number is its position within its layer."""
-    counts, keys = {}, {}
+    counts: dict[str, int] = {}
+    keys = {}
     for path in paths:
         layer, slash, _ = path.rpartition("/")
         keys[path] = f"{layer}{slash}vars/{counts.setdefault(layer, 0)}"
@@ -80,7 +81,8 @@ def write_model(
     from tfsd.models import part_shapes
 
     with new_folder(folder, kind="model", overwrite=overwrite) as new:
-        shapes, stored = part_shapes(spec, tensors), set()
+        shapes = part_shapes(spec, tensors)
+        stored: set[str] = set()  # dtypes
         for part in spec.parts(tensors):
             own = shapes[part.name]
             pairs = _checked(part.name, tensors[part.name], own, dtype, stored, progress)
@@ -100,7 +102,7 @@ def write_model(
     return Path(folder)
 
 
-def _checked(part: str, stream: Tensors, shapes: Mapping, dtype: str | None, stored: set, progress) -> Tensors:
+def _checked(part: str, stream: Tensors, shapes: Mapping, dtype: str | None, stored: set[str], progress) -> Tensors:
     keys, left = _keys(shapes), dict(shapes)
     for path, values in stream:
         if left.pop(path, None) != values.shape:
@@ -151,13 +153,13 @@ def load_spec(folder: str | Path, *, verify: bool = True) -> ModelSpec:
 def load_parts(
     folder: str | Path, spec: ModelSpec, *, parts: Iterable[str] | None = None, dtype: str = "float32", verify: bool = True
 ) -> dict:
-    """Builds the parts of `spec` in `dtype` and fills them from a model folder, one tensor at a time.
+    """Builds parts of `spec` {part: keras.Model} in `dtype` and fills them from a model folder, one tensor at a time.
 
     Raises: `CheckpointError` if a file is missing or damaged, or does not fit the spec.
     """
     from tfsd.models import build
 
-    folder, models, wanted = Path(folder), {}, spec.parts(parts)
+    folder, wanted = Path(folder), spec.parts(parts)
     for part in wanted:
         path = folder / part.file
         if not path.is_file():
@@ -168,18 +170,11 @@ def load_parts(
             stored_tensors(file)  # raises for what is damaged
         if path.stat().st_size < 2 * part.fewest_values:  # before memory is taken for them
             raise CheckpointError(f"{path} is too small for the {part.name} of {spec.name} that spec.json describes.")
+    models: dict = {}
     for part in wanted:
         models |= build(spec, dtype=dtype, parts=(part.name,))
         load_weights(folder / part.file, models[part.name], model=f"the {part.name} of {spec.name}")
     return models
-
-
-def load_model(
-    folder: str | Path, *, parts: Iterable[str] | None = None, dtype: str = "float32", verify: bool = True
-) -> tuple[ModelSpec, dict]:
-    """Returns the spec of a model folder and its parts {part: keras.Model}; raises as `load_parts`."""
-    spec = load_spec(folder, verify=verify)
-    return spec, load_parts(folder, spec, parts=parts, dtype=dtype, verify=verify)
 
 
 def load_weights(path: str | Path, part, *, model: str = "the model"):
@@ -232,7 +227,7 @@ class ModelEntry(NamedTuple):
 
 def list_models(cache: str | Path | None = None) -> list[ModelEntry]:
     """Returns the models that `resolve` knows by name, then the presets that could be downloaded."""
-    entries = {}
+    entries: dict[str, ModelEntry] = {}
     for state, root in (("embedded", ASSETS), ("downloaded", Path(cache or home()) / "models")):
         for spec in sorted(root.glob("[!.]*/spec.json")):
             folder, size = spec.parent, sum(f.stat().st_size for f in spec.parent.iterdir() if f.is_file())
@@ -257,10 +252,10 @@ def resolve(model: str | Path, cache: str | Path | None = None) -> Path:
     Raises: `CheckpointError` saying what exists, or how to get a preset.
     """
     if isinstance(model, str):
-        known = {entry.name: entry for entry in list_models(cache)}
-        if model in known and known[model].path is not None:
-            return known[model].path
-        if model in known and not Path(model, "spec.json").is_file():
+        folders = {entry.name: entry.path for entry in list_models(cache)}
+        if folder := folders.get(model):
+            return folder
+        if model in folders and not Path(model, "spec.json").is_file():
             raise CheckpointError(f"{model} is not downloaded. `tfsd download {model} --accept-licence` fetches it.")
     if Path(model, "spec.json").is_file():
         return Path(model)
