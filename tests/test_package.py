@@ -22,7 +22,7 @@ COLUMNS = (
     {"tfsd.arguments", "tfsd.models", "tfsd.text"},
     {"tfsd.noise", "tfsd.samplers", "tfsd.storage", "tfsd.sharing", "tfsd.compat"},
     {"tfsd.pipeline", "tfsd.images"},
-    {"tfsd.api", "tfsd.hub", "tfsd.device"},
+    {"tfsd.api", "tfsd.batch", "tfsd.hub", "tfsd.device"},
     {"tfsd.training", "tfsd.benchmark", "tfsd.cached_model"},
     {"tfsd.converters.importers", "tfsd.converters.saved_model"},
     {"tfsd.converters.device", "tfsd.converters"},  # a bundle is judged by the checker that judged the embedded model's training
@@ -32,7 +32,7 @@ COLUMNS = (
     {"tfsd.cli"},
 )
 LIGHT = ("tfsd", "tfsd.cli", "tfsd.images", "tfsd.storage.model_folders", "tfsd.hub", "tfsd.specs", "tfsd.text")
-LIGHT += ("tfsd.samplers.plans",)
+LIGHT += ("tfsd.batch", "tfsd.samplers.plans")
 ROOMS = {name for column in COLUMNS for name in column}
 
 

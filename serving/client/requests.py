@@ -15,6 +15,7 @@ from tfsd import __version__
 from tfsd.arguments.checks import checked, prompts_of
 from tfsd.arguments.options import require_known
 from tfsd.arguments.table import ARGUMENTS, GRAPH, Seeds, Texts, columns
+from tfsd.batch import evenly
 from tfsd.errors import printable, shown
 from tfsd.images import Images
 from tfsd.images.recipes import per_image
@@ -112,14 +113,11 @@ def predict_requests(given: Columns, spec: Any, max_batch: int) -> list[Any]:
 
     They have no output filter, since older exports may lack an output that this client reads.
     """
-    batch = len(given["prompt"])
-    parts = -(-batch // max_batch)
-    bounds = [batch * i // parts for i in range(parts + 1)]  # of similar sizes, so that they take similar times
     requests = []
-    for first, last in zip(bounds, bounds[1:]):
+    for part in evenly(len(given["prompt"]), max_batch):  # so that they take similar times
         request = protos.PredictRequest(model_spec=spec)
         for name, values in given.items():
-            request.inputs[name].CopyFrom(tensor_of(values[first:last], INPUTS[name]))
+            request.inputs[name].CopyFrom(tensor_of(values[part.start : part.stop], INPUTS[name]))
         requests.append(request)
     return requests
 

@@ -14,7 +14,6 @@ from command_line import LONG, one_line, start, toy
 from PIL import Image
 
 from tfsd.cli import main
-from tfsd.cli.generate import batches
 from tfsd.images import Images, read_recipe
 
 
@@ -153,16 +152,6 @@ def test_file_that_holds_no_prompts_is_refused(data, message, place, run):
     Path("prompts.txt").write_bytes(data)
     status, out, err = run(*toy("--prompts", "prompts.txt"))
     assert (status, out) == (2, "") and message in err and one_line(err)
-
-
-@pytest.mark.parametrize("count, n, size", [(1, 1, 4), (1, 5, 4), (7, 1, 4), (3, 5, 2), (2, 4, 4), (1, 64, 64)])
-def test_batches_hold_every_picture_once_and_have_one_size(count, n, size):
-    prompts = [f"prompt {i}" for i in range(count)]
-    jobs = batches(prompts, n, 10, size)
-    found = [(prompt, job.index + (i if job.same else 0)) for job in jobs for i, prompt in enumerate(job.prompts) if i < job.keep]
-    assert found == [(prompt, 10 + i) for prompt in prompts for i in range(n)]
-    assert len({len(job.prompts) for job in jobs}) == 1
-    assert len(jobs[0].prompts) <= size
 
 
 def test_files_without_a_name_are_called_after_their_own_prompts(place, run):

@@ -2,10 +2,11 @@
 
 import secrets
 import warnings
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tfsd.arguments.table import DEVICE, GRAPH, PYTHON
+from tfsd.batch import Batch, Row, batches
 from tfsd.cli import remote
 from tfsd.cli.output import Output
 from tfsd.cli.parsing import UsageError, add_command, integer, prompt_text, size
@@ -68,18 +69,6 @@ def add_generate(commands):
     return parser
 
 
-class PromptBatch(NamedTuple):
-    """Images that are computed at once: one per prompt, the first of them number `index` of the seed.
-
-    `same` tells that all are of one prompt and their indices count up; else all have `index`.
-    """
-
-    prompts: list[str]
-    index: int  # type: ignore[assignment]  # hides the method of tuples
-    same: bool
-    keep: int  # the rest only fills up the batch
-
-
 def generate(args) -> int:
     """Runs the command."""
     from tfsd.cli import COMMANDS
@@ -88,23 +77,25 @@ def generate(args) -> int:
     _check_options(args)
     if len(prompts) * args.n > MAX_IMAGES:
         raise UsageError(f"at most {MAX_IMAGES} images at once; got {len(prompts)} prompts times {args.n}")
-    seed = secrets.randbelow(2**31 - 2) if args.seed is None else args.seed
-    images = [{"prompt": p, "seed": seed, "index": args.index + i} for p in prompts for i in range(args.n)]
-    output, jobs = Output(args, images), batches(prompts, args.n, args.index, args.batch)
+    rows = _rows(args, prompts)
+    output = Output(args, rows)
     with stages(args.quiet) as shown:
-        from tfsd.images import Images
-
         model = _loaded(args, prompts, shown)
-        if _target(args) != PYTHON:  # nothing is compiled here for which batches should have one size
-            jobs = [job._replace(prompts=job.prompts[: job.keep]) for job in jobs]
-        parts = _run(model, args, seed, jobs, shown)
+        # Exports have compiled their graphs, so that batches of several sizes cost nothing there.
+        made = _run(model, args, batches(rows, args.batch, fill=_target(args) == PYTHON), shown)
         if args.grid:
-            output.save(_joined(list(parts)))
+            output.save(_joined(made))
             return 0
-        for images in parts:
-            for i, recipe in enumerate(images.recipes):
-                output.save(Images(images[i : i + 1], [recipe]))
+        for number, images in made:
+            output.save(images, number)
     return 0
+
+
+def _rows(args, prompts: list[str]) -> list[Row]:
+    """Returns the arguments of each image; `args.n` images of a prompt come one after the other."""
+    given = {name: value for name, value in given_arguments(args, _target(args)).items() if value is not None}
+    seed = secrets.randbelow(2**31 - 2) if args.seed is None else args.seed
+    return [{"prompt": prompt} | given | {"seed": seed, "index": args.index + i} for prompt in prompts for i in range(args.n)]
 
 
 def _check_options(args):
@@ -176,49 +167,27 @@ def _warn_of_texts(tokenizer, args, prompts: list[str]):
         warnings.simplefilter("ignore", category)
 
 
-def batches(prompts: list[str], n: int, index: int, size: int) -> list[PromptBatch]:
-    """Returns the batches for `n` images of each prompt: all of one size, so that only one graph is compiled.
-
-    What is in a batch with it never changes an image, so they may be filled up.
-    """
-    if n == 1:
-        length, starts = _even(len(prompts), size)
-        groups = [prompts[start : start + length] for start in starts]
-        return [PromptBatch(group + group[-1:] * (length - len(group)), index, False, len(group)) for group in groups]
-    length, starts = _even(n, size)
-    return [PromptBatch([p] * length, index + start, True, min(length, n - start)) for p in prompts for start in starts]
-
-
-def _even(count: int, size: int) -> tuple[int, range]:
-    parts = -(-count // size)
-    length = -(-count // parts)
-    return length, range(0, count, length)
-
-
-def _run(model, args, seed: int, jobs: list[PromptBatch], shown: Stages) -> Iterator:
-    """Yields the images of each batch."""
-    from tfsd.images import Images
-
-    given = given_arguments(args, _target(args))
-    first, count = 1, sum(job.keep for job in jobs)
-    for job in jobs:
-        last = first + job.keep - 1
+def _run(model, args, planned: list[Batch], shown: Stages) -> Iterator[tuple[int, Any]]:
+    """Yields each image with the number of its row, as `Images` of one."""
+    first, count = 1, sum(len(batch.rows) for batch in planned)
+    for batch in planned:
+        last = first + len(batch.rows) - 1
         shown.label = f"image {first} of {count}" if first == last else f"images {first} to {last} of {count}"
         first = last + 1
-        own = {"seed": seed if job.same else [seed] * len(job.prompts), "index": job.index}
         images = model.text_to_image(
-            job.prompts[0] if job.same else job.prompts,
-            len(job.prompts) if job.same else 1,
+            **batch.arguments(),
             progress=not args.quiet,
             callback=lambda done, steps: None,  # between chunks of steps Ctrl-C is heard
-            **given | own,
         )
-        yield Images(images[: job.keep], images.recipes[: job.keep])
+        for i, number in enumerate(batch.numbers):
+            yield number, images[i : i + 1]
 
 
-def _joined(parts: list):
+def _joined(made: Iterable[tuple[int, Any]]):
+    """Returns all images, in the order of their rows."""
     import numpy as np
 
     from tfsd.images import Images
 
+    parts = [images for _, images in sorted(made, key=lambda pair: pair[0])]
     return Images(np.concatenate(parts), [recipe for images in parts for recipe in images.recipes])

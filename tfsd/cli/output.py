@@ -24,7 +24,6 @@ class Output:
             _require_pipe(args.flags["out"], len(files))
         else:
             self._names = [*self._named(files, args.n)]
-        self._left = iter(self._names)
 
     def _named(self, files: list[dict], n: int) -> list[Path]:
         from tfsd.images import check_targets, file_names, free_names
@@ -38,12 +37,12 @@ class Output:
         check_targets(names)
         return names
 
-    def save(self, images):
-        """Writes the next file, a grid or one image, and prints its name."""
+    def save(self, images, number: int = 0):
+        """Writes image `number`, or the grid of all images, and prints the name of the file."""
         from tfsd.images import free_names
         from tfsd.images.files import FileThereError
 
-        name = next(self._left)
+        name = self._names[number]
         if name is None:
             self._pipe(images)
             return
