@@ -103,8 +103,9 @@ def _plms_row(schedule: NoiseSchedule, timestep: float, departure: float, arriva
     p, q = as_noise(schedule.spec.prediction, alpha, sigma)
     keep = alpha_next / alpha
     gain = sigma_next - keep * sigma  # of the noise; the transfer of the paper, simplified
-    level = schedule.marginals(timestep)
-    return PlanRow(timestep, *map(float, level), 0.0, 1.0, keep + gain * p, tuple(gain * q * weight for weight in weights))
+    level_alpha, level_sigma = map(float, schedule.marginals(timestep))
+    mix = tuple(gain * q * weight for weight in weights)
+    return PlanRow(timestep, level_alpha, level_sigma, from_latents=0.0, from_output=1.0, keep=keep + gain * p, mix=mix)
 
 
 def _undo(first: PlanRow, again: PlanRow) -> PlanRow:
@@ -120,7 +121,8 @@ def dpmpp_2m(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: boo
     diffusers' `lower_order_final` has it.
     """
     if karras:
-        ratios = karras_ratios(*schedule.ratios([schedule.spec.train_steps - 1, 0]), num_steps)
+        largest, smallest = schedule.ratios([schedule.spec.train_steps - 1, 0])
+        ratios = karras_ratios(largest, smallest, num_steps)
         timesteps = np.round(schedule.timesteps_of(ratios))
     else:
         timesteps = schedule.spaced_timesteps(num_steps, end_early=True)
@@ -129,6 +131,7 @@ def dpmpp_2m(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: boo
     alpha, sigma = levels(ratios)
     log_snr = -np.log(ratios[ratios > 0])
     rows = []
+    mix: tuple[float, ...]
     for i in range(start, num_steps):
         if ratios[i + 1] == 0:
             keep, mix = 0.0, (1.0,)
@@ -227,10 +230,10 @@ def build_plan(spec: ScheduleSpec, sampler: str, num_steps: int, start: int = 0,
     return Plan(packed, len(rows), _init_scale(spec, chosen, rows))
 
 
-def _options(key: str, eta) -> dict:
+def _options(key: str, eta: float) -> dict[str, float | bool]:
     """Returns the options that the functions of a sampler take."""
     chosen = SAMPLERS[key]
-    options = {"karras": True} if chosen.karras else {}
+    options: dict[str, float | bool] = {"karras": True} if chosen.karras else {}
     if chosen.has_eta:
         options["eta"] = real("eta", eta, 0, 1, "0 means no fresh noise.")
     elif eta != 0:

@@ -11,7 +11,8 @@ def unpack(packed: tf.Tensor) -> PlanRow:
     They have four dimensions in either case, since LiteRT's GPU accelerator multiplies by no scalar that is computed.
     """
     numbers = tf.split(tf.reshape(packed, [-1, 1, 1, ROW_SIZE]), ROW_SIZE, axis=-1)
-    return PlanRow(*numbers[:6], mix=tuple(numbers[6 : 6 + HISTORY]), noise=numbers[6 + HISTORY])
+    timestep, alpha, sigma, from_latents, from_output, keep, *mix, noise = numbers
+    return PlanRow(timestep, alpha, sigma, from_latents, from_output, keep, tuple(mix), noise)
 
 
 def empty_history(latents: tf.Tensor) -> tuple[tf.Tensor, ...]:
