@@ -4,7 +4,7 @@ Every target is an export of `Pipeline`.
 """
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -14,7 +14,7 @@ from tfsd.models import kernels
 from tfsd.noise import INITIAL_STREAM, normal_noise
 from tfsd.programs import Programs
 from tfsd.samplers.step import empty_history, step, unpack
-from tfsd.sharing import shared
+from tfsd.sharing import WithWeights, shared
 from tfsd.specs import ModelSpec
 
 
@@ -145,6 +145,7 @@ class Pipeline(tf.Module):
         self.jit_compile = jit_compile
         self.tracked = [v.value for part in parts.values() for v in part.variables]
         names = ("encode", "begin", "advance", "finish")
+        programs: Sequence[Programs | WithWeights]
         if jit_compile:
             programs = shared(PipelineFunctions, spec, parts, names)
         else:

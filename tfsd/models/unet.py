@@ -151,7 +151,8 @@ class Stage(Block):
             self.attach(block)
             if attention:
                 self.attach(SpatialTransformer(channels, spec.heads[level], spec, name=f"attention{j}"))
-        self.downsample = self.upsample = None
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
 
     def call(self, x, embedding, contexts, skips=(), size=None):  # noqa: D102
         contexts, skips, outputs = list(contexts), list(skips), []
