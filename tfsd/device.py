@@ -217,9 +217,9 @@ class LiteRTLoop(StepLoop):
         own = self.manifest["parts"][name]
         _require_memory(name, own["memory"])
         used = self.accelerator if self.accelerator in self.accelerators(name) else "cpu"
-        own_options = {"part": name, "accelerator": used, "threads": self.threads}
-        opened = open_file(self.folder / own["file"], own["signatures"], **own_options)
-        yield lambda signature, **given: opened(signature, fitted(given, own["signatures"][signature]["inputs"]))
+        signatures = own["signatures"]
+        opened = open_file(self.folder / own["file"], signatures, part=name, accelerator=used, threads=self.threads)
+        yield lambda signature, **given: opened(signature, fitted(given, signatures[signature]["inputs"]))
 
 
 class DeviceBundle(LiteRTLoop):
