@@ -130,7 +130,7 @@ def _model_in(folder: Path, name: str | None) -> tuple[str, Path]:
     return name, versions[max(versions)]
 
 
-def _report_of_own(args, folder: Path) -> dict:
+def _report_of_own(args, folder: Path | None) -> dict:
     from tfsd.serving.load_test.own_server import own_server
 
     options = [] if args.max_queue is None else ["--max-queue", str(args.max_queue)]
@@ -165,7 +165,7 @@ async def _measure(args, folder: Path | None, address: str, rest: str | None) ->
         report["load"] = await test.run()
         if args.compare:
             report["compare"] = await test.compare()
-        if args.overhead:
+        if args.overhead and folder is not None:  # which `_check` requires
             report["overhead"] = await test.overhead(folder)
         counts = await test.counts()
     return report | {"memory": {"server_peak_bytes": None, "server_resident_bytes": counts and counts["resident_bytes"]}}
