@@ -237,8 +237,8 @@ def test_activations(name, expected):
 def test_group_norm_normalises_each_group_of_a_picture(run):
     random = np.random.default_rng(0)
     x = random.normal(3, 2, (2, 5, 3, 12)).astype("float32")
-    layer = GroupNorm(4, 1e-5)
-    layer.build(x.shape)
+    layer = GroupNorm(12, 4, 1e-5)
+    layer.build()
     gamma, beta = random.normal(size=(2, 12)).astype("float32")
     layer.set_weights([gamma, beta])
     groups = x.astype("float64").reshape(2, 15, 4, 3)
@@ -249,7 +249,7 @@ def test_group_norm_normalises_each_group_of_a_picture(run):
 
 def test_group_norm_keeps_float32_where_the_rest_is_float16():
     x = np.full((1, 4, 4, 4), 300.0, "float16") + np.arange(4, dtype="float16")
-    layer = GroupNorm(1, 1e-5, dtype="float16")  # 300 squared times 64 is beyond float16
+    layer = GroupNorm(4, 1, 1e-5, dtype="float16")  # 300 squared times 64 is beyond float16
     np.testing.assert_allclose(np.asarray(layer(x))[0, 0, 0], [-1.342, -0.447, 0.447, 1.342], atol=2e-3)
 
 

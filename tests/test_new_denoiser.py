@@ -10,11 +10,11 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from keras import layers, ops
+from keras import ops
 
 from tfsd.api import load
 from tfsd.models import build, kernels
-from tfsd.models.layers import LayerNorm, Network
+from tfsd.models.layers import Dense, LayerNorm, Network
 from tfsd.specs import NETWORKS, CLIPSpec, FlowSpec, ModelSpec, VAESpec, from_json, to_json
 from tfsd.specs.checks import within_limits
 from tfsd.specs.parts import NetworkKind, PartKind
@@ -39,11 +39,11 @@ class Mixer(Network):
     def __init__(self, spec: MixerSpec, **kwargs):
         super().__init__(name="mixer", **kwargs)
         self.spec = spec
-        self.embed = layers.Dense(spec.width, name="embed")
-        self.query = layers.Dense(spec.width, name="query")
-        self.key = layers.Dense(spec.width, name="key")
-        self.norm = LayerNorm(1e-5, name="norm")
-        self.out = layers.Dense(spec.latent_channels, name="out")
+        self.embed = Dense(3, spec.width, name="embed")
+        self.query = Dense(spec.latent_channels, spec.width, name="query")
+        self.key = Dense(spec.context_width, spec.width, name="key")
+        self.norm = LayerNorm(spec.width, 1e-5, name="norm")
+        self.out = Dense(spec.width, spec.latent_channels, name="out")
 
     def prepare(self, conditioning: dict) -> dict:
         return {"keys": self.key(conditioning["context"])[:, None]}  # not the list that the U-Net makes
@@ -61,11 +61,6 @@ class Mixer(Network):
         return self.denoise(latents, self.timestep_features(timesteps), self.prepare({"context": context}))
 
 
-def inputs_of(spec: MixerSpec):
-    latents, context = (1, 2, 2, spec.latent_channels), (1, 2, spec.context_width)
-    return (latents, "float32"), ((1,), "float32"), (context, "float32")
-
-
 LINE = NetworkKind(
     "denoiser",
     "mixer",
@@ -74,7 +69,6 @@ LINE = NetworkKind(
             "denoiser",
             "mixer",
             f"{__name__}:Mixer",
-            inputs_of,
             lambda spec: spec.width * (spec.latent_channels + spec.context_width),
             lambda spec, height, width: 2 * height * width * 77,
         ),

@@ -48,7 +48,7 @@ def build(spec: ModelSpec, *, dtype: str = "float32", parts: Iterable[str] | Non
 def _built(part: Part) -> keras.Model:
     module, _, name = part.kind.builder.partition(":")
     model = getattr(importlib.import_module(module), name)(part.spec)
-    model(*(keras.KerasTensor(shape, dtype) for shape, dtype in part.kind.inputs(part.spec)))  # creates the variables
+    model.build()
     return model
 
 

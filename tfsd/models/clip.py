@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers, ops
 
 from tfsd.models import kernels
-from tfsd.models.layers import Block, LayerNorm, Network, activation, split_heads
+from tfsd.models.layers import Block, Dense, LayerNorm, Network, activation, initializer, split_heads
 from tfsd.specs import CLIPSpec
 
 
@@ -15,10 +15,10 @@ class TextAttention(Block):
     def __init__(self, width: int, heads: int, **kwargs):
         super().__init__(**kwargs)
         self.heads = heads
-        self.query = layers.Dense(width, name="query")
-        self.key = layers.Dense(width, name="key")
-        self.value = layers.Dense(width, name="value")
-        self.out = layers.Dense(width, name="out")
+        self.query = Dense(width, width, name="query")
+        self.key = Dense(width, width, name="key")
+        self.value = Dense(width, width, name="value")
+        self.out = Dense(width, width, name="out")
 
     def call(self, x, mask):  # noqa: D102
         q, k, v = (split_heads(dense(x), self.heads) for dense in (self.query, self.key, self.value))
@@ -31,11 +31,11 @@ class TextBlock(Block):
     def __init__(self, spec: CLIPSpec, **kwargs):
         super().__init__(**kwargs)
         self.activation = activation(spec.activation)
-        self.norm1 = LayerNorm(spec.epsilon, name="norm1")
+        self.norm1 = LayerNorm(spec.width, spec.epsilon, name="norm1")
         self.attention = TextAttention(spec.width, spec.heads, name="attention")
-        self.norm2 = LayerNorm(spec.epsilon, name="norm2")
-        self.dense1 = layers.Dense(spec.mlp_width, name="dense1")
-        self.dense2 = layers.Dense(spec.width, name="dense2")
+        self.norm2 = LayerNorm(spec.width, spec.epsilon, name="norm2")
+        self.dense1 = Dense(spec.width, spec.mlp_width, name="dense1")
+        self.dense2 = Dense(spec.mlp_width, spec.width, name="dense2")
 
     def call(self, x, mask):  # noqa: D102
         x = x + self.attention(self.norm1(x), mask)
@@ -53,12 +53,13 @@ class Embeddings(layers.Layer):
             self.row_of_token = np.zeros(spec.vocabulary, "int32")
             self.row_of_token[list(spec.kept_tokens)] = np.arange(1, spec.rows)
 
-    def build(self, _):  # noqa: D102
-        shape = {"tokens": (self.spec.rows, self.spec.width), "positions": (self.spec.length, self.spec.width)}
-        self.tokens = self.add_weight(shape=shape["tokens"], initializer=keras.initializers.RandomNormal(0.02), name="tokens")
-        self.positions = self.add_weight(
-            shape=shape["positions"], initializer=keras.initializers.RandomNormal(0.01), name="positions"
-        )
+    def build(self, shape=None):  # noqa: D102
+        self.tokens = self._table("tokens", self.spec.rows, 0.02)
+        self.positions = self._table("positions", self.spec.length, 0.01)
+
+    def _table(self, name: str, rows: int, deviation: float) -> keras.Variable:
+        start = initializer(keras.initializers.RandomNormal(stddev=deviation))
+        return self.add_weight(shape=(rows, self.spec.width), initializer=start, name=name)
 
     def call(self, tokens):  # noqa: D102
         if self.row_of_token is not None:
@@ -80,7 +81,7 @@ class TextEncoder(Network):
         self.embeddings = Embeddings(spec, name="embeddings")
         for i in range(spec.layers):
             self.attach(TextBlock(spec, name=f"block{i}"))
-        self.norm = LayerNorm(spec.epsilon, name="norm")
+        self.norm = LayerNorm(spec.width, spec.epsilon, name="norm")
         self.mask = np.triu(np.full((spec.length, spec.length), kernels.MASKED, "float32"), 1)
 
     def states(self, tokens) -> list:

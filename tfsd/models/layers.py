@@ -1,23 +1,48 @@
 """Building blocks that two or more networks share. Channels last; written with keras.ops alone."""
 
 import collections
+import contextlib
+import contextvars
 import itertools
+from collections.abc import Iterator
 
 import keras
 from keras import layers, ops
 
 from tfsd.models import kernels
 
+_zeros = contextvars.ContextVar("zeros", default=False)
+
+
+@contextlib.contextmanager
+def zero_weights() -> Iterator[None]:
+    """Gives networks that are made meanwhile zeros as weights, for those who fill them: random numbers take seconds."""
+    token = _zeros.set(True)
+    try:
+        yield
+    finally:
+        _zeros.reset(token)
+
+
+def initializer(fresh):
+    """Returns the Keras initializer of fresh weights, or that of zeros within `zero_weights`."""
+    return "zeros" if _zeros.get() else fresh
+
 
 class Block(layers.Layer):
-    """A layer made of layers, which build themselves when they are first called.
+    """A layer made of layers.
 
     Each sub-layer is an attribute with the name of the layer: a variable's path is then its place in the code,
     in `variable.path` and in Keras' weight files alike.
+
+    `build` creates all variables. Every layer knows the shape of its inputs, because the call that would tell it takes
+    seconds for a U-Net.
     """
 
-    def build(self, shape):  # noqa: D102
-        self.built = True
+    def build(self, shape=None):  # noqa: D102
+        for member in vars(self).values():
+            if isinstance(member, layers.Layer):
+                member.build()
 
     def attach(self, layer: layers.Layer):
         """Makes `layer` an attribute named as the layer is."""
@@ -41,23 +66,46 @@ class Network(Block, keras.Model):
         return collections.UserList(super().layers)
 
 
+class Dense(layers.Dense):
+    """A dense layer. Call: x [..., inputs] -> [..., width]."""
+
+    def __init__(self, inputs: int, width: int, **kwargs):
+        super().__init__(width, kernel_initializer=initializer("glorot_uniform"), **kwargs)
+        self.inputs = inputs
+
+    def build(self, shape=None):  # noqa: D102
+        super().build((None, self.inputs))
+
+
+class Conv(layers.Conv2D):
+    """A convolution. Call: x [B, h, w, inputs] -> [B, h', w', channels]."""
+
+    def __init__(self, inputs: int, channels: int, kernel: int, *, zero: bool = False, **kwargs):
+        start = initializer("zeros" if zero else "glorot_uniform")
+        super().__init__(channels, kernel, data_format="channels_last", kernel_initializer=start, **kwargs)
+        self.inputs = inputs
+
+    def build(self, shape=None):  # noqa: D102
+        super().build((None, None, None, self.inputs))
+
+
 class Norm(layers.Layer):
     """The base of the norms: a scale and a shift per channel, and an epsilon."""
 
-    def __init__(self, epsilon: float, **kwargs):
+    def __init__(self, width: int, epsilon: float, **kwargs):
         super().__init__(**kwargs)
-        self.epsilon = epsilon
+        self.width, self.epsilon = width, epsilon
 
-    def build(self, shape):  # noqa: D102
-        self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma")
-        self.beta = self.add_weight(shape=(shape[-1],), initializer="zeros", name="beta")
+    def build(self, shape=None):  # noqa: D102
+        self.gamma = self.add_weight(shape=(self.width,), initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=(self.width,), initializer="zeros", name="beta")
 
 
 class GroupNorm(Norm):
     """Normalises groups of channels over all positions of an image, in float32. Call: x [B, h, w, C] -> the same."""
 
-    def __init__(self, groups: int, epsilon: float, **kwargs):
-        super().__init__(epsilon, **kwargs)
+    def __init__(self, channels: int, groups: int, epsilon: float, **kwargs):
+        super().__init__(channels, epsilon, **kwargs)
         self.groups = groups
 
     def call(self, x):  # noqa: D102
@@ -86,10 +134,9 @@ class Sequence(Block):
         return x
 
 
-def conv(channels: int, kernel: int, name: str, *, zero: bool = False) -> layers.Conv2D:
+def conv(inputs: int, channels: int, kernel: int, name: str, *, zero: bool = False) -> Conv:
     """Returns a convolution of stride 1 that keeps the size; `zero` starts it at zero."""
-    start = "zeros" if zero else "glorot_uniform"
-    return layers.Conv2D(channels, kernel, padding="same", data_format="channels_last", name=name, kernel_initializer=start)
+    return Conv(inputs, channels, kernel, zero=zero, padding="same", name=name)
 
 
 def silu(x):
@@ -119,18 +166,18 @@ def split_heads(x, heads: int):
 class ResidualBlock(Block):
     """Two 3x3 convolutions, with the timestep embedding, if any, added between them.
 
-    Call: x [B, h, w, in_channels], embedding [B or 1, E] or None -> [B, h, w, channels].
+    Call: x [B, h, w, in_channels], embedding [B or 1, E] or None -> [B, h, w, channels]. `embedding` is E.
     Source: `ResBlock` of CompVis' openaimodel.py and `ResnetBlock` of its model.py.
     """
 
-    def __init__(self, in_channels: int, channels: int, groups: int, epsilon: float, *, embedded: bool, **kwargs):
+    def __init__(self, in_channels: int, channels: int, groups: int, epsilon: float, *, embedding: int | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.norm1 = GroupNorm(groups, epsilon, name="norm1")
-        self.conv1 = conv(channels, 3, "conv1")
-        self.embed = layers.Dense(channels, name="embed") if embedded else None
-        self.norm2 = GroupNorm(groups, epsilon, name="norm2")
-        self.conv2 = conv(channels, 3, "conv2", zero=True)
-        self.skip = conv(channels, 1, "skip") if in_channels != channels else None
+        self.norm1 = GroupNorm(in_channels, groups, epsilon, name="norm1")
+        self.conv1 = conv(in_channels, channels, 3, "conv1")
+        self.embed = Dense(embedding, channels, name="embed") if embedding else None
+        self.norm2 = GroupNorm(channels, groups, epsilon, name="norm2")
+        self.conv2 = conv(channels, channels, 3, "conv2", zero=True)
+        self.skip = conv(in_channels, channels, 1, "skip") if in_channels != channels else None
 
     def call(self, x, embedding=None):  # noqa: D102
         h = self.conv1(silu(self.norm1(x)))
@@ -150,7 +197,7 @@ class Downsample(Block):
     def __init__(self, channels: int, *, pad_before: bool, **kwargs):
         super().__init__(**kwargs)
         self.pad_before = pad_before
-        self.conv = layers.Conv2D(channels, 3, strides=2, padding="valid", data_format="channels_last", name="conv")
+        self.conv = Conv(channels, channels, 3, strides=2, padding="valid", name="conv")
 
     def call(self, x):  # noqa: D102
         pad = (1 if self.pad_before else 0, 1)
@@ -167,7 +214,7 @@ class Upsample(Block):
 
     def __init__(self, channels: int, **kwargs):
         super().__init__(**kwargs)
-        self.conv = conv(channels, 3, "conv")
+        self.conv = conv(channels, channels, 3, "conv")
 
     def call(self, x, size=None):  # noqa: D102
         _, height, width, _ = ops.shape(x)

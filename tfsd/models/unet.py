@@ -2,11 +2,12 @@
 
 import math
 
-from keras import layers, ops
+from keras import ops
 
 from tfsd.models import kernels
 from tfsd.models.layers import (
     Block,
+    Dense,
     Downsample,
     GroupNorm,
     LayerNorm,
@@ -32,8 +33,8 @@ class TimeEmbedding(Block):
         super().__init__(autocast=False, **kwargs)  # bfloat16 would round timestep 981 to 980
         half = width // 2
         self.frequencies = [math.exp(-math.log(10000.0) * k / half) for k in range(half)]
-        self.dense0 = layers.Dense(4 * width, name="dense0")
-        self.dense1 = layers.Dense(4 * width, name="dense1")
+        self.dense0 = Dense(width, 4 * width, name="dense0")
+        self.dense1 = Dense(4 * width, 4 * width, name="dense1")
 
     def features(self, timesteps):
         """Returns cosines and sines [T, width] float32 of timesteps [T]. An accelerator's half precision cannot make them."""
@@ -51,13 +52,13 @@ class Attention(Block):
     Keys and values can be made apart, since those of the context are the same at every step.
     """
 
-    def __init__(self, width: int, heads: int, *, upcast: bool, **kwargs):
+    def __init__(self, width: int, source_width: int, heads: int, *, upcast: bool, **kwargs):
         super().__init__(**kwargs)
         self.heads, self.upcast = heads, upcast
-        self.query = layers.Dense(width, use_bias=False, name="query")
-        self.key = layers.Dense(width, use_bias=False, name="key")
-        self.value = layers.Dense(width, use_bias=False, name="value")
-        self.out = layers.Dense(width, name="out")
+        self.query = Dense(width, width, use_bias=False, name="query")
+        self.key = Dense(source_width, width, use_bias=False, name="key")
+        self.value = Dense(source_width, width, use_bias=False, name="value")
+        self.out = Dense(width, width, name="out")
 
     def keys_values(self, source):
         """Returns keys and values [B, heads, M, d] of source [B, M, S]."""
@@ -74,8 +75,8 @@ class FeedForward(Block):
     def __init__(self, width: int, gelu: str, **kwargs):
         super().__init__(**kwargs)
         self.gelu = activation(gelu)
-        self.dense1 = layers.Dense(8 * width, name="dense1")
-        self.dense2 = layers.Dense(width, name="dense2")
+        self.dense1 = Dense(width, 8 * width, name="dense1")
+        self.dense2 = Dense(4 * width, width, name="dense2")
 
     def call(self, x):  # noqa: D102
         values, gates = ops.split(self.dense1(x), 2, axis=-1)
@@ -90,11 +91,12 @@ class TransformerBlock(Block):
 
     def __init__(self, width: int, heads: int, spec: UNetSpec, **kwargs):
         super().__init__(**kwargs)
-        self.norm1 = LayerNorm(1e-5, name="norm1")
-        self.attention1 = Attention(width, heads, upcast=spec.upcast_attention, name="attention1")
-        self.norm2 = LayerNorm(1e-5, name="norm2")
-        self.attention2 = Attention(width, heads, upcast=spec.upcast_attention, name="attention2")
-        self.norm3 = LayerNorm(1e-5, name="norm3")
+        upcast = spec.upcast_attention
+        self.norm1 = LayerNorm(width, 1e-5, name="norm1")
+        self.attention1 = Attention(width, width, heads, upcast=upcast, name="attention1")
+        self.norm2 = LayerNorm(width, 1e-5, name="norm2")
+        self.attention2 = Attention(width, spec.context_width, heads, upcast=upcast, name="attention2")
+        self.norm3 = LayerNorm(width, 1e-5, name="norm3")
         self.feed_forward = FeedForward(width, spec.gelu, name="feed_forward")
 
     def call(self, x, context):  # noqa: D102
@@ -114,14 +116,14 @@ class SpatialTransformer(Block):
     def __init__(self, channels: int, heads: int, spec: UNetSpec, **kwargs):
         super().__init__(**kwargs)
         self.linear = spec.linear_projection
-        self.norm = GroupNorm(spec.groups, spec.transformer_norm_epsilon, name="norm")
+        self.norm = GroupNorm(channels, spec.groups, spec.transformer_norm_epsilon, name="norm")
         self.proj_in = self._projection(channels, "proj_in")
         for i in range(spec.transformer_layers):
             self.attach(TransformerBlock(channels, heads, spec, name=f"block{i}"))
         self.proj_out = self._projection(channels, "proj_out")
 
     def _projection(self, channels: int, name: str):
-        return layers.Dense(channels, name=name) if self.linear else conv(channels, 1, name)
+        return Dense(channels, channels, name=name) if self.linear else conv(channels, channels, 1, name)
 
     def call(self, x, contexts):  # noqa: D102
         batch, height, width, channels = ops.shape(x)
@@ -133,6 +135,10 @@ class SpatialTransformer(Block):
             h = block(h, context)
         h = ops.reshape(self.proj_out(h), as_map) if self.linear else self.proj_out(ops.reshape(h, as_map))
         return kernels.add(x, h)
+
+
+def _residual(in_channels: int, channels: int, spec: UNetSpec, name: str) -> ResidualBlock:
+    return ResidualBlock(in_channels, channels, spec.groups, spec.norm_epsilon, embedding=4 * spec.channels[0], name=name)
 
 
 class Stage(Block):
@@ -147,8 +153,7 @@ class Stage(Block):
         super().__init__(**kwargs)
         self.transformer_layers = spec.transformer_layers
         for j, width in enumerate(in_channels):
-            block = ResidualBlock(width, channels, spec.groups, spec.norm_epsilon, embedded=True, name=f"residual{j}")
-            self.attach(block)
+            self.attach(_residual(width, channels, spec, f"residual{j}"))
             if attention:
                 self.attach(SpatialTransformer(channels, spec.heads[level], spec, name=f"attention{j}"))
         self.downsample: Downsample | None = None
@@ -175,8 +180,7 @@ class Middle(Block):
     def __init__(self, channels: int, spec: UNetSpec, **kwargs):
         super().__init__(**kwargs)
         for j in range(2):
-            block = ResidualBlock(channels, channels, spec.groups, spec.norm_epsilon, embedded=True, name=f"residual{j}")
-            self.attach(block)
+            self.attach(_residual(channels, channels, spec, f"residual{j}"))
         self.attach(SpatialTransformer(channels, spec.heads[-1], spec, name="attention0"))
 
     def call(self, x, embedding, contexts):  # noqa: D102
@@ -197,7 +201,7 @@ class UNet(Network):
         top, width = len(spec.channels) - 1, spec.channels[0]
         self.spec = spec
         self.time = TimeEmbedding(width, name="time")
-        self.conv_in = conv(width, 3, "conv_in")
+        self.conv_in = conv(spec.in_channels, width, 3, "conv_in")
         skips = [width]  # channels of what the way up gets from the way down
         for i, channels in enumerate(spec.channels):
             widths = [width] + [channels] * (spec.residuals - 1)
@@ -216,8 +220,8 @@ class UNet(Network):
                 stage.upsample = Upsample(channels, name="upsample")
             width = channels
             self.attach(stage)
-        self.norm_out = GroupNorm(spec.groups, spec.norm_epsilon, name="norm_out")
-        self.conv_out = conv(spec.out_channels, 3, "conv_out", zero=True)
+        self.norm_out = GroupNorm(width, spec.groups, spec.norm_epsilon, name="norm_out")
+        self.conv_out = conv(width, spec.out_channels, 3, "conv_out", zero=True)
 
     def _transformer_blocks(self) -> list:
         stages = (*self.series("down"), self.middle, *self.series("up"))

@@ -1,10 +1,11 @@
 """The variational autoencoder's two halves: images <-> latents."""
 
-from keras import layers, ops
+from keras import ops
 
 from tfsd.models import kernels
 from tfsd.models.layers import (
     Block,
+    Dense,
     Downsample,
     GroupNorm,
     Network,
@@ -23,11 +24,11 @@ class MapAttention(Block):
 
     def __init__(self, channels: int, groups: int, epsilon: float, **kwargs):
         super().__init__(**kwargs)
-        self.norm = GroupNorm(groups, epsilon, name="norm")
-        self.query = layers.Dense(channels, name="query")
-        self.key = layers.Dense(channels, name="key")
-        self.value = layers.Dense(channels, name="value")
-        self.out = layers.Dense(channels, name="out")
+        self.norm = GroupNorm(channels, groups, epsilon, name="norm")
+        self.query = Dense(channels, channels, name="query")
+        self.key = Dense(channels, channels, name="key")
+        self.value = Dense(channels, channels, name="value")
+        self.out = Dense(channels, channels, name="out")
 
     def call(self, x):  # noqa: D102
         batch, height, width, channels = ops.shape(x)
@@ -37,7 +38,7 @@ class MapAttention(Block):
 
 
 def _residual(spec: VAESpec, in_channels: int, channels: int, name: str) -> ResidualBlock:
-    return ResidualBlock(in_channels, channels, spec.groups, spec.norm_epsilon, embedded=False, name=name)
+    return ResidualBlock(in_channels, channels, spec.groups, spec.norm_epsilon, name=name)
 
 
 def _middle(spec: VAESpec) -> Sequence:
@@ -62,7 +63,7 @@ class Encoder(Network):
     def __init__(self, spec: VAESpec, **kwargs):
         super().__init__(name="encoder", **kwargs)
         self.spec = spec
-        self.conv_in = conv(spec.channels[0], 3, "conv_in")
+        self.conv_in = conv(3, spec.channels[0], 3, "conv_in")
         width = spec.channels[0]
         for i, channels in enumerate(spec.channels):
             members = []
@@ -73,9 +74,9 @@ class Encoder(Network):
                 members.append(Downsample(width, pad_before=False, name="downsample"))
             self.attach(Sequence(members, name=f"down{i}"))
         self.middle = _middle(spec)
-        self.norm_out = GroupNorm(spec.groups, spec.norm_epsilon, name="norm_out")
-        self.conv_out = conv(2 * spec.latent_channels, 3, "conv_out")
-        self.quant = conv(2 * spec.latent_channels, 1, "quant")
+        self.norm_out = GroupNorm(width, spec.groups, spec.norm_epsilon, name="norm_out")
+        self.conv_out = conv(width, 2 * spec.latent_channels, 3, "conv_out")
+        self.quant = conv(2 * spec.latent_channels, 2 * spec.latent_channels, 1, "quant")
 
     def call(self, images):  # noqa: D102
         x = self.conv_in(images)
@@ -95,8 +96,8 @@ class Decoder(Network):
     def __init__(self, spec: VAESpec, **kwargs):
         super().__init__(name="decoder", **kwargs)
         self.spec = spec
-        self.post_quant = conv(spec.latent_channels, 1, "post_quant")
-        self.conv_in = conv(spec.channels[-1], 3, "conv_in")
+        self.post_quant = conv(spec.latent_channels, spec.latent_channels, 1, "post_quant")
+        self.conv_in = conv(spec.latent_channels, spec.channels[-1], 3, "conv_in")
         self.middle = _middle(spec)
         width = spec.channels[-1]
         for i, channels in enumerate(reversed(spec.channels)):
@@ -107,8 +108,8 @@ class Decoder(Network):
             if i < len(spec.channels) - 1:
                 members.append(Upsample(width, name="upsample"))
             self.attach(Sequence(members, name=f"up{i}"))
-        self.norm_out = GroupNorm(spec.groups, spec.norm_epsilon, name="norm_out")
-        self.conv_out = conv(3, 3, "conv_out")
+        self.norm_out = GroupNorm(width, spec.groups, spec.norm_epsilon, name="norm_out")
+        self.conv_out = conv(width, 3, 3, "conv_out")
 
     def call(self, latents):  # noqa: D102
         x = self.middle(self.conv_in(self.post_quant(latents)))

@@ -10,21 +10,18 @@ from typing import Any, NamedTuple
 from tfsd.specs.checks import Spec
 from tfsd.specs.networks import CLIPSpec, UNetSpec, VAESpec
 
-Input = tuple[tuple[int, ...], str]  # shape and dtype
-
 
 class PartKind(NamedTuple):
     """A network that a spec class describes. Each function takes a spec of that class.
 
-    `inputs`: examples that make the network create all its variables. `fewest_values`: a lower bound of the number of its
-    weights, without building it. `attention`: how many logits its largest attention has for one image with latents of
-    height h and width w, both halves of the guidance included: (spec, h, w) -> number.
+    `fewest_values`: a lower bound of the number of its weights, without building it. `attention`: how many logits its largest
+    attention has for one image with latents of height h and width w, both halves of the guidance included:
+    (spec, h, w) -> number.
     """
 
     name: str
     file: str  # in model folders, without ".weights.h5"
     builder: str  # "module:class"; the class takes the spec
-    inputs: Callable[[Any], tuple[Input, ...]]
     fewest_values: Callable[[Any], int]
     attention: Callable[[Any, int, int], int]
 
@@ -59,24 +56,6 @@ def _fewest_of_levels(spec: UNetSpec | VAESpec) -> int:
     return sum(spec.residuals * 9 * width**2 for width in spec.channels)  # the second convolutions of residual blocks alone
 
 
-def _text_inputs(spec: CLIPSpec) -> tuple[Input, ...]:
-    return (((1, spec.length), "int32"),)
-
-
-def _unet_inputs(spec: UNetSpec) -> tuple[Input, ...]:
-    side = 2 ** len(spec.channels)
-    latents = (1, side, side, spec.in_channels)
-    return (latents, "float32"), ((1,), "float32"), ((1, 2, spec.context_width), "float32")
-
-
-def _decoder_inputs(spec: VAESpec) -> tuple[Input, ...]:
-    return (((1, 2, 2, spec.latent_channels), "float32"),)
-
-
-def _encoder_inputs(spec: VAESpec) -> tuple[Input, ...]:
-    return (((1, 2 * spec.factor, 2 * spec.factor, 3), "float32"),)
-
-
 def _text_attention(spec: CLIPSpec, height: int, width: int) -> int:
     return 2 * spec.heads * spec.length**2
 
@@ -94,23 +73,19 @@ NETWORKS: dict[type[Spec], NetworkKind] = {
     CLIPSpec: NetworkKind(
         "text",
         "clip",
-        (
-            PartKind(
-                "text_encoder", "text_encoder", "tfsd.models.clip:TextEncoder", _text_inputs, _fewest_of_text, _text_attention
-            ),
-        ),
+        (PartKind("text_encoder", "text_encoder", "tfsd.models.clip:TextEncoder", _fewest_of_text, _text_attention),),
     ),
     UNetSpec: NetworkKind(
         "denoiser",
         "unet",
-        (PartKind("denoiser", "unet", "tfsd.models.unet:UNet", _unet_inputs, _fewest_of_levels, _unet_attention),),
+        (PartKind("denoiser", "unet", "tfsd.models.unet:UNet", _fewest_of_levels, _unet_attention),),
     ),
     VAESpec: NetworkKind(
         "vae",
         "vae",
         (
-            PartKind("decoder", "decoder", "tfsd.models.vae:Decoder", _decoder_inputs, _fewest_of_levels, _vae_attention),
-            PartKind("encoder", "encoder", "tfsd.models.vae:Encoder", _encoder_inputs, _fewest_of_levels, _vae_attention),
+            PartKind("decoder", "decoder", "tfsd.models.vae:Decoder", _fewest_of_levels, _vae_attention),
+            PartKind("encoder", "encoder", "tfsd.models.vae:Encoder", _fewest_of_levels, _vae_attention),
         ),
     ),
 }

@@ -158,6 +158,7 @@ def load_parts(
     Raises: `CheckpointError` if a file is missing or damaged, or does not fit the spec.
     """
     from tfsd.models import build
+    from tfsd.models.layers import zero_weights
 
     folder, wanted = Path(folder), spec.parts(parts)
     for part in wanted:
@@ -172,7 +173,8 @@ def load_parts(
             raise CheckpointError(f"{path} is too small for the {part.name} of {spec.name} that spec.json describes.")
     models: dict = {}
     for part in wanted:
-        models |= build(spec, dtype=dtype, parts=(part.name,))
+        with zero_weights():
+            models |= build(spec, dtype=dtype, parts=(part.name,))
         load_weights(folder / part.file, models[part.name], model=f"the {part.name} of {spec.name}")
     return models
 
