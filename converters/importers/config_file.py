@@ -55,7 +55,7 @@ class Config:
     def numbers(self, name: str, count: int | None = None, default=None) -> tuple[int, ...]:
         """Returns a list of integers; with `count`, one integer stands for that many."""
         value = self.get(name, (int, list) if count else list, default)
-        numbers = [value] * count if isinstance(value, int) else value
+        numbers = [value] * count if count and isinstance(value, int) else value
         if not numbers or any(type(n) is not int for n in numbers) or (count and len(numbers) != count):
             raise self.unsupported(name, f"a list of {count or 'some'} integers")
         return tuple(numbers)

@@ -111,7 +111,7 @@ def model_spec(folder: Path, *, sampler: str | None = None, tell: Tell = warn) -
             raise unet.unsupported("in_channels", f"the VAE's latent_channels, {vae.latent_channels}")
         if denoiser.out_channels != vae.latent_channels:  # a learned variance would double them
             raise unet.unsupported("out_channels", f"the VAE's latent_channels, {vae.latent_channels}")
-        size = tuple(cells * vae.factor for cells in side)
+        height, width = (cells * vae.factor for cells in side)
         return ModelSpec(
             name=folder.name or "diffusers",
             text=(text,),
@@ -119,7 +119,7 @@ def model_spec(folder: Path, *, sampler: str | None = None, tell: Tell = warn) -
             vae=vae,
             schedule=schedule,
             default_sampler=sampler,
-            default_size=size,
+            default_size=(height, width),
         )
     except SpecError as error:
         raise CheckpointError(f"{folder} describes no model of this kind: {error}") from error
@@ -181,11 +181,11 @@ def _sample_size(config: Config) -> tuple[int, int]:
     if config.values.get("sample_size") is None:
         config.read.add("sample_size")
         return 64, 64
-    side, version = config.numbers("sample_size", 2), version_of(config.values)
-    if isinstance(config.values["sample_size"], int) and side[0] < 64 and version is not None and version < (0, 9):
-        config.tell(f"{config.path}: sample_size is {side[0]}, which is outdated; it is taken as 64, as diffusers does.")
+    (height, width), version = config.numbers("sample_size", 2), version_of(config.values)
+    if isinstance(config.values["sample_size"], int) and height < 64 and version is not None and version < (0, 9):
+        config.tell(f"{config.path}: sample_size is {height}, which is outdated; it is taken as 64, as diffusers does.")
         return 64, 64
-    return side
+    return height, width
 
 
 def _vae(config: Config) -> VAESpec:

@@ -1,9 +1,10 @@
 """Reads the weight files that KerasCV published for Stable Diffusion: matched by order, leaf name and shape."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -101,7 +102,12 @@ def _encoder(spec: VAESpec) -> Iterator[str]:
     yield from ("norm_out", "conv_out", "quant")
 
 
-LAYERS = {"text_encoder": _text, "denoiser": _unet, "decoder": _decoder, "encoder": _encoder}  # in the order of the files
+LAYERS: dict[str, Callable[[Any], Iterator[str]]] = {  # of the part's spec: its layers in the order of the files
+    "text_encoder": _text,
+    "denoiser": _unet,
+    "decoder": _decoder,
+    "encoder": _encoder,
+}
 
 
 def file_order(part: str, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

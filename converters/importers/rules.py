@@ -67,7 +67,7 @@ class Rules:
     """
 
     def __init__(self, rules: Iterable[Rule]):
-        self._fixed: tuple[dict, dict] = {}, {}  # rules without a placeholder, by either side
+        self._fixed: tuple[dict[str, Rule], dict[str, Rule]] = {}, {}  # rules without a placeholder, by either side
         self._open: list[tuple[re.Pattern, re.Pattern, Rule]] = []
         for rule in rules:
             placeholders = sorted(re.findall(r"\{(\w+)\}", rule.name))
@@ -89,11 +89,11 @@ class Rules:
     def _match(self, text: str, side: int) -> Match | None:
         rule = self._fixed[side].get(text)
         if rule is not None:
-            return Match(rule[1 - side], rule.layout)
+            return Match((rule.path, rule.name)[side], rule.layout)
         for *patterns, rule in self._open:
             found = patterns[side].fullmatch(text)
             if found:
-                return Match(rule[1 - side].format(**found.groupdict()), rule.layout)
+                return Match((rule.path, rule.name)[side].format(**found.groupdict()), rule.layout)
         return None
 
 

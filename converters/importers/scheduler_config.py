@@ -94,7 +94,7 @@ def schedule_of(config: Config, kind: str, sampler: str | None) -> tuple[VPSpec,
     own = known or next(other for other in CLASSES.values() if sampler in (other.sampler, other.karras))
     schedule = _schedule(config, known, own.spacing)
     if sampler is None:
-        sampler = _sampler(config, kind, known, schedule)
+        sampler = _sampler(config, kind, own, schedule)
     if sampler not in fitting_samplers(schedule):
         if schedule.zero_snr and sampler in fitting_samplers(replace(schedule, zero_snr=False)):
             raise config.unsupported("rescale_betas_zero_snr", f"false for the sampler {sampler}", OVERRIDE)

@@ -73,7 +73,8 @@ def _special_tokens(config: Config, tokenizer: Path, vocabulary: int) -> tuple[i
             if type(number) is not int or not 0 <= number < vocabulary:
                 raise special.unsupported(name, "a token of the tokenizer's vocabulary")
             tokens.append(number)
-        return tuple(tokens)
+        start, end, pad = tokens
+        return start, end, pad
     start, end, pad = (config.get(f"{name}_id", int, default) for name, default in zip(names, (49406, 49407, 1)))
     if end != 2 and pad != 1:
         return start, end, pad
