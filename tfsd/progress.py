@@ -56,7 +56,7 @@ class Stages:
                 threading.Thread(target=self._tick, name="tfsd-stages", daemon=True).start()
         return self
 
-    def __exit__(self, *failure):
+    def __exit__(self, *failure: object) -> None:
         self._depth -= 1
         if self._depth == 0:
             self._over.set()

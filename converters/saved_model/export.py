@@ -14,7 +14,7 @@ import tensorflow as tf
 from filelock import FileLock, Timeout
 
 from tfsd import __version__
-from tfsd.api import MAX_BATCH, StableDiffusion, load
+from tfsd.api import StableDiffusion, load
 from tfsd.arguments.checks import side_of, whole
 from tfsd.arguments.table import model_defaults
 from tfsd.converters.saved_model.graph_requests import ExportLimits, request_defaults
@@ -27,7 +27,8 @@ from tfsd.hub import PUBLISHED
 from tfsd.images.encoding import encode_png
 from tfsd.progress import Stages
 from tfsd.runtime.freeing import free_memory
-from tfsd.samplers.plans import MAX_STEPS, fitting_samplers
+from tfsd.samplers.plans import fitting_samplers
+from tfsd.specs.limits import MAX_BATCH, MAX_STEPS
 from tfsd.storage.atomic import new_folder
 from tfsd.storage.files import sha256
 from tfsd.text import own_prompts
@@ -70,6 +71,7 @@ def export_saved_model(
     """
     if batching not in ("exact", "fused"):
         raise ValueError(f'batching must be "exact" or "fused"; got {shown(batching)}.')
+    loaded: StableDiffusion | None = None
     try:
         with Stages.within(progress) as stages:
             stages("loading")
@@ -128,8 +130,8 @@ def _sizes(sizes, spec) -> tuple[tuple[int, int], ...]:
         raise ValueError(f"sizes must be 1 to 16 pairs of height and width; got {len(sizes)}. Each is compiled for itself.")
     if any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in sizes) or len(set(map(tuple, sizes))) < len(sizes):
         raise ValueError(f"sizes must be different pairs of height and width; got {shown(sizes)}.")
-    pairs = [tuple(side_of("sizes", side, side, spec.vae.factor) for side in pair) for pair in sizes]
-    return tuple(pairs)
+    factor = spec.vae.factor
+    return tuple((side_of("sizes", height, height, factor), side_of("sizes", width, width, factor)) for height, width in sizes)
 
 
 def _batch_sizes(batch_sizes) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
+from tensorflow.types.experimental import PolymorphicFunction
 
 from tfsd.pipeline import Pipeline, SamplingInputs
 
@@ -48,7 +49,7 @@ def job_functions(pipeline: Pipeline, inputs: SamplingInputs, batch: int, height
         state = pipeline.advance(SamplingInputs(*values[: len(fields)]), state, *values[-2:])
         return [state.latents, *state.history]
 
-    def function(call: Callable, inputs: list) -> Callable:
+    def function(call: Callable, inputs: list) -> PolymorphicFunction:
         return tf.function(call, input_signature=inputs, autograph=False)
 
     begins = function(begin, tokens + fields)

@@ -71,7 +71,7 @@ class Signatures(tf.Module):
         spec, whole = self._own.spec, self._inputs()
         contexts = [one for prefix in ("", "negative_") for one in self._own.pipeline.conditioning_specs(None, prefix).values()]
         latents = tf.TensorSpec([None, None, None, spec.vae.latent_channels], tf.float32, name="latents")
-        inputs = {
+        inputs: dict[Callable, list[tf.TensorSpec]] = {
             self.text_to_png: whole,
             self.text_to_image: whole,
             self.encode: [one for one in whole if one.name == "prompt"],
@@ -132,8 +132,8 @@ class Signatures(tf.Module):
     def _decoded(self, latents, size: int):
         height, width = self._own.limits.sizes[size]
         latents = tf.ensure_shape(latents, [None, *self._own.pipeline.latent_shape(height, width)])
-        images = self._in_batches(self._own.pipeline.finish, latents, self._checked_image(height, width))
-        return self._finite(*images, "images", "latents")
+        images, finite = self._in_batches(self._own.pipeline.finish, latents, self._checked_image(height, width))
+        return self._finite(images, finite, "images", "latents")
 
     def _finite(self, values, finite, what: str = "latents", given: str = ""):
         """Returns `values`, after the check that `finite` [B] holds. It runs outside XLA, which drops assertions silently.
@@ -200,8 +200,12 @@ class Signatures(tf.Module):
         """Returns latents [B, h, w, c] for the conditioning of negative prompts and of prompts."""
         height, width = self._own.limits.sizes[size]
         shape = self._own.pipeline.latent_shape(height, width)
-        rows = negative, positive, sampling
-        return self._in_batches(lambda rows: self._loop(*rows, height, width), rows, tf.TensorSpec(shape, tf.float32))
+
+        def latents(rows):
+            negative, positive, sampling = rows
+            return self._loop(negative, positive, sampling, height, width)
+
+        return self._in_batches(latents, (negative, positive, sampling), tf.TensorSpec(shape, tf.float32))
 
     def _loop(self, negative: dict, positive: dict, sampling: Sampling, height: int, width: int):
         """Returns the latents after all steps, made in chunks: a compiled program cannot be stopped, but its caller can."""
@@ -228,6 +232,6 @@ def _function(call: Callable, inputs: list[tf.TensorSpec], defaults: Mapping[str
 
     kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
     parameters = [inspect.Parameter(name, kind, default=defaults.get(name, empty)) for name in names]
-    with_names.__signature__ = inspect.Signature(parameters)
+    with_names.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # which inspect reads
     with_names.__name__ = call.__name__
     return tf.function(with_names, input_signature=inputs, autograph=False)
