@@ -38,7 +38,8 @@ def measure_adherence(ours: ImageMaker, theirs: ImageMaker, count: int = 96, see
     Raises: `TypeError`, `ValueError` for a bad `count`, and as `text_to_image`.
     """
     count = whole("count", count, 1, 100_000)
-    before, after = {}, {}
+    before: dict[str, np.ndarray] = {}
+    after: dict[str, np.ndarray] = {}
     for right, maker in ((before, theirs), (after, ours)):
         draw = functools.partial(_draw, maker, seed, num_steps)
         for kind in KINDS:

@@ -17,7 +17,7 @@ from tfsd.converters.device.manifest import TOKENIZER, describe, write_manifest
 from tfsd.converters.device.measure import first_line, measure_signature
 from tfsd.converters.device.parts import build_parts, save_part
 from tfsd.converters.device.recipes import RECIPES, QuantizationRecipe, plan_sizes, quantize_file
-from tfsd.converters.device.report import Check, ReferenceData, gather, make_report, write_report
+from tfsd.converters.device.report import Check, Checked, ReferenceData, gather, make_report, write_report
 from tfsd.converters.saved_model.verify_export import ExportError
 from tfsd.device import MAX_BATCH, LiteRTLoop
 from tfsd.errors import shown
@@ -70,7 +70,7 @@ def export_tflite(
     spec = load_spec(resolve(model))
     size = _checked_size(spec, size)
     max_steps = whole("max_steps", max_steps, 1, min(MAX_STEPS, spec.schedule.train_steps))
-    check = _checked(check or Check(), max_steps)
+    checked = _checked(check or Check(), max_steps)
     require_room(spec, recipe)
     with (
         Stages.within(progress) as stages,
@@ -78,7 +78,7 @@ def export_tflite(
         tempfile.TemporaryDirectory() as work,
     ):
         stages("loading, tracing and making reference images")
-        saved, manifest, reference = _prepare(model, Path(work), recipe, size, max_steps, check)
+        saved, manifest, reference = _prepare(model, Path(work), recipe, size, max_steps, checked)
         gc.collect()  # frees a large model before the conversion: Keras' layers are reference cycles
         files = _convert(saved, Path(work), stages)
         stages("quantizing")
@@ -86,7 +86,7 @@ def export_tflite(
         stages("measuring memory")
         _measure_memory(new, manifest)
         stages("comparing images")
-        _report(new, manifest, files, reference, recipe, check)
+        _report(new, manifest, files, reference, recipe, checked)
         _write_texts(new)
         write_manifest(new, manifest)
     return Path(out)
@@ -96,14 +96,15 @@ def _checked_size(spec: ModelSpec, size) -> tuple[int, int]:
     size = spec.default_size if size is None else size
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f"size must be a pair of height and width; got {shown(size)}.")
-    return tuple(side_of("size", side, side, spec.vae.factor) for side in size)
+    height, width = (side_of("size", side, side, spec.vae.factor) for side in size)
+    return height, width
 
 
-def _checked(check: Check, max_steps: int) -> Check:
+def _checked(check: Check, max_steps: int) -> Checked:
     images = whole("check.pictures", check.pictures, 1, MAX_BATCH)
     prompts = whole("check.adherence", check.adherence, 0, 10_000)
     steps = min(_CHECK_STEPS, max_steps) if check.steps is None else whole("check.steps", check.steps, 1, max_steps)
-    return Check(images, steps, prompts)
+    return Checked(images, steps, prompts)
 
 
 def require_room(spec: ModelSpec, recipe: QuantizationRecipe):
@@ -127,7 +128,7 @@ def require_room(spec: ModelSpec, recipe: QuantizationRecipe):
 
 
 def _prepare(
-    model, work: Path, recipe: QuantizationRecipe, size: tuple[int, int], max_steps: int, check: Check
+    model, work: Path, recipe: QuantizationRecipe, size: tuple[int, int], max_steps: int, check: Checked
 ) -> tuple[dict[str, Saved], dict, ReferenceData]:
     """Returns the saved parts, the manifest and the reference data: everything that is made with the model in memory."""
     loaded = load(model, jit_compile=False)
@@ -160,7 +161,7 @@ def _convert(saved: dict[str, Saved], work: Path, stages: Stages) -> dict[str, P
 def _quantize(files: dict[str, Path], new: Path, recipe: QuantizationRecipe, calls: Records):
     """Writes the files of the bundle, and checks that phones take them. Plans and noise stay exact: they are not quantized."""
     for name, file in files.items():
-        if recipe.rules is None or name == "sampling":
+        if name not in recipe.rules:
             shutil.copyfile(file, new / file.name)
             continue
         try:
@@ -179,7 +180,7 @@ def _measure_memory(new: Path, manifest: dict):
 
 
 def _report(
-    new: Path, manifest: dict, files: dict[str, Path], reference: ReferenceData, recipe: QuantizationRecipe, check: Check
+    new: Path, manifest: dict, files: dict[str, Path], reference: ReferenceData, recipe: QuantizationRecipe, check: Checked
 ):
     """Writes the report and the reference image. Raises: `ExportError` if the images are too far from those in float32."""
     report, images = make_report(LiteRTLoop(new, manifest), files, reference, recipe, check)
@@ -192,5 +193,5 @@ def _report(
 def _write_texts(new: Path):
     """Writes the tokenizer's data and its licence."""
     write_tokenizer_data(new / TOKENIZER)
-    licence = resources.files("tfsd").joinpath("assets", "LICENSE-CLIP").read_bytes()
+    licence = (resources.files("tfsd") / "assets" / "LICENSE-CLIP").read_bytes()
     (new / "LICENSE-CLIP").write_bytes(licence)

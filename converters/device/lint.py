@@ -109,8 +109,8 @@ def _tensors(schema, model, graph, operators: list[tuple]) -> list[Tensor]:
     return tensors
 
 
-def dense_layers(path: Path) -> dict[str, tuple[int, int]]:
-    """Returns {name of the output: (outputs, inputs)} of the dense layers in a file."""
+def dense_layers(path: Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes (outputs, inputs) of the weights of the dense layers in a file, by the names of their outputs."""
     found = (one for one in look(path).operations if one.name == "FULLY_CONNECTED")
     return {one.outputs[0].name: one.inputs[1].shape for one in found}
 

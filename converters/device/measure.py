@@ -157,9 +157,9 @@ def _run(path: str, signature: str, threads: int, runs: int, inputs: str | None)
     values = made_up(run, dict(np.load(inputs)) if inputs else {})
     times = timed(lambda: run(**values), runs)
     after = memory()
-    grown = {f"{name}_bytes": after[name] - before[name] if name in after else None for name in ("anonymous", "mapped")}
+    anonymous, mapped = (after[name] - before[name] if name in after else None for name in ("anonymous", "mapped"))
     peak = after["peak"] - before.get("resident", before["peak"])
-    return Measured(load_s=load, **times, peak_bytes=peak, **grown)
+    return Measured(load, times["first_s"], times["median_s"], times["p90_s"], peak, anonymous, mapped)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

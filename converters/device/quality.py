@@ -87,10 +87,10 @@ def _compare_part(float32: Path, quantized: Path, inputs: Inputs, threads: int) 
     theirs, ours = (_outputs(path, inputs, threads) for path in (float32, quantized))
     names, images = list(theirs[0]), {}
     if names == ["colours"]:
-        theirs, ours = (np.stack([_channels(one["colours"]) for one in outputs]) for outputs in (theirs, ours))
-        shown = compare_images(ours, theirs, [""] * len(ours))
+        before, after = (np.stack([_channels(one["colours"]) for one in outputs]) for outputs in (theirs, ours))
+        shown = compare_images(after, before, [""] * len(after))
         images = {"psnr": min(one["psnr"] for one in shown), "ssim": min(one["ssim"] for one in shown)}
-        theirs, ours = ([{"colours": image} for image in outputs] for outputs in (theirs, ours))
+        theirs, ours = ([{"colours": image} for image in decoded] for decoded in (before, after))
     errors = {name: _error([one[name] for one in ours], [one[name] for one in theirs]) for name in names}
     sizes = {"float32": float32.stat().st_size, "quantized": quantized.stat().st_size}
     measured = {"relative_error": max(errors.values()), "outputs": errors, **images, "inputs": len(inputs), "bytes": sizes}
@@ -177,7 +177,8 @@ def _reference(path: Path, inputs: Inputs, last: Mapping[str, dict], threads: in
     """Returns the output of each layer for each input, and the largest absolute value of each tensor."""
     interpreter = _interpreter(path, threads, keep=True)
     tensors = _computed(interpreter)
-    run, right, largest = interpreter.get_signature_runner(), [], {}
+    run, right = interpreter.get_signature_runner(), []
+    largest: dict[str, float] = {}
     for one in inputs:
         run(**one)
         for tensor in tensors:
@@ -192,7 +193,8 @@ def _distances(path: Path, inputs: Inputs, layers: Mapping[str, str], right: lis
     get_tensor_data = private("ai_edge_quantizer.utils.tfl_interpreter_utils:get_tensor_data")
     interpreter = _interpreter(path, threads, keep=True)
     tensors = {layers[one["name"]]: one for one in interpreter.get_tensor_details() if one["name"] in layers}
-    run, sums = interpreter.get_signature_runner(), {}
+    run = interpreter.get_signature_runner()
+    sums: dict[str, np.ndarray] = {}
     for one, expected in zip(inputs, right):
         run(**one)
         for layer, tensor in tensors.items():

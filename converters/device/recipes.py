@@ -50,7 +50,7 @@ class QuantizationRecipe(NamedTuple):
     - `dense_bytes`, `conv_bytes`: bytes of a weight in the file; `packed_bytes`: its bytes in LiteRT's own copy.
     - `gate`: the least PSNR in dB that an image may have against the same one in float32.
     - `points`: how many prompts in a hundred may be followed less often, for the included model.
-    - `rules`: for each part the function that sets up its Quantizer, given that and the part's file; None quantizes nothing.
+    - `rules`: for each part the function that sets up its Quantizer, given that and the part's file; others stay as they are.
     - `calibrated`: whether the ranges of activations are measured first.
     - `no_gpu`: why no part may run on a GPU; "" if `GPU_PARTS` passed there whole, as `CHECKED` says.
     """
@@ -62,7 +62,7 @@ class QuantizationRecipe(NamedTuple):
     packed_bytes: float
     gate: float
     points: int
-    rules: dict[str, Callable] | None
+    rules: dict[str, Callable]
     calibrated: bool = False
     no_gpu: str = ""
 
@@ -137,7 +137,7 @@ _RECIPES = (
     QuantizationRecipe(
         "none",
         "float32 throughout: the same image as in Python",
-        dense_bytes=4, conv_bytes=4, packed_bytes=4, gate=45.0, points=0, rules=None,
+        dense_bytes=4, conv_bytes=4, packed_bytes=4, gate=45.0, points=0, rules={},
     ),
     QuantizationRecipe(
         "float16",
@@ -187,14 +187,14 @@ def plan_sizes(spec: ModelSpec) -> dict[str, dict[str, PartSize]]:
     from tfsd.models import parameter_count, part_shapes
 
     shapes = part_shapes(spec, _MODEL_PARTS)
-    plans = {}
+    plans: dict[str, dict[str, PartSize]] = {}
     for key, recipe in RECIPES.items():
         plans[key] = {}
         for name in _MODEL_PARTS:
             own, total = recipe, parameter_count(shapes[name])
             tables = parameter_count({path: shape for path, shape in shapes[name].items() if path.startswith("embeddings/")})
             dense = parameter_count({path: shape for path, shape in shapes[name].items() if len(shape) == 2}) - tables
-            if recipe.rules is not None and recipe.rules[name] is _dynamic:
+            if recipe.rules.get(name) is _dynamic:
                 own = RECIPES["dynamic"]
             plans[key][name] = own.size(dense, total - dense - tables, tables)
     return plans

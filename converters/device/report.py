@@ -49,6 +49,14 @@ class Check(NamedTuple):
     adherence: int = 48
 
 
+class Checked(NamedTuple):
+    """A `Check` whose numbers are known, and fit the bundle."""
+
+    pictures: int
+    steps: int
+    adherence: int
+
+
 class ReferenceData(NamedTuple):
     """What a report compares a bundle with, and what its quantization is calibrated with, all from float32.
 
@@ -65,14 +73,14 @@ class ReferenceData(NamedTuple):
 
 @own_prompts()
 def gather(
-    model: StableDiffusion, manifest: dict, parts: dict[str, DevicePart], recipe: QuantizationRecipe, check: Check
+    model: StableDiffusion, manifest: dict, parts: dict[str, DevicePart], recipe: QuantizationRecipe, check: Checked
 ) -> ReferenceData:
     """Returns what the report on a bundle of `model` needs from the model in float32."""
     height, width = manifest["size"]
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(check.pictures)]
     images = model.text_to_image(prompts, seed=SEED, num_steps=check.steps, height=height, width=width)
     calls, calibration = {}, {}
-    if recipe.rules is not None:
+    if recipe.rules:
         calls = capture_inputs(manifest, parts, PROMPTS[: check.pictures], seed=SEED, num_steps=check.steps)
     if recipe.calibrated:
         steps = min(2 * check.steps, manifest["max_steps"])
@@ -84,12 +92,11 @@ def gather(
 
 @own_prompts()
 def make_report(
-    bundle: LiteRTLoop, float32: dict[str, Path], reference: ReferenceData, recipe: QuantizationRecipe, check: Check
+    bundle: LiteRTLoop, float32: dict[str, Path], reference: ReferenceData, recipe: QuantizationRecipe, check: Checked
 ) -> tuple[dict, Images]:
     """Returns the report on a bundle, and its images of the reference's prompts. `float32`: the files before quantization."""
     manifest, files = bundle.manifest, {name: bundle.folder / file.name for name, file in float32.items()}
-    options = {"seed": SEED, "num_steps": check.steps}
-    images = bundle.text_to_image(reference.prompts, **options)
+    images = bundle.text_to_image(reference.prompts, seed=SEED, num_steps=check.steps)
     compared = compare_images(np.asarray(images), reference.images, reference.prompts)
     report = {
         "model": manifest["name"],
@@ -98,7 +105,8 @@ def make_report(
         "tfsd": manifest["tfsd"],
         "size": manifest["size"],
         "bytes": sum(file.stat().st_size for file in files.values()),
-        **options,
+        "seed": SEED,
+        "num_steps": check.steps,
         **{key: manifest["defaults"][key] for key in ("sampler", "guidance_scale")},
         "gates": [],
         "lowest_psnr": min(one["psnr"] for one in compared),
@@ -107,7 +115,7 @@ def make_report(
         "parts": {},
         "adherence": None,
     }
-    if recipe.rules is not None:
+    if recipe.rules:
         report["parts"] = compare_parts(float32, files, reference.calls)
     if reference.model is not None:
         report["adherence"] = measure_adherence(bundle, reference.model, check.adherence, num_steps=check.steps)

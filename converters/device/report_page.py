@@ -9,6 +9,7 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,7 @@ _LARGEST_SHOWN = 320  # pixels; larger images are shown reduced by a whole numbe
 _MOST_SHOWN = 16
 _TITLES = {"text_encoder": "Text encoder", "denoiser": "Denoiser", "decoder": "Decoder"}
 _KINDS = {"one": "one object", "two": "two objects", "all": "all prompts"}
-_DEFAULTS = {"summary": "", "size": None, "tfsd": None, "gates": (), "parts": {}, "adherence": None}
+_DEFAULTS: dict[str, Any] = {"summary": "", "size": None, "tfsd": None, "gates": (), "parts": {}, "adherence": None}
 
 
 def write_sheet(folder: Path, report: Mapping, ours: np.ndarray, theirs: np.ndarray) -> Path:

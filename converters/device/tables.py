@@ -12,7 +12,7 @@ def bundle_table(found: dict) -> Table:
 
 def conversion_table(found: dict) -> Table:
     """Returns a row for every float32 file that `bench_full_size` converted; dashes where that failed."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in found["conversions"]:
         making = (
             ("failed",)
@@ -25,7 +25,7 @@ def conversion_table(found: dict) -> Table:
 
 def full_size_table(found: dict) -> Table:
     """Returns a row for every part, size and recipe in the result of `bench_full_size`; dashes where one failed."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in found["signatures"]:
         about = (one["part"], f"{one['size']} px", one["quantize"])
         if "error" in one:
