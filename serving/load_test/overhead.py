@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 PROMPT = "a red star above a blue house at night"
+Way = Callable[[], Awaitable[bytes]]  # to the PNG file of an image
 
 
 def engine_and_inputs(folder: Path, num_steps: int | None) -> tuple[Any, dict[str, np.ndarray]]:
@@ -21,7 +22,7 @@ def engine_and_inputs(folder: Path, num_steps: int | None) -> tuple[Any, dict[st
     return engine, inputs if num_steps is None else inputs | {"num_steps": np.array([num_steps], np.int32)}
 
 
-async def timed(ways: Sequence[Callable[[], Awaitable[bytes]]], bar: tqdm) -> tuple[list[float], set[bytes]]:
+async def timed(ways: Sequence[Way], bar: tqdm) -> tuple[list[float], set[bytes]]:
     """Returns the milliseconds of two calls of each way, and the different images that they made.
 
     The first call only refills the caches and wakes the threads that the previous way did not use.

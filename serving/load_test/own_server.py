@@ -1,6 +1,7 @@
 """Runs `tfsd serve` in a separate process while a block of code runs."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -57,7 +58,7 @@ def own_server(folder: str | Path, options: Sequence[str] = ()) -> Iterator[OwnS
         )
         try:
             process = starting.result()
-            printed = process.stdout.readline() + process.stdout.readline()
+            printed = "".join(itertools.islice(process.stdout or (), 2))
             found = _LINES.fullmatch(printed)
             if found is None:
                 raise OSError(f"The server did not start: {_last_line(process, log)}")
@@ -76,7 +77,8 @@ def _stop(process: subprocess.Popen):
     finally:  # also after another Ctrl-C
         process.kill()
         process.wait()
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _last_line(process: subprocess.Popen, log) -> str:

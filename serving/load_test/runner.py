@@ -8,11 +8,11 @@ import ssl
 import statistics
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import aiohttp
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from tfsd.progress import Cancelled
 from tfsd.serving.client.aio import AsyncClient
 from tfsd.serving.load_test import overhead, server_metrics
+from tfsd.serving.load_test.overhead import Way
 from tfsd.serving.wire.errors import ServerError
 
 
@@ -129,7 +130,8 @@ class LoadTest:
         A round in which a request failed does not count.
         """
         count = self.load.concurrency
-        turns, failed, same = [], Counter(), True
+        turns, same = [], True
+        failed: Counter[str] = Counter()
         rounds = max(1, self.load.requests // count)
         with self._bar("compare", 2 * rounds * count) as bar:
             for _ in range(rounds):
@@ -146,16 +148,12 @@ class LoadTest:
                     continue
                 turns.append((between - started, ended - between))
                 same = same and [sample.pngs for sample in alone] == [sample.pngs for sample in together]
-        sequential, concurrent = (1000 * statistics.median(times) if turns else None for times in zip(*turns or [(0, 0)]))
-        return {
-            "concurrent": count,
-            "rounds": len(turns),
-            "sequential_ms": sequential,
-            "concurrent_ms": concurrent,
-            "ratio": sequential / concurrent if turns else None,
-            "same_bytes": same if turns else None,
-            "errors": dict(sorted(failed.items())),
-        }
+        found: dict[str, Any] = dict.fromkeys(("sequential_ms", "concurrent_ms", "ratio", "same_bytes"))
+        if turns:
+            sequential, concurrent = (1000 * statistics.median(times) for times in zip(*turns))
+            found |= {"sequential_ms": sequential, "concurrent_ms": concurrent}
+            found |= {"ratio": sequential / concurrent, "same_bytes": same}
+        return {"concurrent": count, "rounds": len(turns), **found, "errors": dict(sorted(failed.items()))}
 
     async def overhead(self, folder: Path) -> dict:
         """Returns the milliseconds that the server adds to a request for one image, over gRPC and over REST.
@@ -185,13 +183,13 @@ class LoadTest:
             "same_bytes": same if turns else None,
         }
 
-    def _ways(self, engine, inputs: dict[str, np.ndarray], seed: int) -> list[Callable[[], Awaitable[bytes]]]:
+    def _ways(self, engine, inputs: dict[str, np.ndarray], seed: int) -> list[Way]:
         """Returns the ways to the image of a seed: the engine here, gRPC and, if its address is known, REST."""
         inputs = inputs | {"seed": np.array([seed], np.int64)}
-        ways = [partial(overhead.make_png, engine, inputs), partial(self._one_by_grpc, seed)]
+        ways: list[Way] = [partial(overhead.make_png, engine, inputs), partial(self._one_by_grpc, seed)]
         return ways if self.rest is None else [*ways, partial(self._by_rest, inputs)]
 
-    async def counts(self) -> dict | None:
+    async def counts(self) -> server_metrics.Counts | None:
         """Returns the server's metrics, as `server_metrics.read` does; None if they cannot be read."""
         if self.rest is None:
             return None

@@ -1,18 +1,30 @@
 """The server's side of a load test: differences between two readings of its /metrics."""
 
+from typing import TypedDict
+
 from prometheus_client.parser import text_string_to_metric_families
 
 MEMORY = "process_resident_memory_bytes"
 
 
-def read(text: str) -> dict:
-    """Returns sums over all models: jobs by number of rows, jobs, rows, refusals by reason, memory, answered requests and
-    the seconds that the model computed for them.
+class Counts(TypedDict):
+    """A reading, summed over all models."""
+
+    bounds: dict[float, float]  # jobs of at most so many rows
+    jobs: float
+    rows: float
+    refused: dict[str, float]  # by reason
+    resident_bytes: float | None
+    model_seconds: float  # that the model computed for answered requests
+    answers: float
+
+
+def read(text: str) -> Counts:
+    """Returns what a page of /metrics counts.
 
     Raises: `ValueError` if the text is not in Prometheus' format.
     """
-    counts = {"bounds": {}, "jobs": 0.0, "rows": 0.0, "refused": {}, "resident_bytes": None}
-    counts |= {"model_seconds": 0.0, "answers": 0.0}
+    counts = Counts(bounds={}, jobs=0.0, rows=0.0, refused={}, resident_bytes=None, model_seconds=0.0, answers=0.0)
     for family in text_string_to_metric_families(text):
         for name, labels, value, *_ in family.samples:
             if name == "tfsd_batch_rows_bucket":
@@ -33,18 +45,18 @@ def read(text: str) -> dict:
     return counts
 
 
-def difference(before: dict | None, after: dict | None) -> dict:
+def difference(before: Counts | None, after: Counts | None) -> dict:
     """Returns the changes between two readings: jobs by number of rows ("3-4"), rows per job, refusals by reason.
 
     All are None if a reading is missing. `refused` has only reasons that occurred.
     """
     if before is None or after is None:
         return {"batches": None, "rows_per_batch": None, "refused": None}
-    batches, low, below = {}, 1, 0.0
+    batches, low, below = {}, 1.0, 0.0
     for bound in sorted(after["bounds"]):
         count = after["bounds"][bound] - before["bounds"].get(bound, 0.0)
-        if jobs := int(count - below):
-            batches[_range(low, bound)] = jobs
+        if more := int(count - below):
+            batches[_range(low, bound)] = more
         low, below = bound + 1, count
     jobs, rows = after["jobs"] - before["jobs"], after["rows"] - before["rows"]
     changes = {reason: int(value - before["refused"].get(reason, 0.0)) for reason, value in after["refused"].items()}
@@ -55,7 +67,7 @@ def difference(before: dict | None, after: dict | None) -> dict:
     }
 
 
-def model_milliseconds(before: dict | None, after: dict | None) -> float | None:
+def model_milliseconds(before: Counts | None, after: Counts | None) -> float | None:
     """Returns how long the model computed per request between two readings; None if that is unknown."""
     if before is None or after is None or after["answers"] == before["answers"]:
         return None
