@@ -10,7 +10,7 @@ class Member(NamedTuple):
     """A row in a batch: row `index` of `request`."""
 
     request: ActiveRequest
-    index: int
+    index: int  # type: ignore[assignment]  # hides the method of tuples
     row: Any
 
 

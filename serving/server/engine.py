@@ -118,13 +118,14 @@ class Engine:
 
     def start(self, rows: Sequence[ImageRow | CallRow]) -> Job | CallJob:
         """Returns a job for rows of one kind, at most `batch_rows`."""
-        if isinstance(rows[0], CallRow):
-            return CallJob(self.run, rows)
-        batch = next(size for size in self.batch_sizes if size >= len(rows))
-        height, width = rows[0].size
+        if calls := [row for row in rows if isinstance(row, CallRow)]:
+            return CallJob(self.run, calls)
+        images = [row for row in rows if isinstance(row, ImageRow)]
+        batch = next(size for size in self.batch_sizes if size >= len(images))
+        height, width = images[0].size
         name = f"{batch}x{height}x{width}"
         functions = JobFunctions(*(self._functions[each][name] for each in JobFunctions._fields))
-        return Job(functions, rows, batch, str(self.manifest.get("dtype", "float32")))
+        return Job(functions, images, batch, str(self.manifest.get("dtype", "float32")))
 
     def run(self, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the outputs of one of the signatures `CALLED`.

@@ -24,7 +24,10 @@ class ImageRow(NamedTuple):
     truncated: tuple[int, int]  # tokens of its prompt and of its negative prompt that were cut off
     contexts: bool = False  # whether `inputs` begin with contexts; the result is then latents
 
-    alone = False  # rows of different requests may share a job
+    @property
+    def alone(self) -> bool:
+        """Whether it needs a job of its own; rows of different requests may share one."""
+        return False
 
     @property
     def kind(self) -> tuple:
@@ -38,8 +41,15 @@ class CallRow(NamedTuple):
     signature: str
     inputs: dict[str, np.ndarray]  # one row each
 
-    alone = True  # its values are checked only in the graph, where a wrong one fails the whole job
-    steps = 1
+    @property
+    def alone(self) -> bool:
+        """Whether it needs a job of its own: its values are checked only in the graph, where a wrong one fails the whole job."""
+        return True
+
+    @property
+    def steps(self) -> int:
+        """A call counts as one step."""
+        return 1
 
     @property
     def kind(self) -> str:

@@ -20,7 +20,7 @@ class Metrics:
     the empty label.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._models: set[str] = set()

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusResponse, ModelVersionStatus
 
@@ -40,7 +41,7 @@ class Models:
         root: Path | None = None,
         poll_seconds: float = 0,
         metrics: Metrics | None = None,
-        load: Callable[[Path], object] = load_engine,
+        load: Callable[[Path], Any] = load_engine,
     ):
         """Reads the configuration; `start` loads the models.
 
@@ -56,7 +57,7 @@ class Models:
             raise ValueError(f"poll_seconds must be from 0 to 86400; got {poll_seconds}.")
         self._folder = Path(os.path.abspath(source)) if isinstance(source, str | os.PathLike) else None
         self._root, self._poll_seconds = root, poll_seconds
-        self._configs = self._find() if self._folder is not None else configs_from(source, root=root)
+        self._configs = _find(self._folder) if self._folder is not None else configs_from(source, root=root)
         _require_versions(self._configs)
         self._labels = {name: dict(config.labels) for name, config in self._configs.items()}
         self._versions = Versions(load, metrics or Metrics())
@@ -162,15 +163,6 @@ class Models:
         except KeyError:
             raise ServerError("INVALID_ARGUMENT", f"Unrecognized servable version label: {label}") from None
 
-    def _find(self) -> dict[str, ModelConfig]:
-        if self._folder.is_dir() and (configs := configs_in(self._folder)):
-            return configs
-        message = (
-            f"{self._folder} holds no exported model: no NAME/VERSION/saved_model.pb and no VERSION/saved_model.pb. "
-            "Write one with `tfsd export saved_model`."
-        )
-        raise ServerError("NOT_FOUND", message)
-
     def _take(self, proto) -> list[str]:
         """Replaces the configuration, if the new one is valid, and returns the names of added models."""
         configs = configs_from(proto, root=self._root)
@@ -239,6 +231,16 @@ class Models:
         if missing:
             reasons = "".join(f"{{{version} due to error: {version.code}: {version.message}}}, " for version in failed)
             raise ServerError("UNKNOWN", f"{len(missing)} model(s) did not become available: {{{reasons}}}")
+
+
+def _find(folder: Path) -> dict[str, ModelConfig]:
+    if folder.is_dir() and (configs := configs_in(folder)):
+        return configs
+    message = (
+        f"{folder} holds no exported model: no NAME/VERSION/saved_model.pb and no VERSION/saved_model.pb. "
+        "Write one with `tfsd export saved_model`."
+    )
+    raise ServerError("NOT_FOUND", message)
 
 
 def _require_versions(configs: dict[str, ModelConfig]):

@@ -86,13 +86,13 @@ class RequestProgress:
                 self._listeners.discard(listener)
 
 
-class ProgressBoard(Mapping):
+class ProgressBoard(Mapping[str, ProgressSnapshot]):
     """Request id -> `ProgressSnapshot`, of active requests and of those that ended within the last minute (at most 1000).
 
     If an id is used twice, it stands for the later request.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._active: dict[str, RequestProgress] = {}
         self._ended: dict[str, RequestProgress] = {}  # oldest first
         self._lock = threading.Lock()

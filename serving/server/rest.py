@@ -69,6 +69,7 @@ class Rest:
         self.access = access or Access()
         self.limit = body_bytes
         self._under_way = 0
+        self._pages: set[Callable] = set()  # handlers that need no token: the page asks the user for it
         self._expected = f"Bearer {token}".encode() if token else None
 
     def app(self) -> web.Application:
@@ -84,6 +85,7 @@ class Rest:
         for file in sorted(PAGE.iterdir()) if PAGE.is_dir() else ():
             if file.suffix in PAGE_TYPES:
                 handler = _page(file)
+                self._pages.add(handler)
                 app.router.add_get(f"/{file.name}", handler)
                 if file.name == "index.html":
                     app.router.add_get("/", handler)
@@ -116,8 +118,7 @@ class Rest:
         self.access.mark(request, response)
 
     def _require_token(self, request: web.Request, handler):
-        free = handler == self.healthz or getattr(handler, "is_page", False)
-        if self._expected is None or free:
+        if self._expected is None or handler == self.healthz or handler in self._pages:
             return
         sent = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(sent, self._expected):
@@ -240,7 +241,6 @@ def _page(file: Path):
     async def page(request: web.Request) -> web.Response:
         return web.Response(body=content, headers=headers)
 
-    page.is_page = True  # needs no token, as the page asks the user for it
     return page
 
 

@@ -84,7 +84,8 @@ class Streams(grpc.aio.ServerInterceptor):
     """Limits the number of open streams by service: progress, health and reflection."""
 
     def __init__(self, most: Mapping[str, int]):
-        self._most, self._open = most, Counter()
+        self._most = most
+        self._open: Counter[str] = Counter()
 
     async def intercept_service(self, continuation, handler_call_details):
         """Returns the call's handler; for streams, one that counts them."""

@@ -67,6 +67,15 @@ class ServerOptions:
         """Whether only this machine can reach the server."""
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
+    @property
+    def tls(self) -> tuple[Path, Path] | None:
+        """The files of the certificate and of its key. Raises: `ValueError` if only one of them is given."""
+        if self.tls_cert is None and self.tls_key is None:
+            return None
+        if self.tls_cert is None or self.tls_key is None:
+            raise ValueError("tls_cert and tls_key must be given together; got one of them.")
+        return self.tls_cert, self.tls_key
+
 
 class Server:
     """Serves models over gRPC and HTTP.
@@ -143,11 +152,11 @@ class Server:
 
     def _add_grpc_port(self, address: str) -> int:
         """Opens the gRPC port and returns its number; hides the line that gRPC itself prints if the port is taken."""
-        if self.options.tls_cert is None:
+        if self.options.tls is None:
             with contextlib.nullcontext() if wants_information() else no_stderr():
                 return self._grpc.add_insecure_port(address)
-        pair = (Path(self.options.tls_key).read_bytes(), Path(self.options.tls_cert).read_bytes())
-        credentials = grpc.ssl_server_credentials([pair])
+        certificate, key = self.options.tls
+        credentials = grpc.ssl_server_credentials([(Path(key).read_bytes(), Path(certificate).read_bytes())])
         with contextlib.nullcontext() if wants_information() else no_stderr():
             return self._grpc.add_secure_port(address, credentials)
 
@@ -234,17 +243,14 @@ def _taken(address: str, option: str) -> str:
 
 
 def _certificate(options: ServerOptions) -> ssl.SSLContext | None:
-    if options.tls_cert is None and options.tls_key is None:
+    if options.tls is None:
         return None
-    if options.tls_cert is None or options.tls_key is None:
-        raise ValueError("tls_cert and tls_key must be given together; got one of them.")
+    certificate, key = options.tls
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(options.tls_cert, options.tls_key)
+        context.load_cert_chain(certificate, key)
     except ssl.SSLError as error:
-        raise OSError(
-            f"{options.tls_cert} and {options.tls_key} are not a PEM certificate and its key: {error.reason}."
-        ) from None
+        raise OSError(f"{certificate} and {key} are not a PEM certificate and its key: {error.reason}.") from None
     except OSError as error:
-        raise OSError(f"{options.tls_cert} or {options.tls_key} cannot be read: {error.strerror}.") from None
+        raise OSError(f"{certificate} or {key} cannot be read: {error.strerror}.") from None
     return context

@@ -13,9 +13,10 @@ now and then.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tfsd.errors import CheckpointError
 from tfsd.runtime.freeing import OwnHeap, free_memory
@@ -33,7 +34,7 @@ class Version:
     def __init__(self, model: str, number: int, folder: Path):
         self.model, self.number, self.folder = model, number, folder
         self.state, self.code, self.message = "START", "OK", ""
-        self.engine = None
+        self.engine: Any = None  # what `load` of `Versions` returns
         self.heap = OwnHeap(f"tfsd-{model}-{number}")
         self.leases = 0
         self.stamp = _stamp(folder)
@@ -70,7 +71,7 @@ class Lease:
 class Versions:
     """Thread-safe table of versions by model and number. It is not locked while a model is loaded."""
 
-    def __init__(self, load: Callable[[Path], object], metrics: Metrics):
+    def __init__(self, load: Callable[[Path], Any], metrics: Metrics):
         self._load = load
         self._metrics = metrics
         self._models: dict[str, dict[int, Version]] = {}
@@ -95,8 +96,8 @@ class Versions:
         """Returns a lease of a version, or of the latest one. Raises: `ServerError` NOT_FOUND with TF Serving's message."""
         with self._lock:
             loaded = self._available(name)
-            latest = max(loaded, default=None)
-            version = loaded.get(latest if number is None else number)
+            wanted = max(loaded, default=None) if number is None else number
+            version = None if wanted is None else loaded.get(wanted)
             if version is None:
                 asked = f"Latest({name})" if number is None else f"Specific({name}, {number})"
                 known = () if loaded else [one for one in self._models if self._available(one)]
@@ -131,7 +132,7 @@ class Versions:
         LOG.info("Version %d of %s is available after %.1f s.", number, name, seconds)
         self._set(version, "AVAILABLE")
 
-    def unload(self, name: str, *, but: list[int] = ()):
+    def unload(self, name: str, *, but: Sequence[int] = ()):
         """Unloads versions: they get no new leases, and end when their last lease is released."""
         for number, version in self.available(name).items():
             if number not in but:

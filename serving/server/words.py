@@ -4,6 +4,7 @@ The form of an answer is TensorFlow Serving's, so the warning is a header: JSON 
 has only the number of words, as it never contains prompts.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Mapping
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from tfsd.errors import CheckpointError
 from tfsd.specs import CLIPSpec, SpecError
+from tfsd.text import Tokenizer, unknown_words, unknown_words_message
 
 HTTP_HEADER = "X-Tfsd-Warning"
 _TEXTS = ("prompt", "negative_prompt")
@@ -25,7 +27,10 @@ class Words:
             self._spec = CLIPSpec(kept_tokens=tuple(kept_tokens))
         except (SpecError, TypeError, ValueError) as error:
             raise CheckpointError(f"The manifest's kept_tokens are damaged: {error}") from error
-        self._tokenizer = None
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self._spec)
 
     @property
     def are_few(self) -> bool:
@@ -36,18 +41,12 @@ class Words:
         """Returns the words of a request that the model was not trained on, by input."""
         if not self.are_few:
             return {}
-        from tfsd.text import Tokenizer, unknown_words
-
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self._spec)
         texts = {name: [text.decode("utf-8", "replace") for text in inputs[name]] for name in _TEXTS if name in inputs}
         found = {name: unknown_words(self._tokenizer, dict.fromkeys(prompts)) for name, prompts in texts.items()}
         return {name: words for name, words in found.items() if words}
 
     def message(self, unknown: Mapping[str, list[str]]) -> str:
         """Returns the warning about such words; empty if there are none."""
-        from tfsd.text import unknown_words_message
-
         return " ".join(unknown_words_message(self._spec, words, name) for name, words in unknown.items())
 
 
