@@ -10,7 +10,7 @@ from tfsd.converters.importers.kerascv import FILES, export, file_order, open_fo
 from tfsd.errors import CheckpointError
 from tfsd.models import part_shapes
 from tfsd.specs import SD_1_4, CLIPSpec, ModelSpec, UNetSpec, VAESpec
-from tfsd.storage.model_folders import load_model, named_variables
+from tfsd.storage.model_folders import load_parts, load_spec, named_variables
 
 LAYOUTS = Path(__file__).parents[1] / "data" / "kerascv_h5_layout"
 
@@ -119,7 +119,8 @@ def test_each_variable_meets_the_layer_of_its_kind(part):
 def test_every_tensor_survives_the_round_trip(small, tmp_path):
     folder, tensors = small
     model = convert(folder, tmp_path / "model", spec=SMALL, numerics="kerascv")
-    spec, parts = load_model(model)
+    spec = load_spec(model)
+    parts = load_parts(model, spec)
     assert spec.denoiser.gelu == "gelu_tanh" and spec.rounding == "truncate" and spec.name == "model"
     for part, expected in tensors.items():
         got = named_variables(parts[part])
