@@ -23,16 +23,16 @@ _LIMITED_HERE = ("seed", "index", "height", "width")  # by the size of the image
 
 @dataclass(frozen=True, kw_only=True)
 class ExportLimits:
-    """What an export answers: each size and number of pictures is compiled, so there are few."""
+    """What an export answers: each size and number of images is compiled, so there are few."""
 
     sizes: tuple[tuple[int, int], ...]  # (height, width) in pixels; the first one is the default
     batch_sizes: tuple[int, ...]  # rising; a batch is filled up to the next one
     max_steps: int
-    exact: bool  # every picture computed alone, so that its bytes do not depend on its batch
+    exact: bool  # every image computed alone, so that its bytes do not depend on its batch
 
     @property
     def max_batch(self) -> int:
-        """The most pictures of one request, or of several that a server puts together."""
+        """The most images of one request, or of several that a server puts together."""
         return self.batch_sizes[-1]
 
 
@@ -64,7 +64,7 @@ class Sampling(NamedTuple):
 
 
 class Requests(tf.Module):
-    """Checks and prepares requests. An argument of one row counts for all pictures."""
+    """Checks and prepares requests. An argument of one row counts for all images."""
 
     def __init__(self, spec: ModelSpec, limits: ExportLimits, *, assets: Path | None = None, progress: bool = False):
         super().__init__(name="requests")
@@ -75,17 +75,17 @@ class Requests(tf.Module):
         self._last_index = [min(MAX_INDEX, LAST_VALUE // count - 1) for count in values]
 
     def batch(self, **arguments):
-        """Returns how many pictures a request asks for.
+        """Returns how many images a request asks for.
 
         Raises (in the graph, as all checks here): INVALID_ARGUMENT if that is none, more than allowed, or not clear.
         """
         rows = [tf.shape(value)[0] for value in arguments.values()]
         most = tf.reduce_max(rows)
         checks = [
-            _check(tf.equal(row, 1) | tf.equal(row, most), f"{name} must have one row for all pictures or one for each; got", row)
+            _check(tf.equal(row, 1) | tf.equal(row, most), f"{name} must have one row for all images or one for each; got", row)
             for name, row in zip(arguments, rows)
         ]
-        allowed = f"a request must be for 1 to {self.limits.max_batch} pictures; got"
+        allowed = f"a request must be for 1 to {self.limits.max_batch} images; got"
         checks.append(_check((most >= 1) & (most <= self.limits.max_batch), allowed, most))
         with tf.control_dependencies(checks):
             return tf.identity(most)
@@ -115,7 +115,7 @@ class Requests(tf.Module):
             check = _check(in_range, "index must be from 0 to", last_index, "; got", index)
         with tf.control_dependencies([*checks, check]):
             sampler, num_steps = given["sampler"], given["num_steps"]
-            plans = tf.maximum(tf.shape(sampler)[0], tf.shape(num_steps)[0])  # one for all pictures where both have one row
+            plans = tf.maximum(tf.shape(sampler)[0], tf.shape(num_steps)[0])  # one for all images where both have one row
             plan, count, init_scale = self.plans(broadcast_rows(sampler, plans), broadcast_rows(num_steps, plans))
             seeds = tf.cast(tf.math.floormod(given["seed"], tf.constant(SEED_PERIOD, tf.int64)), tf.int32)
             inputs = SamplingInputs(plan, init_scale, seeds, index, given["guidance_scale"])
@@ -134,7 +134,7 @@ class Requests(tf.Module):
 
     def one_size(self, sampling: Sampling):
         """Returns the size that all rows have, as its place among the allowed ones."""
-        message = "height and width must be the same for all pictures of this request; got"
+        message = "height and width must be the same for all images of this request; got"
         sizes = tf.gather(tf.constant(self.limits.sizes), sampling.size)
         with tf.control_dependencies([_check(tf.reduce_all(sampling.size == sampling.size[0]), message, sizes)]):
             return tf.identity(sampling.size[0])

@@ -19,7 +19,7 @@ from tfsd.specs import ModelSpec
 CHUNK = 5  # steps between two places where a request can be stopped; 0.1 ms each
 DEFAULT = "serving_default"  # TensorFlow Serving's key of what a request means that names no signature
 _TEXTS = ("prompt", "negative_prompt")
-PARALLEL = 64  # pictures of an exact batch that may be computed side by side; the machine's cores are the real limit
+PARALLEL = 64  # images of an exact batch that may be computed side by side; the machine's cores are the real limit
 
 
 class Signatures(tf.Module):
@@ -122,7 +122,7 @@ class Signatures(tf.Module):
         return {"latents": self._finite(latents, all_finite(latents))}
 
     def decode(self, latents):
-        """Latents to pictures uint8 [B, H, W, 3] and PNG files."""
+        """Latents to images uint8 [B, H, W, 3] and PNG files."""
         batch, sizes = self.requests.batch(latents=latents), self._own.limits.sizes
         with tf.control_dependencies([batch, self.requests.finite(latents, "latents")]):
             which = self.requests.size_of_latents(latents)

@@ -103,7 +103,7 @@ class Engine:
         count = max(map(len, inputs.values()))
         most = self.manifest["batch_sizes"][-1]
         if count > most:
-            raise ServerError("INVALID_ARGUMENT", f"a request must be for 1 to {most} pictures; got {count}")
+            raise ServerError("INVALID_ARGUMENT", f"a request must be for 1 to {most} images; got {count}")
         rows = [{name: value[[min(i, len(value) - 1)]] for name, value in inputs.items()} for i in range(count)]
         if signature != "denoise":
             return [CallRow(signature, row) for row in rows]

@@ -191,10 +191,10 @@ REFUSED = [
     ({"index": -1}, "index must be from 0 to"),
     ({"prompt": "x" * 4097}, "prompt must be at most 4096 bytes of UTF-8; got"),
     ({"negative_prompt": "x" * 10**7}, "negative_prompt must be at most 4096 bytes"),
-    ({"prompt": []}, "prompt must have one row for all pictures"),
-    ({"prompt": ["a"] * 5}, "a request must be for 1 to 4 pictures; got"),
-    ({"prompt": ["a"] * 100_000}, "a request must be for 1 to 4 pictures; got"),
-    ({"prompt": ["a"] * 3, "seed": [1, 2]}, "seed must have one row for all pictures or one for each; got"),
+    ({"prompt": []}, "prompt must have one row for all images"),
+    ({"prompt": ["a"] * 5}, "a request must be for 1 to 4 images; got"),
+    ({"prompt": ["a"] * 100_000}, "a request must be for 1 to 4 images; got"),
+    ({"prompt": ["a"] * 3, "seed": [1, 2]}, "seed must have one row for all images or one for each; got"),
 ]
 
 
@@ -216,8 +216,8 @@ def test_infinite_latents_are_refused(session):
         session("decode", {"latents": np.full((1, 4, 4, 4), np.inf, "float32")})
 
 
-def test_pictures_of_two_sizes_are_no_tensor(session):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="must be the same for all pictures"):
+def test_images_of_two_sizes_do_not_fit_in_a_tensor(session):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must be the same for all images"):
         session("text_to_image", request(prompt=["a", "b"], height=[32, 16], width=[32, 48]))
 
 

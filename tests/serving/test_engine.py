@@ -86,7 +86,7 @@ def test_rows_of_encode_denoise_and_decode_give_the_bytes_of_the_signatures(engi
     [
         ({"context": np.full((1, 77, 16), np.nan, "float32")}, "context must hold finite numbers"),
         ({"num_steps": np.array([0], "int32")}, "num_steps must be from 1 to 10; got 0"),
-        ({"seed": np.arange(3)}, "a request must be for 1 to 2 pictures; got 3"),
+        ({"seed": np.arange(3)}, "a request must be for 1 to 2 images; got 3"),
     ],
 )
 def test_what_denoise_refuses_is_said_as_by_its_signature(change, message, engine):
