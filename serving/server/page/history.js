@@ -1,6 +1,6 @@
 // The images of this session: in memory, and in sessionStorage if they fit.
 
-const MAX_PICTURES = 60;
+const MAX_IMAGES = 60;
 const MAX_STORED = 4_000_000; // characters; browsers allow about five million
 
 /**
@@ -18,7 +18,7 @@ export class History {
 
   add(entry) {
     this.entries.unshift(withUrl(entry));
-    for (const old of this.entries.splice(MAX_PICTURES)) URL.revokeObjectURL(old.url);
+    for (const old of this.entries.splice(MAX_IMAGES)) URL.revokeObjectURL(old.url);
     this.#store();
     this.#show();
     return this.entries[0];

@@ -127,6 +127,6 @@ async function answerOf(response) {
     const said = answer?.error?.message ?? answer?.error ?? text.slice(0, 300).trim();
     throw new RequestError(response.status, String(said || response.statusText || `status ${response.status}`));
   }
-  if (answer === null) throw new RequestError(0, "The server's answer is no JSON. Is the address right?");
+  if (answer === null) throw new RequestError(0, "The server's answer is not JSON. Is the address right?");
   return answer;
 }

@@ -92,7 +92,7 @@ export class Settings {
       if (!given.has(name)) continue;
       const value = given.get(name);
       fields[name].value = value;
-      if (fields[name].value === "") problems.push(`The link's ${name} is no number.`);
+      if (fields[name].value === "") problems.push(`The link's ${name} is not a number.`);
     }
     if (given.has("seed")) fields.seed.value = given.get("seed");
     if (given.has("sampler")) problems.push(...this.#pick("sampler", given.get("sampler")));
