@@ -1,4 +1,4 @@
-"""Pictures from a device bundle, with what a phone has: a tokenizer, a loop over steps, and LiteRT for the rest.
+"""Images from a device bundle, with what a phone has: a tokenizer, a loop over steps, and LiteRT for the rest.
 
 It is the reference for the apps, which have these same three things. `tfsd export tflite` writes bundles.
 """
@@ -38,7 +38,7 @@ _NEEDED |= {"max_index", "seed_period", "parts", "files"}
 
 
 def is_bundle(folder: str | Path) -> bool:
-    """Tells whether a folder looks like a bundle, whole or damaged. Raises: `CheckpointError` for a manifest that is no JSON."""
+    """Tells whether a folder looks like a bundle, whole or damaged. Raises: `CheckpointError` for a manifest that is not JSON."""
     path = Path(folder) / MANIFEST
     return path.is_file() and read_json(path).get("kind") == "device"
 
@@ -51,10 +51,10 @@ def load_bundle_manifest(folder: str | Path) -> dict:
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no device bundle: it has no {MANIFEST}. `tfsd export tflite` makes one.")
+        raise CheckpointError(f"{folder} is not a device bundle: it has no {MANIFEST}. `tfsd export tflite` makes one.")
     manifest = read_json(path)
     if manifest.get("kind") != "device":
-        raise CheckpointError(f"{path} is not that of a device bundle. `tfsd export tflite` makes one.")
+        raise CheckpointError(f"{path} is not the manifest of a device bundle. `tfsd export tflite` makes one.")
     if missing := sorted(_NEEDED - set(manifest)):
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}.")
     if manifest["format"] not in FORMATS:

@@ -31,7 +31,7 @@ static const char *meaning(LiteRtStatus status) {
     case kLiteRtStatusErrorFileIO:
       return "the file cannot be read";
     case kLiteRtStatusErrorInvalidFlatbuffer:
-      return "the file is no TFLite model";
+      return "the file is not a TFLite model";
     case kLiteRtStatusErrorCompilation:
       return "the model cannot be compiled";
     default:
@@ -167,7 +167,7 @@ static bool is_model(const char *path, TfsdError *error) {
   int reason = errno; /* fclose may change it */
   fclose(file);
   if (reason != 0) return fail(error, "%s", strerror(reason));
-  return (got == sizeof start && memcmp(start + 4, "TFL3", 4) == 0) || fail(error, "the file is no TFLite model");
+  return (got == sizeof start && memcmp(start + 4, "TFL3", 4) == 0) || fail(error, "the file is not a TFLite model");
 }
 
 /* Fills in an empty model. */

@@ -133,7 +133,7 @@ def _png(pixels) -> str:
 
 
 def errors() -> dict:
-    """Returns a bundle of files that are no models, and what to change in it or to ask of it for every error.
+    """Returns a bundle of files that are not models, and what to change in it or to ask of it for every error.
 
     `{folder}` stands for where the bundle lies. `files`: new contents by name, null for a file to remove.
     """

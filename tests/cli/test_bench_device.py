@@ -38,8 +38,8 @@ def test_wrong_usage_is_one_line_and_exits_2(argv, message, place, run):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["nothing"], "nothing is no device bundle: it has no manifest.json"),
-        (["toy"], "is not that of a device bundle"),
+        (["nothing"], "nothing is not a device bundle: it has no manifest.json"),
+        (["toy"], "is not the manifest of a device bundle"),
         (["--full-size", "--model", "sd-9"], "There is no model 'sd-9'"),
     ],
 )

@@ -26,7 +26,7 @@ def test_options_that_do_not_go_together(argv, message, place, run):
 
 def test_folder_that_is_no_bundle_is_one_line(place, run):
     status, out, err = run("generate", "a red star", "--device-bundle", "nothing")
-    assert (status, out) == (1, "") and one_line(err) and "nothing is no device bundle" in err
+    assert (status, out) == (1, "") and one_line(err) and "nothing is not a device bundle" in err
 
 
 @pytest.mark.slow

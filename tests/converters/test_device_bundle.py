@@ -236,7 +236,7 @@ def test_damaged_files_are_named(damaged):
     model.unlink()
     with pytest.raises(CheckpointError, match="denoiser.tflite cannot be read: No such file"):
         DeviceBundle(damaged)
-    with pytest.raises(CheckpointError, match="is no device bundle"):
+    with pytest.raises(CheckpointError, match="is not a device bundle"):
         DeviceBundle(damaged / "nothing")
 
 
@@ -244,7 +244,7 @@ def test_damaged_files_are_named(damaged):
     ("change", "words"),
     [
         ({"format": 1}, "has format 1; this tfsd reads 2 and 3. Export it again"),
-        ({"kind": "other"}, "not that of a device bundle"),
+        ({"kind": "other"}, "not the manifest of a device bundle"),
         ({"files": {"../secret": {"sha256": "", "bytes": 1}}}, "outside of the folder"),
         ({"parts": None}, "lacks parts"),
         ({"parts": {}}, "does not say in which of its files sampling is"),

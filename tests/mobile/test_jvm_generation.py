@@ -191,7 +191,7 @@ def test_model_that_litert_cannot_load_is_named(desktop, damaged, tmp_path):
     replace(damaged / MANIFEST, json.dumps(manifest).encode())
     done = generate(desktop, damaged, "red", tmp_path / "x.png")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"{model} cannot be loaded by LiteRT: the file is no TFLite model"
+    assert done.stderr.splitlines()[-1] == f"{model} cannot be loaded by LiteRT: the file is not a TFLite model"
 
 
 def test_usage_is_told_without_arguments(desktop):

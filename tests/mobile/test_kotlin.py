@@ -252,7 +252,7 @@ def test_damaged_bundles_get_the_same_errors_as_in_python(name, damaged, printed
 
 @pytest.mark.parametrize("name", NO_JSON)
 def test_manifests_that_are_no_json_are_refused(name, damaged, printed):
-    assert in_kotlin(printed, name) == f"{damaged[name]}/manifest.json is damaged: it is no JSON object."
+    assert in_kotlin(printed, name) == f"{damaged[name]}/manifest.json is damaged: it is not a JSON object."
 
 
 @pytest.mark.parametrize("name", FIELDS)

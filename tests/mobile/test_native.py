@@ -130,7 +130,7 @@ def test_library_exports_what_our_header_declares():
     [
         ({"file": "nowhere"}, "nowhere: No such file or directory"),
         ({"file": "."}, "Is a directory"),
-        ({"file": __file__}, "test_native.py: the file is no TFLite model"),
+        ({"file": __file__}, "test_native.py: the file is not a TFLite model"),
         ({"signature": "paint"}, "paint: there is no signature paint"),
         ({"inputs": ["colours=DATA"]}, "colours: decode has no input colours"),
         ({"inputs": []}, "decode: decode needs the input latents"),

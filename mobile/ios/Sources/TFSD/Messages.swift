@@ -19,9 +19,9 @@ public struct TFSDError: LocalizedError, Equatable, Sendable {
 /// The texts of all errors: the same as in `mobile/messages.json`, in the Kotlin library and in Python.
 enum Messages {
     static let templates: [String: String] = [
-        "no_bundle": "{folder} is no device bundle: it has no manifest.json. `tfsd export tflite` makes one.",
-        "not_device": "{file} is not that of a device bundle. `tfsd export tflite` makes one.",
-        "no_json": "{file} is damaged: it is no JSON object.",
+        "no_bundle": "{folder} is not a device bundle: it has no manifest.json. `tfsd export tflite` makes one.",
+        "not_device": "{file} is not the manifest of a device bundle. `tfsd export tflite` makes one.",
+        "no_json": "{file} is damaged: it is not a JSON object.",
         "large": "{file} is larger than {limit} bytes.",
         "lacks": "{file} is damaged: it lacks {names}.",
         "format": "{file} has format {format}; this tfsd reads {known}. Export it again.",

@@ -5,7 +5,7 @@ import java.util.Locale
 /** What went wrong with a bundle or its models; the message tells a person what to do. */
 open class TfsdException(message: String, cause: Throwable? = null) : Exception(message, cause)
 
-/** A folder is no bundle, or a file of it is missing or damaged. */
+/** A folder is not a bundle, or a file of it is missing or damaged. */
 class BundleException(message: String) : TfsdException(message)
 
 /** The runtime cannot load or run a model file. */
@@ -14,15 +14,15 @@ class ModelException(message: String, cause: Throwable? = null) : TfsdException(
 /** Too little memory is free for a part. */
 class MemoryException(message: String) : TfsdException(message)
 
-/** The progress callback asked to stop; there is no picture. */
+/** The progress callback asked to stop; there is no image. */
 class CancelledException(message: String) : TfsdException(message)
 
 /** The texts of all errors: the same as in `mobile/messages.json`, in the Swift package and in Python. */
 internal object Messages {
     val TEMPLATES = mapOf(
-        "no_bundle" to "{folder} is no device bundle: it has no manifest.json. `tfsd export tflite` makes one.",
-        "not_device" to "{file} is not that of a device bundle. `tfsd export tflite` makes one.",
-        "no_json" to "{file} is damaged: it is no JSON object.",
+        "no_bundle" to "{folder} is not a device bundle: it has no manifest.json. `tfsd export tflite` makes one.",
+        "not_device" to "{file} is not the manifest of a device bundle. `tfsd export tflite` makes one.",
+        "no_json" to "{file} is damaged: it is not a JSON object.",
         "large" to "{file} is larger than {limit} bytes.",
         "lacks" to "{file} is damaged: it lacks {names}.",
         "format" to "{file} has format {format}; this tfsd reads {known}. Export it again.",

@@ -49,7 +49,7 @@ internal fun Tests.app(folder: File, work: File) {
     test("the app says that it has no bundle") {
         val state = wait(generator(Phone(File(work, "none"), free = 0)))
         val bundle = File(work, "none/files/bundle")
-        expect("$bundle is no device bundle: it has no manifest.json. `tfsd export tflite` makes one.", state.error)
+        expect("$bundle is not a device bundle: it has no manifest.json. `tfsd export tflite` makes one.", state.error)
     }
     test("the app draws, tells of progress and what it ran on") {
         val generator = generator(phone("draws"))
