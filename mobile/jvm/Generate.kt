@@ -26,7 +26,7 @@ private val NAMES = Regex("""^  (\w+(?:, \w+)*):""", RegexOption.MULTILINE)
     .findAll(USAGE).flatMap { it.groupValues[1].split(", ") }.toSet()
 
 /**
- * Draws a picture as the Android app does, by the same code, on a desktop: see the text that it prints without arguments.
+ * Draws an image as the Android app does, by the same code, on a desktop: see the text that it prints without arguments.
  *
  * Ends with 1 if it fails, and with 2 for arguments that cannot be met; the last line on standard error says why.
  */
@@ -100,7 +100,7 @@ private fun availableMemory(): Long = try {
     Long.MAX_VALUE // another system than Linux
 }
 
-/** Writes a picture with its recipe, where Python reads it. */
+/** Writes an image with its recipe, where Python reads it. */
 private fun write(picture: Picture, file: File) {
     val image = BufferedImage(picture.width, picture.height, BufferedImage.TYPE_INT_RGB)
     image.setRGB(0, 0, picture.width, picture.height, picture.pixels, 0, picture.width)

@@ -1,7 +1,7 @@
 import SwiftUI
 import TFSD
 
-/// The one screen: what to draw, how far it is, and the picture.
+/// The one screen: what to draw, how far it is, and the image.
 struct ContentView: View {
     @ObservedObject var drawing: Drawing
 

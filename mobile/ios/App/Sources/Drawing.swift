@@ -13,9 +13,9 @@ final class Drawing: ObservableObject {
     @Published var numSteps = 20
     @Published var guidanceScale = 7.5
     @Published var sampler = ""
-    /// The finished picture, its recipe and its PNG file.
+    /// The finished image, its recipe and its PNG file.
     @Published private(set) var shown: (image: CGImage, recipe: Recipe, file: URL)?
-    /// How much of the picture under way is done, from 0 to 1; nil if none is.
+    /// How much of the image under way is done, from 0 to 1; nil if none is.
     @Published private(set) var progress: Double?
     @Published private(set) var failure: String?
     /// What runs each part.
@@ -50,7 +50,7 @@ final class Drawing: ObservableObject {
         }
     }
 
-    /// Begins a picture.
+    /// Begins an image.
     func draw() {
         guard let model = model, task == nil else { return }
         let text = seed.trimmingCharacters(in: .whitespaces)
@@ -87,7 +87,7 @@ final class Drawing: ObservableObject {
         }
     }
 
-    /// Stops the picture under way.
+    /// Stops the image under way.
     func cancel() {
         task?.cancel()
     }
@@ -100,7 +100,7 @@ final class Drawing: ObservableObject {
 
     private func show(_ picture: Picture) throws {
         guard let image = picture.image(), let png = picture.png() else {
-            failure = "There is too little memory to show the picture."
+            failure = "There is too little memory to show the image."
             return
         }
         let file = FileManager.default.temporaryDirectory.appendingPathComponent("tfsd-\(picture.recipe.seed).png")

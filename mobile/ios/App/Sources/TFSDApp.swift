@@ -1,6 +1,6 @@
 import SwiftUI
 
-/// A sample: pictures of prompts, drawn on the phone.
+/// A sample: images of prompts, drawn on the phone.
 @main
 struct TFSDApp: App {
     @StateObject private var drawing = Drawing()

@@ -40,11 +40,11 @@ public final class DeviceBundle: Sendable {
     public let licence: String
     /// What the licence forbids, to be passed on to the people who use the app; empty if nothing.
     public let useRestrictions: String
-    /// Width of pictures in pixels.
+    /// Width of images in pixels.
     public let width: Int
-    /// Height of pictures in pixels.
+    /// Height of images in pixels.
     public let height: Int
-    /// Shape of the latents of one picture: height, width, channels.
+    /// Shape of the latents of one image: height, width, channels.
     public let latents: [Int]
     /// Samplers by name, in the order that the signature `plan` counts them.
     public let samplers: [String]
@@ -52,7 +52,7 @@ public final class DeviceBundle: Sendable {
     public let samplerAliases: [String: String]
     /// Most steps that may be asked for.
     public let maxSteps: Int
-    /// Highest `index` of a picture.
+    /// Highest `index` of an image.
     public let maxIndex: Int
     /// Seeds that differ by it stand for the same noise.
     public let seedPeriod: Int64
@@ -75,7 +75,7 @@ public final class DeviceBundle: Sendable {
     ///
     /// - Parameter checkHashes: whether to read all files and compare their SHA-256, seconds for a large model. Without it
     ///   sizes are compared, which is enough for a folder that came with the app.
-    /// - Throws: `TFSDError`, if the folder is no bundle, or a file is missing or damaged.
+    /// - Throws: `TFSDError`, if the folder is not a bundle, or a file is missing or damaged.
     public init(_ folder: URL, checkHashes: Bool = true) throws {
         let fields = try DeviceBundle.manifest(of: folder)
         let files = try DeviceBundle.checkedFiles(fields, in: folder, checkHashes: checkHashes)

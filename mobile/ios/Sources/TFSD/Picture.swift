@@ -2,7 +2,7 @@ import CoreGraphics
 import Foundation
 import ImageIO
 
-/// A finished picture, and what it takes to draw it again.
+/// A finished image, and what it takes to draw it again.
 public struct Picture: Equatable, Sendable {
     /// The side in pixels from left to right.
     public let width: Int
@@ -28,7 +28,7 @@ public struct Picture: Equatable, Sendable {
         return data
     }
 
-    /// Returns the picture for Core Graphics, in sRGB; nil only if the system has no memory left.
+    /// Returns the image for Core Graphics, in sRGB; nil only if the system has no memory left.
     public func image() -> CGImage? {
         guard let provider = CGDataProvider(data: bytes as CFData), let space = CGColorSpace(name: CGColorSpace.sRGB) else {
             return nil
@@ -48,7 +48,7 @@ public struct Picture: Equatable, Sendable {
         )
     }
 
-    /// Returns the picture as a PNG file; nil only if the system has no memory left.
+    /// Returns the image as a PNG file; nil only if the system has no memory left.
     public func png() -> Data? {
         let file = NSMutableData()
         let target = CGImageDestinationCreateWithData(file as CFMutableData, "public.png" as CFString, 1, nil)
@@ -58,7 +58,7 @@ public struct Picture: Equatable, Sendable {
     }
 }
 
-/// What a picture is drawn from. The same recipe is the same picture, up to the rounding of the hardware.
+/// What an image is drawn from. The same recipe is the same image, up to the rounding of the hardware.
 ///
 /// As JSON it has the keys of Python's recipes.
 public struct Recipe: Encodable, Equatable, Sendable {
@@ -66,9 +66,9 @@ public struct Recipe: Encodable, Equatable, Sendable {
     public let prompt: String
     /// What is not to be seen.
     public let negativePrompt: String
-    /// Any number; the same one gives the same picture.
+    /// Any number; the same one gives the same image.
     public let seed: Int64
-    /// Which of the pictures of this seed, from 0.
+    /// Which of the images of this seed, from 0.
     public let index: Int
     /// How many steps.
     public let numSteps: Int
@@ -82,9 +82,9 @@ public struct Recipe: Encodable, Equatable, Sendable {
     public let weights: String
     /// How they were quantized.
     public let quantize: String
-    /// Width of the picture in pixels.
+    /// Width of the image in pixels.
     public let width: Int
-    /// Height of the picture in pixels.
+    /// Height of the image in pixels.
     public let height: Int
 
     private enum CodingKeys: String, CodingKey {

@@ -1,12 +1,12 @@
 import Foundation
 
-/// Draws pictures of prompts with a bundle: tokens, then plan, noise and step again and again, then the picture's colours.
+/// Draws images of prompts with a bundle: tokens, then plan, noise and step again and again, then the image's colours.
 ///
 /// All arithmetic is in the model files. One of them is open at a time, beside the small one that holds plans and noise: first
-/// the text encoder, then the denoiser, then the decoder. Pictures are drawn one after the other on a queue of its own, which
+/// the text encoder, then the denoiser, then the decoder. Images are drawn one after the other on a queue of its own, which
 /// alone touches the runtime and what is kept here.
 public final class StableDiffusion: @unchecked Sendable {
-    /// What pictures are drawn with.
+    /// What images are drawn with.
     public let bundle: DeviceBundle
 
     private static let historyLength = 4  // earlier values that the signature `step` takes, newest first
@@ -17,7 +17,7 @@ public final class StableDiffusion: @unchecked Sendable {
     private let queue = DispatchQueue(label: "dev.tfsd.draw", qos: .userInitiated)
     private var tokenizer: Tokenizer?
 
-    /// Reads nothing yet: the first picture does.
+    /// Reads nothing yet: the first image does.
     ///
     /// - Parameters:
     ///   - runtime: what runs the model files; it must not be used by others.
@@ -28,14 +28,14 @@ public final class StableDiffusion: @unchecked Sendable {
         self.availableMemory = availableMemory
     }
 
-    /// Returns a picture of a prompt: for the same arguments that of Python, up to the rounding of the hardware.
+    /// Returns an image of a prompt: for the same arguments that of Python, up to the rounding of the hardware.
     ///
     /// Takes seconds to minutes. Cancelling the task stops it after the step under way.
     ///
     /// - Parameters:
-    ///   - negativePrompt: what the picture should not show.
-    ///   - seed: any number; the same one gives the same picture. Without one, it is drawn; the recipe tells which.
-    ///   - index: which of the pictures of this seed, from 0: others of a batch in Python.
+    ///   - negativePrompt: what the image should not show.
+    ///   - seed: any number; the same one gives the same image. Without one, it is drawn; the recipe tells which.
+    ///   - index: which of the images of this seed, from 0: others of a batch in Python.
     ///   - numSteps: from 1 to `bundle.maxSteps`; nil for the bundle's default.
     ///   - guidanceScale: how closely the prompt is followed, from 0 to 100; nil for the bundle's default.
     ///   - sampler: one of `bundle.samplers`, or another name of one; nil for the bundle's default.
@@ -111,7 +111,7 @@ public final class StableDiffusion: @unchecked Sendable {
 
     // MARK: On the queue
 
-    /// Returns the picture; `proceed` is called before all steps and after each, and throws to stop.
+    /// Returns the image; `proceed` is called before all steps and after each, and throws to stop.
     private func draw(_ recipe: Recipe, proceed: (Int, Int) throws -> Void) throws -> Picture {
         try proceed(0, 0)
         let tokenizer = try self.tokenizer ?? Tokenizer(bundle.tokenizerFile, spec: bundle.tokenizer)

@@ -27,7 +27,7 @@ class Defaults(val numSteps: Int, val guidanceScale: Float, val sampler: String)
  * @param folder The folder with `manifest.json`.
  * @param checkHashes Whether to read all files and compare their SHA-256, seconds for a large model. Without it sizes are
  *   compared, which is enough for a folder that was checked when it was put there.
- * @throws BundleException If the folder is no bundle, or a file is missing or damaged.
+ * @throws BundleException If the folder is not a bundle, or a file is missing or damaged.
  */
 class Bundle(val folder: File, checkHashes: Boolean = true) {
     private val manifest = File(folder, MANIFEST)
@@ -45,13 +45,13 @@ class Bundle(val folder: File, checkHashes: Boolean = true) {
     /** How the weights were quantized. */
     val quantize: String = fields["quantize"]
 
-    /** Height of pictures in pixels. */
+    /** Height of images in pixels. */
     val height: Int
 
-    /** Width of pictures in pixels. */
+    /** Width of images in pixels. */
     val width: Int
 
-    /** Shape of the latents of one picture: height, width, channels. */
+    /** Shape of the latents of one image: height, width, channels. */
     val latents: List<Int> = fields.ints("latents", 3)
 
     /** Samplers by name, in the order that the signature `plan` counts them. */
@@ -64,7 +64,7 @@ class Bundle(val folder: File, checkHashes: Boolean = true) {
     /** Most steps that `num_steps` may be. */
     val maxSteps: Int = fields.int("max_steps")
 
-    /** Highest `index` of a picture. */
+    /** Highest `index` of an image. */
     val maxIndex: Int = fields.int("max_index")
 
     /** Seeds that differ by it stand for the same noise. */

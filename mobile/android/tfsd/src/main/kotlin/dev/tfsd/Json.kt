@@ -12,7 +12,7 @@ import java.nio.charset.CharacterCodingException
 internal object Json {
     private const val MAX_DEPTH = 64
 
-    /** Returns what the UTF-8 [file] holds. Throws [IllegalArgumentException] if that is no JSON. */
+    /** Returns what the UTF-8 [file] holds. Throws [IllegalArgumentException] if that is not JSON. */
     fun read(file: File): Any? {
         val bytes = ByteBuffer.wrap(file.readBytes())
         val text = try {
@@ -23,7 +23,7 @@ internal object Json {
         return read(text.toString())
     }
 
-    /** Returns what [text] stands for. Throws [IllegalArgumentException] if it is no JSON. */
+    /** Returns what [text] stands for. Throws [IllegalArgumentException] if it is not JSON. */
     fun read(text: String): Any? = Reader(text).run { value(0).also { end() } }
 
     /** Returns the JSON of maps, lists, texts, numbers and null, on one line or, with an [indent], one line for each entry. */

@@ -1,7 +1,7 @@
 package dev.tfsd
 
 /**
- * A picture and what it takes to make it again.
+ * An image and what it takes to make it again.
  *
  * @property pixels [height] rows of [width] colours, `0xAARRGGBB` and opaque, as `Bitmap.createBitmap` takes them.
  * @property recipe The arguments, the model's identity and the versions that exported it: the keys of Python's recipes.

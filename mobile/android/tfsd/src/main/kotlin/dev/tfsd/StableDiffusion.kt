@@ -3,7 +3,7 @@ package dev.tfsd
 import kotlin.random.Random
 
 /**
- * Draws pictures of prompts with a [bundle]: tokens, then plan, noise and step again and again, then the picture's colours.
+ * Draws images of prompts with a [bundle]: tokens, then plan, noise and step again and again, then the image's colours.
  *
  * All arithmetic is in the model files. One of them is open at a time, beside the small one that holds plans and noise: first
  * the text encoder, then the denoiser, then the decoder. Calls take seconds to minutes, so make them off the main thread; a
@@ -20,11 +20,11 @@ class StableDiffusion(
     private val tokenizer by lazy { Tokenizer(bundle.tokenizerFile, bundle.tokenizer) }
 
     /**
-     * Returns a picture of [prompt]: for the same arguments that of Python, up to the rounding of the hardware.
+     * Returns an image of [prompt]: for the same arguments that of Python, up to the rounding of the hardware.
      *
-     * @param negativePrompt What the picture should not show.
-     * @param seed Any number; the same one gives the same picture.
-     * @param index Which of the pictures of this seed, from 0: others of a batch in Python.
+     * @param negativePrompt What the image should not show.
+     * @param seed Any number; the same one gives the same image.
+     * @param index Which of the images of this seed, from 0: others of a batch in Python.
      * @param numSteps Steps, from 1 to [Bundle.maxSteps]; null for the bundle's default.
      * @param guidanceScale How closely the prompt is followed, from 0 to 100; null for the bundle's default.
      * @param sampler One of [Bundle.samplers], or another name of one; null for the bundle's default.

@@ -56,7 +56,7 @@ data class State(
     val used: Map<String, Accelerator> = emptyMap(),
 )
 
-/** Opens the app's bundle and draws, one picture at a time on [dispatcher]; to be called on the main thread. */
+/** Opens the app's bundle and draws, one image at a time on [dispatcher]; to be called on the main thread. */
 class Generator(
     private val context: Context,
     private val scope: CoroutineScope,
@@ -73,7 +73,7 @@ class Generator(
         start { opened() }
     }
 
-    /** Draws a picture, unless something is being done. */
+    /** Draws an image, unless something is being done. */
     fun generate(wishes: Wishes) = start { job ->
         val picture = opened().textToImage(
             prompt = wishes.prompt,

@@ -41,7 +41,7 @@ import androidx.compose.ui.text.input.KeyboardType
 import androidx.compose.ui.unit.dp
 import dev.tfsd.Picture
 
-/** The only screen: wishes, a button, progress, and the picture with its recipe. */
+/** The only screen: wishes, a button, progress, and the image with its recipe. */
 class MainActivity : ComponentActivity() {
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
