@@ -7,7 +7,7 @@ import pytest
 
 from tfsd.errors import CheckpointError
 from tfsd.models import build
-from tfsd.specs import UNetSpec, VAESpec
+from tfsd.specs import FlowSpec, UNetSpec, VAESpec
 from tfsd.storage.model_folders import load_parts, load_spec
 from tfsd.training import autoencoder, denoiser, drawing, scenes
 from tfsd.training.recipe import CURRICULUM, TrainingRecipe, tiny_spec
@@ -132,7 +132,14 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         autoencoder.trainer(other, tmp_path, RECIPE).restore()
 
 
-@pytest.mark.parametrize(("options", "message"), [({"stage": "vae"}, "stage must be one of"), ({"steps": 0}, "steps must be")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stage": "vae"}, "stage must be one of"),
+        ({"steps": 0}, "steps must be"),
+        ({"spec": dataclasses.replace(SPEC, schedule=FlowSpec())}, r"spec\.schedule must be a VPSpec.*; got FlowSpec"),
+    ],
+)
 def test_bad_training_arguments_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         train(tmp_path, **options)

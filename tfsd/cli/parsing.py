@@ -6,6 +6,7 @@ import math
 import os
 import re
 import textwrap
+from typing import Any
 
 from tfsd.arguments.table import with_option
 from tfsd.errors import shown
@@ -59,9 +60,10 @@ class Parser(argparse.ArgumentParser):
     What it parses has `flags`: how each option was typed, or else its usual name.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", _Help)
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
         self._flags: dict[str, str] = {}
 
     def add_argument(self, *names, **kwargs):

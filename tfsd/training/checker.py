@@ -7,6 +7,7 @@ templates of all shapes and colours. Numpy alone, a few milliseconds an image. `
 import dataclasses
 import functools
 import itertools
+import operator
 
 import numpy as np
 
@@ -105,7 +106,8 @@ def look(image: np.ndarray) -> tuple[tuple[Found, ...], str]:
     low, high = _background_range(place, size)
     untinted = image - tint
     difference = np.abs(untinted - np.clip(untinted, low, high)).max(axis=-1)
-    best, found = -np.inf, ()
+    best = -np.inf
+    found: tuple[Found, ...] = ()
     for threshold in _THRESHOLDS:
         parts = _parts(difference > threshold)
         named = [_name(untinted, part) for part in parts]
@@ -241,7 +243,8 @@ def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     silhouettes = np.zeros((len(SHAPES), len(_TEMPLATE_RADII), _GRID, _GRID), np.float32)
     ratios = np.zeros(silhouettes.shape[:2], np.float32)
     pictures = np.zeros((*silhouettes.shape[:2], len(COLOURS), _GRID, _GRID, 3), np.float32)
-    for (s, shape), (r, radius), (c, colour) in itertools.product(*map(enumerate, (SHAPES, _TEMPLATE_RADII, COLOURS))):
+    combinations = itertools.product(enumerate(SHAPES), enumerate(_TEMPLATE_RADII), enumerate(COLOURS))
+    for (s, shape), (r, radius), (c, colour) in combinations:
         canvas = np.full((128, 128, 3), (255, 0, 255), np.float32)  # magenta: no colour of ours, not even of a sail
         paint(canvas, Thing(shape, colour, radius, 0.5, 0.5))
         mask = _fill(np.abs(canvas - (255, 0, 255)).max(axis=-1) > 100)
@@ -262,7 +265,8 @@ def _name(image: np.ndarray, mask: np.ndarray) -> tuple[Found, float]:
     overlap = np.minimum(silhouettes, silhouette).sum((2, 3)) / np.maximum(silhouettes, silhouette).sum((2, 3))
     fit = overlap - 0.4 * np.abs(ratios - np.log((right - left) / (bottom - top)))
     likely = np.argsort(-fit, axis=None)[:5]
-    best, name = -np.inf, (None, None)
+    best = -np.inf
+    name: tuple[str | None, str | None] = (None, None)
     for s, r in zip(*np.unravel_index(likely, fit.shape)):
         weight = silhouettes[s, r] * silhouette
         errors = (np.minimum(np.abs(pictures[s, r] - picture).mean(axis=-1), 90) * weight).sum((1, 2)) / max(weight.sum(), 1)
@@ -277,16 +281,16 @@ def _name(image: np.ndarray, mask: np.ndarray) -> tuple[Found, float]:
 def _match(expected: Expectation, found: tuple[Found, ...]) -> tuple[tuple[bool, ...], tuple[bool, ...], bool]:
     """The assignment of found to expected things that gets the most right: shapes, colours, relation."""
     candidates = [*found, *[None] * len(expected.things)]
-    best, result = None, None
+    results = []
     for chosen in itertools.permutations(candidates, len(expected.things)):
         shapes = tuple(f is not None and f.shape == shape for f, (shape, _) in zip(chosen, expected.things))
         colours = tuple(f is not None and colour in (None, f.colour) for f, (_, colour) in zip(chosen, expected.things))
         right = all(shapes) and all(colours)
-        relation = expected.relation is None or (right and _related(expected.relation, *chosen))
+        named = [f for f in chosen if f is not None]
+        relation = expected.relation is None or (right and _related(expected.relation, *named))
         score = (sum(map(min, shapes, colours)), relation, sum(shapes), sum(colours))
-        if best is None or score > best:
-            best, result = score, (shapes, colours, relation)
-    return result
+        results.append((score, (shapes, colours, relation)))
+    return max(results, key=operator.itemgetter(0))[1]  # the first of the best
 
 
 def _related(relation: str, first: Found, second: Found) -> bool:

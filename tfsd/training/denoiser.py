@@ -7,7 +7,7 @@ import numpy as np
 
 from tfsd.models import build, default_settings
 from tfsd.samplers.schedule import NoiseSchedule
-from tfsd.specs import ModelSpec
+from tfsd.specs import ModelSpec, VPSpec
 from tfsd.storage.atomic import new_file
 from tfsd.text import Tokenizer
 from tfsd.training import drawing, scenes
@@ -69,12 +69,12 @@ class LatentPool:
     def _draw(self, chunk: int) -> tuple[np.ndarray, ...]:
         rng = np.random.default_rng([self.recipe.seed, 2, chunk])
         drawn = [scenes.training_scene(rng, self._stage(chunk, rng)) for _ in range(CHUNK)]
-        latents = []
+        encoded = []
         for i in range(0, CHUNK, 64):
             images = np.stack([drawing.render(scene) for scene in drawn[i : i + 64]]).astype("float32") / 127.5 - 1.0
             mean = self.encoder.predict_on_batch(images)[..., : self.spec.vae.latent_channels]
-            latents.append((mean - self.spec.vae.shift) * self.spec.vae.scale)
-        latents = np.concatenate(latents).astype("float16")
+            encoded.append((mean - self.spec.vae.shift) * self.spec.vae.scale)
+        latents = np.concatenate(encoded).astype("float16")
         near = np.stack([drawing.near_objects(scene, latents.shape[1]) for scene in drawn])
         return latents, near, self.tokenizer([scene.caption for scene in drawn])
 
@@ -106,7 +106,14 @@ class LatentPool:
         return latents.astype("float32"), near, tokens.astype("int32")
 
 
-def batch_of(spec: ModelSpec, pool: LatentPool, step: int):
+def schedule_of(spec: ModelSpec) -> NoiseSchedule:
+    """Returns the noise levels that a denoiser is trained for. Raises: `ValueError` for a model of flow matching."""
+    if not isinstance(spec.schedule, VPSpec):
+        raise ValueError(f"spec.schedule must be a VPSpec, which denoisers are trained for; got {type(spec.schedule).__name__}.")
+    return NoiseSchedule(spec.schedule)
+
+
+def batch_of(schedule: NoiseSchedule, pool: LatentPool, step: int):
     """Returns the inputs (noised latents, timesteps, tokens), the target and the weights of its errors for a step.
 
     Timesteps are stratified: one from each of B equal parts of the schedule. The target is v: Salimans & Ho 2022.
@@ -117,8 +124,8 @@ def batch_of(spec: ModelSpec, pool: LatentPool, step: int):
     empty = pool.tokenizer([""]).astype("int32")
     tokens = np.where(rng.random(count)[:, None] < UNCAPTIONED, empty, tokens)
     shares = (rng.permutation(count) + rng.random(count)) / count
-    timesteps = np.floor(shares * spec.schedule.train_steps)
-    alpha, sigma = (np.asarray(m, "float32")[:, None, None, None] for m in NoiseSchedule(spec.schedule).marginals(timesteps))
+    timesteps = np.floor(shares * schedule.spec.train_steps)
+    alpha, sigma = (np.asarray(m, "float32")[:, None, None, None] for m in schedule.marginals(timesteps))
     noise = rng.standard_normal(latents.shape, dtype="float32")
     weights = np.where(near, OBJECT_WEIGHT, 1.0).astype("float32")
     inputs = alpha * latents + sigma * noise, timesteps.astype("float32"), tokens
@@ -139,7 +146,8 @@ def latent_statistics(encoder: keras.Model, seed: int = 0, count: int = 512) -> 
 
 @default_settings()
 def trainer(spec: ModelSpec, encoder: keras.Model, folder: Path, recipe: TrainingRecipe = DENOISER) -> Trainer:
-    """Returns the trainer of text encoder and U-Net, its state under `folder`."""
+    """Returns the trainer of text encoder and U-Net, its state under `folder`; raises as `schedule_of`."""
+    schedule = schedule_of(spec)
     keras.utils.set_random_seed(recipe.seed)
     pool = LatentPool(spec, encoder, recipe, Path(folder) / "latents")
-    return Trainer(TrainableDenoiser(spec), recipe, lambda step: batch_of(spec, pool, step), Path(folder))
+    return Trainer(TrainableDenoiser(spec), recipe, lambda step: batch_of(schedule, pool, step), Path(folder))

@@ -62,13 +62,13 @@ def tones(colour: str) -> np.ndarray:
     """The five tones of a colour, in the order of `figures`: float32 [5, 3] in [0, 255]."""
     main = np.asarray(COLOURS[colour], np.float32)
     dark, light, ink = main * 0.72, main * 0.5 + 127, main * 0.34
-    white = (248, 248, 248)
+    white = np.full(3, 248, np.float32)
     if colour == "black":
         dark, light, ink = main * 0.62, main * 0.6 + 62, main * 0.2
     elif colour == "white":  # white details would vanish on it
-        dark, light, ink, white = (196, 202, 216), (224, 228, 238), (92, 96, 112), (208, 214, 228)
+        dark, light, ink, white = np.array([(196, 202, 216), (224, 228, 238), (92, 96, 112), (208, 214, 228)], np.float32)
     elif colour in _WARM_DARK:
-        dark = _WARM_DARK[colour]
+        dark = np.array(_WARM_DARK[colour], np.float32)
     return np.asarray([main, dark, light, white, ink], np.float32)
 
 

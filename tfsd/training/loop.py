@@ -106,7 +106,14 @@ class Trainer:
         return _Averaged(self.model, self.average)
 
     @default_settings()
-    def run(self, *, steps: int | None = None, every: int = 500, on_checkpoint: Callable = None, progress: bool = True):
+    def run(
+        self,
+        *,
+        steps: int | None = None,
+        every: int = 500,
+        on_checkpoint: Callable[["Trainer"], None] | None = None,
+        progress: bool = True,
+    ):
         """Trains up to `steps` (the recipe's number), saving and calling `on_checkpoint(trainer)` every so many."""
         last = self.recipe.steps if steps is None else min(steps, self.recipe.steps)
         started, mean = time.monotonic(), None

@@ -257,6 +257,7 @@ def _single(rng: np.random.Generator):
 
 def _count(rng: np.random.Generator):
     shape, colour, number = _pick(rng, SHAPES), _pick(rng, COLOURS), 2 + int(rng.integers(2))
+    places: tuple[tuple[float, float], ...]
     layout = int(rng.integers(3))  # a row, or a triangle with its point down or up; for two a row or a slope
     if number == 2:
         radius, slope = rng.uniform(20, 25), (0, 14, -14)[layout]

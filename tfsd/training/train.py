@@ -1,5 +1,6 @@
 """Trains the embedded model: the VAE, text encoder and U-Net on its latents, its decoder; writes a model folder."""
 
+import functools
 import itertools
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,19 +43,20 @@ def train(
     the next call goes on from there. The model folder is written every `every` steps of the denoiser and at the end.
     `begin`, a model's name or folder, gives the weights that stages without a checkpoint begin with.
 
-    Raises: `TypeError`, `ValueError` for an unknown stage or bad numbers; `CheckpointError` for a `begin` that does not fit, or
-    contents of `folder`/model that are not its own.
+    Raises: `TypeError`, `ValueError` for an unknown stage, bad numbers or a `spec` of flow matching; `CheckpointError` for a
+    `begin` that does not fit, or contents of `folder`/model that are not its own.
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {shown(stage)}.")
     steps = None if steps is None else whole("steps", steps, 1, 10**9)
     folder, spec = Path(folder), spec or tiny_spec()
+    denoiser.schedule_of(spec)  # here and below: raises before hours are spent
     _require_own(folder)
-    options = {"steps": steps, "every": every, "progress": progress}
     first = None if begin is None else load_parts(resolve(begin), spec)
+    run = functools.partial(Trainer.run, steps=steps, every=every, progress=progress)
     compressing = _started(autoencoder.trainer(spec, folder / "autoencoder", replace(AUTOENCODER, seed=seed)), first)
     if stage in ("all", "autoencoder"):
-        compressing.run(on_checkpoint=show_reconstructions, **options)
+        run(compressing, on_checkpoint=show_reconstructions)
     if stage == "autoencoder":
         return folder
     decoding = autoencoder.trainer(spec, folder / "decoder", replace(DECODER, seed=seed), decoder_only=True)
@@ -62,9 +64,9 @@ def train(
         decoding.begin_with(compressing)
     denoising = _started(_denoiser(spec, folder, compressing, seed), first)
     if stage in ("all", "denoiser"):
-        denoising.run(on_checkpoint=lambda trainer: write_model(folder, decoding, trainer), **options)
+        run(denoising, on_checkpoint=lambda trainer: write_model(folder, decoding, trainer))
     if stage in ("all", "decoder"):
-        decoding.run(on_checkpoint=show_reconstructions, **options)
+        run(decoding, on_checkpoint=show_reconstructions)
     write_model(folder, decoding, denoising)
     return folder / "model"
 
@@ -130,4 +132,4 @@ def show_reconstructions(trainer: Trainer, count: int = 8):
         decoded = vae.decoder.predict_on_batch(moments[..., : moments.shape[-1] // 2])
     decoded = np.clip((decoded + 1.0) * 127.5 + 0.5, 0, 255).astype("uint8")
     with new_file(trainer.folder / "reconstructions.png") as file:
-        Image.fromarray(np.concatenate([np.hstack(images), np.hstack(decoded)])).save(file, format="PNG")
+        Image.fromarray(np.concatenate([np.hstack(list(images)), np.hstack(list(decoded))])).save(file, format="PNG")
