@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import tensorflow as tf
@@ -115,6 +116,12 @@ class Engine:
         contexts = [tuple(tf.constant(row[name]) for name in _CONTEXTS) for row in rows]
         prepared = self.prepare(texts | numbers)
         return [row._replace(inputs=own + row.inputs[TEXT_INPUTS:], contexts=True) for row, own in zip(prepared, contexts)]
+
+    @overload
+    def start(self, rows: Sequence[ImageRow]) -> Job: ...
+
+    @overload
+    def start(self, rows: Sequence[ImageRow | CallRow]) -> Job | CallJob: ...
 
     def start(self, rows: Sequence[ImageRow | CallRow]) -> Job | CallJob:
         """Returns a job for rows of one kind, at most `batch_rows`."""
