@@ -246,8 +246,8 @@ def load(
 ) -> StableDiffusion:
     """Loads a model: "tiny", the name of a downloaded preset, or a model folder.
 
-    - `dtype`: float32, bfloat16 or float16, for weights and multiplications of the text encoder and the U-Net. The VAE stays
-      in float32, because its rounding would be visible. Queries and keys are multiplied in float32 in float16, and in
+    - `dtype`: float32, bfloat16 or float16, for weights and multiplications of the text encoder and the denoiser. The VAE
+      stays in float32, because its rounding would be visible. Queries and keys are multiplied in float32 in float16, and in
       bfloat16 if the model requires it.
     - `jit_compile`: compile with XLA.
     - `numerics`: "compvis" or "kerascv" instead of the model folder's own.

@@ -1,4 +1,4 @@
-"""Times the guided denoising step of a U-Net, full-size unless asked otherwise, each setting in a process of its own.
+"""Times the guided step of a denoiser, full-size unless asked otherwise, each setting in a process of its own.
 
 Weights are random: they change neither time nor memory.
 """
@@ -21,7 +21,7 @@ from tfsd.storage.model_folders import load_spec, resolve
 SETTINGS = [(dtype, jit) for dtype in ("float32", "bfloat16") for jit in (True, False)]
 
 
-def benchmark_unet(
+def benchmark_denoiser(
     *,
     model: str = "sd-1.4",
     size: int = 256,

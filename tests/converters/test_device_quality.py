@@ -81,9 +81,9 @@ def test_errors_that_are_no_numbers_are_the_worst():
 
 
 def test_names_of_tensors_become_paths_of_layers():
-    tensors = ["unet_1/up0_1/norm1_1/moments/mean", "unet_1/conv_in_1/BiasAdd;unet_1/x_1/y", "key_3/Tensordot/MatMul"]
-    tensors += ["key_5/Tensordot/MatMul", "arith.constant3", "unet_1/add_2", "clip_by_value/Minimum"]
-    named = quality._layers(tensors, "unet")
+    tensors = ["denoiser_1/up0_1/norm1_1/moments/mean", "denoiser_1/conv_in_1/BiasAdd;denoiser_1/x_1/y", "key_3/Tensordot/MatMul"]
+    tensors += ["key_5/Tensordot/MatMul", "arith.constant3", "denoiser_1/add_2", "clip_by_value/Minimum"]
+    named = quality._layers(tensors, "denoiser")
     assert list(named.values()) == ["up0/norm1", "conv_in", "key_3", "key_5"]
 
 

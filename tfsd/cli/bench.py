@@ -1,4 +1,4 @@
-"""`tfsd bench`: time and memory of the full-size U-Net, on random weights; `tfsd bench device`: the same of what phones run."""
+"""`tfsd bench`: time and memory of the full-size denoiser, with random weights; `tfsd bench device`: of what phones run."""
 
 import importlib.util
 import json
@@ -32,8 +32,8 @@ def add_bench(commands):
         commands,
         "bench",
         bench,
-        help="time the full-size U-Net, or a bundle for phones",
-        description="Times steps of Stable Diffusion's full-size U-Net, or another model's, with random weights, and "
+        help="time the full-size denoiser, or a bundle for phones",
+        description="Times steps of Stable Diffusion's full-size denoiser, or another model's, with random weights, and "
         "reports its peak memory. `tfsd bench device` times what phones run instead; see its own --help.",
         examples=EXAMPLES,
     )
@@ -91,7 +91,7 @@ def _add_device(commands):
 
 def bench(args) -> int:
     """Runs the command; TensorFlow is loaded in a separate process for each setting."""
-    from tfsd.benchmark import as_line, benchmark_unet
+    from tfsd.benchmark import as_line, benchmark_denoiser
 
     jit = {"both": (True, False), "on": (True,), "off": (False,)}[args.jit]
 
@@ -101,7 +101,7 @@ def bench(args) -> int:
 
     with stages(args.json) as shown:
         shown("timing, each setting in a separate process")
-        records = benchmark_unet(
+        records = benchmark_denoiser(
             model=args.model,
             size=args.size,
             batch=args.batch,

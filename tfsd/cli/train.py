@@ -30,7 +30,7 @@ def add_train(commands):
         "--stage",
         choices=("all", "autoencoder", "decoder", "denoiser"),
         default="all",
-        help="the VAE, then text encoder and U-Net (default: all)",
+        help="the VAE, then text encoder and denoiser (default: all)",
     )
     parser.add_argument("--from", dest="begin", metavar="MODEL", help="begin with the weights of a model, such as tiny")
     parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="seed of weights and images (default: 0)")

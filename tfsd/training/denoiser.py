@@ -1,4 +1,4 @@
-"""Stage two: text encoder and U-Net learn to denoise the latents of captioned scenes."""
+"""Stage two: text encoder and denoiser learn to denoise the latents of captioned scenes."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ OBJECT_WEIGHT = 4.0  # of the loss around objects: backgrounds are learned soon,
 
 
 class TrainableDenoiser(keras.Model):
-    """Text encoder and U-Net as one trainable model.
+    """Text encoder and denoiser as one trainable model.
 
     Call: (latents [B, h, w, c], timesteps [B], tokens [B, L]) -> output [B, h, w, c].
     """
@@ -146,7 +146,7 @@ def latent_statistics(encoder: keras.Model, seed: int = 0, count: int = 512) -> 
 
 @default_settings()
 def trainer(spec: ModelSpec, encoder: keras.Model, folder: Path, recipe: TrainingRecipe = DENOISER) -> Trainer:
-    """Returns the trainer of text encoder and U-Net, its state under `folder`; raises as `schedule_of`."""
+    """Returns the trainer of text encoder and denoiser, its state under `folder`; raises as `schedule_of`."""
     schedule = schedule_of(spec)
     keras.utils.set_random_seed(recipe.seed)
     pool = LatentPool(spec, encoder, recipe, Path(folder) / "latents")

@@ -1,4 +1,4 @@
-"""Trains the embedded model: the VAE, text encoder and U-Net on its latents, its decoder; writes a model folder."""
+"""Trains the embedded model: the VAE, text encoder and denoiser on its latents, its decoder; writes a model folder."""
 
 import functools
 import itertools
