@@ -2,6 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 PROMPT = "a red star above a blue house"
 
@@ -36,6 +37,12 @@ def request(prompt=PROMPT, **numbers) -> dict:
     rows = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
     encoded = {name: [v.encode() if isinstance(v, str) else v for v in row] for name, row in rows.items()}
     return {name: np.array(row, kinds.get(name, "int32")) for name, row in encoded.items()}
+
+
+def asks_for_xla(folder) -> bool:
+    """Returns whether a function of an export must be compiled."""
+    model = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    return any(function.attr["_XlaMustCompile"].b for function in model.meta_graphs[0].graph_def.library.function)
 
 
 def pixels(file: bytes) -> np.ndarray:

@@ -3,11 +3,12 @@
 import json
 import shutil
 import threading
+import warnings
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from exports import ServingSession, pixels, request
+from exports import ServingSession, asks_for_xla, pixels, request
 
 from tfsd.api import load
 from tfsd.converters.saved_model.export import export_saved_model
@@ -18,10 +19,10 @@ from tfsd.storage.folders import own_files
 SIZES = [(32, 32), (16, 48)]
 
 
-@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
-def model(request, toy_folder):
-    """The model of the export. Of XLA, which compiles every signature and size for itself, the default run has one test."""
-    return load(toy_folder, jit_compile=request.param)
+@pytest.fixture(scope="module")
+def model(toy_folder):
+    """The model of the export. XLA compiles every signature and size for itself: see test_saved_model_variants.py."""
+    return load(toy_folder, jit_compile=False)
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +63,6 @@ def test_loaded_signature_draws_the_bytes_that_python_draws(folder, model):
                     height=32, width=32)  # fmt: skip
     answer = loaded.signatures["text_to_png"](**{name: tf.constant(value) for name, value in given.items()})
     assert answer["png_bytes"].numpy()[0] == drawn(model, "a red star", seed=7)
-
-
-@pytest.mark.slow  # a session prepares every signature for itself
-def test_a_request_without_a_signature_draws_the_bytes_of_text_to_png(session):
-    given = request(prompt="a red star", seed=7)
-    assert session("serving_default", given)["png_bytes"][0] == session("text_to_png", given)["png_bytes"][0]
 
 
 def test_a_request_without_a_signature_means_text_to_png(session):
@@ -221,6 +216,10 @@ def test_images_of_two_sizes_do_not_fit_in_a_tensor(session):
         session("text_to_image", request(prompt=["a", "b"], height=[32, 16], width=[32, 48]))
 
 
+def test_an_export_without_xla_does_not_ask_for_it(folder):
+    assert not asks_for_xla(folder)
+
+
 def test_weights_are_variables_and_stored_once(folder, model):
     stored = {name: shape for name, shape in tf.train.list_variables(str(folder / "variables/variables")) if "weights" in name}
     values = sum(int(np.prod(shape)) for shape in stored.values())
@@ -253,15 +252,6 @@ def test_warmup_asks_every_signature_for_every_shape(folder, session):
 # -- the folder --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("error::tfsd.text.UnknownWordsWarning")
-def test_an_export_with_xla_draws_the_bytes_that_python_draws(toy_folder, tmp_path):
-    """An export draws a picture and compares it with Python's. The slow run asks an export with XLA all that is asked here."""
-    folder = export_saved_model(toy_folder, tmp_path, batch_sizes=(1,), max_steps=3)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    assert manifest["xla"] is True and manifest["reference"]["same_bytes_as_python"] is True
-
-
 def test_manifest_says_what_is_served(folder, model):
     manifest = json.loads((folder / MANIFEST).read_text())
     assert (manifest["name"], manifest["version"], manifest["sizes"]) == ("toy", 1, [list(size) for size in SIZES])
@@ -277,15 +267,16 @@ def test_verify_draws_the_reference_picture_again(folder):
     assert verify(folder) == (True, 0.0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_verify_warns_of_an_export_that_the_server_refuses(number, folder, tmp_path):
+    """As an error, the warning comes before the image is made."""
     copy = shutil.copytree(folder, tmp_path / "1")
     (copy / MANIFEST).write_text(json.dumps(json.loads((copy / MANIFEST).read_text()) | {"format": number}))
     text = rf"toy, version 1, was made by an older tfsd \(format {number}\): `tfsd serve` refuses it"
-    with pytest.warns(OutdatedExportWarning, match=text) as warned:
-        assert verify(copy) == (True, 0.0)
-    assert ("never frees its memory" in str(warned[0].message)) == (number == 1)
+    with warnings.catch_warnings(), pytest.raises(OutdatedExportWarning, match=text) as warned:
+        warnings.simplefilter("error", OutdatedExportWarning)
+        verify(copy)
+    assert ("never frees its memory" in str(warned.value)) == (number == 1)
 
 
 @pytest.mark.slow

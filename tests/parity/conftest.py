@@ -1,4 +1,4 @@
-"""The tiny reference model of diffusers, and the three ways TensorFlow runs a function."""
+"""The tiny reference model of diffusers, and the ways in which TensorFlow runs its parts."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from tfsd.specs import ModelSpec
 from tfsd.storage.model_folders import load_parts, load_spec
 
 DATA = Path(__file__).parents[1] / "data" / "diffusers"
-MODES = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}
+MODES = {"eager": lambda f: f, "xla": lambda f: tf.function(f, jit_compile=True)}
 AS_THEY_ARE = ("input_ids", "states", "state", "context", "timesteps", "sigmas", "image", "mask")
 
 
@@ -40,7 +40,7 @@ def reference(tmp_path_factory) -> Reference:
     return Reference(spec, load_parts(folder, spec), recorded)
 
 
-@pytest.fixture(scope="module", params=["eager", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("graph", "xla"))])
+@pytest.fixture(scope="module", params=["eager", pytest.param("xla", marks=pytest.mark.slow)])
 def run(request):
-    """Makes a function run eagerly, as a graph, or compiled by XLA. The whole pipeline is compiled in every run of the tests."""
+    """Makes a function run eagerly or compiled by XLA. The whole pipeline is compiled in every run of the tests."""
     return MODES[request.param]

@@ -1,6 +1,7 @@
 """The tiny model of diffusers, stage by stage: our parts with its weights give what diffusers 0.42.1 recorded.
 
-Everything runs eagerly, as a graph and compiled by XLA; in the default run the parts run eagerly, the whole pipeline with XLA.
+The parts run eagerly and compiled by XLA, the whole pipeline as a graph and compiled by XLA. In the default run the parts run
+eagerly, and the pipeline with XLA.
 Tolerances are relative to the largest value.
 """
 
