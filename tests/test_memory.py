@@ -11,14 +11,10 @@ import pytest
 import tensorflow as tf
 from gradient_registry import custom_gradients, require_registry
 
-from tfsd.api import load
-from tfsd.converters.device.export import export_tflite
-from tfsd.converters.device.report import Check
 from tfsd.converters.saved_model.export import export_saved_model
 from tfsd.models import build
 from tfsd.models.layers import activation
 from tfsd.runtime.freeing import OwnHeap
-from tfsd.serving.server.engine import Engine
 from tfsd.storage.model_folders import ASSETS, load_spec
 
 
@@ -33,25 +29,6 @@ def no_test_leaves_gradients():
     before = custom_gradients()
     yield
     assert custom_gradients() - before == set(), "a custom gradient was traced; see tests/gradient_registry.py"
-
-
-@pytest.mark.slow  # all tests that draw have the check as well: `no_module_leaves_gradients` of conftest.py
-def test_drawing_registers_no_gradient(toy_folder):
-    model = load(toy_folder, jit_compile=False)
-    model.text_to_image("a red star", num_steps=1)
-    model.encode_text("a red star")
-
-
-@pytest.mark.slow  # the tests of exports have the check as well: `no_module_leaves_gradients` of conftest.py
-def test_exporting_and_serving_registers_no_gradient(toy_folder, tmp_path):
-    engine = Engine(export_saved_model(toy_folder, tmp_path, batch_sizes=(1,), xla=False))
-    engine.warm_up()
-    tf.saved_model.load(str(engine.folder))
-
-
-@pytest.mark.slow
-def test_a_device_bundle_registers_no_gradient(toy_folder, tmp_path):
-    export_tflite(toy_folder, tmp_path / "toy", check=Check(pictures=1, steps=1, adherence=0))
 
 
 @pytest.mark.slow

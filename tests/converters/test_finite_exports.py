@@ -14,9 +14,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("error::tfsd.text.Unk
 WORDS = "are NaN or infinite in float16: float16 ends at 65504. Use dtype bfloat16 or float32."
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["graph", "xla"])
-def folder(request, overflowing_folder, tmp_path_factory):
-    options = {"dtype": "float16", "batching": "fused", "batch_sizes": (1, 2), "max_steps": 8, "xla": request.param}
+@pytest.fixture(scope="module")
+def folder(overflowing_folder, tmp_path_factory):
+    options = {"dtype": "float16", "batching": "fused", "batch_sizes": (1, 2), "max_steps": 8}
     return export_saved_model(overflowing_folder, tmp_path_factory.mktemp("out"), **options)
 
 
@@ -26,7 +26,7 @@ def session(folder):
         yield session
 
 
-@pytest.mark.parametrize(("signature", "what"), [("text_to_png", "latents"), ("text_to_image", "latents"), ("encode", "context")])
+@pytest.mark.parametrize(("signature", "what"), [("text_to_png", "latents"), ("encode", "context")])
 def test_a_picture_that_is_not_finite_fails_its_request(signature, what, session):
     options = {} if signature == "encode" else {"num_steps": 1}
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
