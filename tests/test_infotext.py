@@ -106,7 +106,11 @@ def test_texts_of_others_become_recipes_and_what_is_not_known_is_named(text, rec
         ("Euler", "Automatic", "euler"),
         ("Euler", "Exponential", None),
         ("DPM++ SDE Karras", None, None),
-        ("UniPC", None, None),
+        ("UniPC", None, "unipc"),
+        ("DPM2 a", "Automatic", "kdpm2_ancestral_karras"),
+        ("DPM++ 2M SDE", "Automatic", None),
+        ("DPM++ 2M SDE", "Karras", "dpmpp_2m_sde_karras"),
+        ("DPM++ 2M SDE", None, "dpmpp_2m_sde"),
     ],
 )
 def test_samplers_are_those_that_others_name(sampler, schedule, key):

@@ -17,6 +17,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 OVERRIDE = "To use another sampler than the configuration's, name it with --sampler (in Python: sampler=)."
 
 _OTHER_SIGMAS = {"use_exponential_sigmas": (False, None), "use_beta_sigmas": (False, None)}
+_OF_STABLE_DIFFUSION = (0.00085, 0.012)
 _THRESHOLD = {"thresholding": (False, None)}
 _OF_THRESHOLD = ("dynamic_thresholding_ratio", "sample_max_value")  # read with `thresholding` alone
 
@@ -27,12 +28,19 @@ class SchedulerClass:
 
     sampler: str
     spacing: str = "linspace"  # if the file does not say
-    karras: str | None = None  # the sampler for `use_karras_sigmas`
+    betas: tuple[float, float] = (0.0001, 0.02)  # the first and the last, likewise
+    karras: bool = False  # has `use_karras_sigmas`, for which the sampler's name ends in "_karras"
+    algorithms: Mapping[str, str] = field(default_factory=dict)  # other samplers for values of `algorithm_type`
     set_alpha_to_one: bool | None = None  # if the file does not say; None if the class has no such field
-    clips: bool = False  # has `clip_sample`, true if the file does not say
+    clips: bool | None = None  # `clip_sample`, likewise
     fixed: Mapping[str, tuple] = field(default_factory=dict)  # values that our sampler supports; the first is the default
     required: tuple[str, ...] = ()  # fields of `fixed` with another default
     free: tuple[str, ...] = ()  # without effect on images, given the values of `fixed`
+
+    def samplers(self) -> set[str]:
+        """Returns the keys of all samplers that a file of this class can ask for."""
+        found = {self.sampler, *self.algorithms.values()}
+        return found | {f"{name}_karras" for name in found if self.karras}
 
 
 CLASSES = {
@@ -55,19 +63,20 @@ CLASSES = {
     "PNDMScheduler": SchedulerClass(
         "pndm", "leading", set_alpha_to_one=False, fixed={"skip_prk_steps": (True,)}, required=("skip_prk_steps",)
     ),
-    "LMSDiscreteScheduler": SchedulerClass("lms", karras="lms_karras", fixed=_OTHER_SIGMAS),
+    "LMSDiscreteScheduler": SchedulerClass("lms", karras=True, fixed=_OTHER_SIGMAS),
     "EulerDiscreteScheduler": SchedulerClass(
         "euler",
-        karras="euler_karras",
+        karras=True,
         fixed={"interpolation_type": ("linear",)} | _OTHER_SIGMAS,
     ),
     "EulerAncestralDiscreteScheduler": SchedulerClass("euler_ancestral"),
     "DPMSolverMultistepScheduler": SchedulerClass(
         "dpmpp_2m",
-        karras="dpmpp_2m_karras",
+        karras=True,
+        algorithms={"sde-dpmsolver++": "dpmpp_2m_sde"},
         fixed={
             "solver_order": (2,),
-            "algorithm_type": ("dpmsolver++", "deis"),  # diffusers takes DEIS' type and solvers for its own
+            "algorithm_type": ("dpmsolver++", "deis", "sde-dpmsolver++"),  # diffusers takes DEIS' type and solvers for its own
             "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
             "use_lu_lambdas": (False, None),
             "use_flow_sigmas": (False, None),
@@ -78,6 +87,30 @@ CLASSES = {
         | _THRESHOLD,
         # A last step to sigma zero is one of first order whatever the first two say; `_sampler` asks for other ones.
         free=("lower_order_final", "euler_at_final", "flow_shift", "time_shift_type", *_OF_THRESHOLD),
+    ),
+    "HeunDiscreteScheduler": SchedulerClass(
+        "heun", betas=_OF_STABLE_DIFFUSION, karras=True, clips=False, fixed=_OTHER_SIGMAS, free=("clip_sample_range",)
+    ),
+    "UniPCMultistepScheduler": SchedulerClass(
+        "unipc",
+        karras=True,
+        fixed={
+            "solver_order": (2,),
+            "solver_type": ("bh2", "midpoint", "heun", "logrho"),  # diffusers takes the last three for its own
+            "predict_x0": (True,),
+            "lower_order_final": (True,),
+            "solver_p": (None,),
+            "use_flow_sigmas": (False, None),
+            "use_dynamic_shifting": (False, None),
+            "shift_terminal": (None,),
+        }
+        | _OTHER_SIGMAS
+        | _THRESHOLD,
+        free=("flow_shift", "time_shift_type", *_OF_THRESHOLD),
+    ),
+    "KDPM2DiscreteScheduler": SchedulerClass("kdpm2", betas=_OF_STABLE_DIFFUSION, karras=True, fixed=_OTHER_SIGMAS),
+    "KDPM2AncestralDiscreteScheduler": SchedulerClass(
+        "kdpm2_ancestral", betas=_OF_STABLE_DIFFUSION, karras=True, fixed=_OTHER_SIGMAS
     ),
 }
 
@@ -91,7 +124,7 @@ def schedule_of(config: Config, kind: str, sampler: str | None) -> tuple[VPSpec,
     known = CLASSES.get(kind)
     _require_sampler(config, kind, known, sampler)
     # Without a spacing, a configuration of another class gets the one of the class that reads it, as in diffusers.
-    own = known or next(other for other in CLASSES.values() if sampler in (other.sampler, other.karras))
+    own = known or next(other for other in CLASSES.values() if sampler in other.samplers())
     schedule = _schedule(config, known, own.spacing)
     if sampler is None:
         sampler = _sampler(config, kind, own, schedule)
@@ -124,8 +157,8 @@ def _schedule(config: Config, known: SchedulerClass | None, spacing: str) -> VPS
     alpha_one = known is not None and known.set_alpha_to_one is True
     return VPSpec(
         betas=config.one_of("beta_schedule", ("linear", "scaled_linear"), "linear" if known else None),
-        beta_start=config.number("beta_start", 0.0001 if known else None),
-        beta_end=config.number("beta_end", 0.02 if known else None),
+        beta_start=config.number("beta_start", known.betas[0] if known else None),
+        beta_end=config.number("beta_end", known.betas[1] if known else None),
         train_steps=config.get("num_train_timesteps", int, 1000),
         prediction=prediction,
         spacing=spacing,
@@ -152,17 +185,22 @@ def _sampler(config: Config, kind: str, known: SchedulerClass, schedule: VPSpec)
     """Checks the fields of a class, and returns the sampler."""
     for name, allowed in known.fixed.items():
         config.one_of(name, allowed, None if name in known.required else allowed[0], advice=OVERRIDE)
-    if known.clips and config.flag("clip_sample", True):
+    if known.clips is not None and config.flag("clip_sample", known.clips):
         shown = "true" if "clip_sample" in config.values else "missing"
         config.tell(f"{config.path}: clip_sample is {shown}, which is outdated; it is taken as false, as diffusers does.")
-    sampler = known.karras if known.karras and config.flag("use_karras_sigmas", False) else known.sampler
-    if kind in ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler"):  # the latter reads them although it has no such fields
+    sampler = known.algorithms.get(str(config.values.get("algorithm_type")), known.sampler)
+    is_karras = known.karras and config.flag("use_karras_sigmas", False)
+    if known.karras and kind != "LMSDiscreteScheduler":  # DPM-Solver, Heun and DPM-Solver-2 read them without having such fields
         config.read.update(("sigma_min", "sigma_max"))
-        if sampler == known.karras:
+        if is_karras:
             config.fixed({"sigma_min": (None,), "sigma_max": (None,)}, advice=OVERRIDE)
     if kind == "EulerDiscreteScheduler":  # a continuous time is the one of models with v-prediction alone
         types = ("discrete",) if schedule.prediction == "v" else ("discrete", "continuous")
         config.one_of("timestep_type", types, "discrete", advice=OVERRIDE)
+    if kind == "UniPCMultistepScheduler":
+        config.read.add("disable_corrector")
+        if config.values.get("disable_corrector"):
+            raise config.unsupported("disable_corrector", "empty", OVERRIDE)
     if kind == "DPMSolverMultistepScheduler":
         _unclipped(config, schedule)
         if schedule.final_sigma != "zero":  # else the last step is of first order in any case
@@ -172,7 +210,7 @@ def _sampler(config: Config, kind: str, known: SchedulerClass, schedule: VPSpec)
     silent = [name for name, allowed in others.items() if config.values.get(name) in allowed]
     silent += [name for other in CLASSES.values() for name in other.free] + ["sigma_min", "sigma_max", "lambda_min_clipped"]
     config.ignore_rest(kind, known.free, silent)
-    return sampler
+    return f"{sampler}_karras" if is_karras else sampler
 
 
 def _unclipped(config: Config, schedule: VPSpec):

@@ -99,6 +99,8 @@ CLIP = {
     "clip_sample_range": Free(2.0, "read with clip_sample alone, which diffusers sets to False"),
 }
 SIGMAS = {"use_exponential_sigmas": Refused(True), "use_beta_sigmas": Refused(True)}
+EPSILON_OR_V = [Changes("v_prediction", "schedule.prediction", "v"), Refused("sample")]  # the other classes have "sample", too
+TWO_CALLS = SCHEDULE | SIGMAS | {"prediction_type": EPSILON_OR_V}
 FOR_KARRAS = [Free(0.1, "read with use_karras_sigmas alone"), Refused(0.1, {"use_karras_sigmas": True})]
 
 
@@ -124,8 +126,7 @@ CASES = {
     },
     "PNDMScheduler": SCHEDULE
     | {"skip_prk_steps": Refused(False), "set_alpha_to_one": ALPHA_ONE}
-    # The other classes have "sample", too.
-    | {"prediction_type": [Changes("v_prediction", "schedule.prediction", "v"), Refused("sample")]},
+    | {"prediction_type": EPSILON_OR_V},
     "LMSDiscreteScheduler": SCHEDULE | SIGMAS | {"use_karras_sigmas": karras("lms_karras")},
     "EulerDiscreteScheduler": SCHEDULE
     | SIGMAS
@@ -149,7 +150,9 @@ CASES = {
     | {
         "solver_order": [Refused(1), Refused(3)],
         "algorithm_type": [
-            *map(Refused, ("dpmsolver", "sde-dpmsolver", "sde-dpmsolver++")),
+            Changes("sde-dpmsolver++", "default_sampler", "dpmpp_2m_sde"),
+            Changes("sde-dpmsolver++", "default_sampler", "dpmpp_2m_sde_karras", {"use_karras_sigmas": True}),
+            *map(Refused, ("dpmsolver", "sde-dpmsolver")),
             Free("deis", "diffusers makes dpmsolver++ of it"),
         ],
         "solver_type": [Refused("heun"), Free("bh2", "diffusers makes midpoint of it")],
@@ -171,6 +174,31 @@ CASES = {
         "use_dynamic_shifting": Refused(True),
         "time_shift_type": Free("linear", "read with use_dynamic_shifting alone"),
     },
+    "HeunDiscreteScheduler": TWO_CALLS | CLIP | {"use_karras_sigmas": karras("heun_karras")},
+    "UniPCMultistepScheduler": SCHEDULE
+    | SIGMAS
+    | THRESHOLD
+    | {
+        "prediction_type": EPSILON_OR_V,
+        "solver_order": [Refused(1), Refused(3)],
+        "predict_x0": Refused(False),
+        "solver_type": [Refused("bh1"), Free("midpoint", "diffusers makes bh2 of it")],
+        "lower_order_final": Refused(False),
+        "disable_corrector": [Refused([0]), Refused("no")],
+        "solver_p": Refused({"_class_name": "DDIMScheduler"}),
+        "use_karras_sigmas": karras("unipc_karras"),
+        "use_flow_sigmas": Refused(True),
+        "flow_shift": Free(3.0, "read with use_flow_sigmas alone"),
+        "final_sigmas_type": [SIGMA_MIN, Refused("sigma_max"), Refused(None)],
+        "rescale_betas_zero_snr": [Refused(True, {"prediction_type": "v_prediction"}), Free(None, "as false"), Refused("yes")],
+        "use_dynamic_shifting": Refused(True),
+        "time_shift_type": Free("linear", "read with use_dynamic_shifting alone"),
+        "sigma_min": FOR_KARRAS,
+        "sigma_max": FOR_KARRAS,
+        "shift_terminal": Refused(0.1),
+    },
+    "KDPM2DiscreteScheduler": TWO_CALLS | {"use_karras_sigmas": karras("kdpm2_karras")},
+    "KDPM2AncestralDiscreteScheduler": TWO_CALLS | {"use_karras_sigmas": karras("kdpm2_ancestral_karras")},
     "UNet2DConditionModel": {
         "sample_size": [Changes(24, "default_size", (48, 48)), Changes([24, 32], "default_size", (48, 64)), Refused("64")],
         "in_channels": [Changes(5, "denoiser.in_channels", 5, {"out_channels": 5, "vae": {"latent_channels": 5}}), Refused(9)],

@@ -27,6 +27,10 @@ SCHEDULERS = {  # class -> file
     "EulerDiscreteScheduler": "euler_discrete",
     "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete",
     "DPMSolverMultistepScheduler": "dpmsolver_multistep",
+    "HeunDiscreteScheduler": "heun_discrete",
+    "UniPCMultistepScheduler": "unipc_multistep",
+    "KDPM2DiscreteScheduler": "k_dpm_2_discrete",
+    "KDPM2AncestralDiscreteScheduler": "k_dpm_2_ancestral_discrete",
 }
 SOURCES = {name: f"diffusers/schedulers/scheduling_{file}.py" for name, file in SCHEDULERS.items()} | {
     "UNet2DConditionModel": "diffusers/models/unets/unet_2d_condition.py",
@@ -71,7 +75,8 @@ def grids_of(wheels: list[zipfile.ZipFile], name: str, spacing: str) -> list[np.
     for steps in range(1, TRAIN_STEPS + 1):
         config = SimpleNamespace(timestep_spacing=spacing, num_train_timesteps=TRAIN_STEPS, steps_offset=OFFSET)
         own = SimpleNamespace(config=config, num_inference_steps=steps)
-        scope = {"self": own, "np": np, "num_inference_steps": steps, "last_timestep": TRAIN_STEPS}
+        scope = {"self": own, "np": np, "num_inference_steps": steps}
+        scope |= {"last_timestep": TRAIN_STEPS, "num_train_timesteps": TRAIN_STEPS}
         exec(code, scope)
         grids.append(scope["timesteps"] if "timesteps" in scope else own._timesteps[::-1])  # PNDM's before it repeats one
     return grids

@@ -10,7 +10,11 @@ from tfsd.samplers.step import empty_history, step, unpack
 from tfsd.specs import VPSpec
 
 SPEC = VPSpec()
-FRESH_NOISE = ("ddpm", "euler_ancestral")  # these draw noise at every step
+FRESH_NOISE = ("ddpm", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_2m_sde_karras")  # these draw noise at every step
+FRESH_NOISE += ("kdpm2_ancestral", "kdpm2_ancestral_karras")  # and these at the end of every step but the last
+TWO_CALLS = ("heun", "heun_karras", "kdpm2", "kdpm2_karras", "kdpm2_ancestral", "kdpm2_ancestral_karras")
+KEEP_LEVELS = [(name, prediction) for name in SAMPLERS if name not in FRESH_NOISE for prediction in SAMPLERS[name].predictions]
+KEEP_LEVELS.remove(("pndm", "v"))  # it mixes outputs of several levels, as diffusers does; v differs between them
 IMAGE, NOISE = 0.7, -1.3
 EXACT = 2e-5  # float32, and a v or sample is turned into noise by a division by sigma, 0.03 at the end
 
@@ -34,12 +38,9 @@ def run_exact_model(spec: VPSpec, plan):
 
 @pytest.mark.parametrize("start", [0, 2])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7, 20])
-@pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
 @pytest.mark.parametrize("spacing", ["leading", "kerascv"])
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in FRESH_NOISE])
+@pytest.mark.parametrize(("sampler", "prediction"), KEEP_LEVELS)
 def test_exact_model_keeps_latents_at_the_level_of_every_row(sampler, spacing, prediction, num_steps, start):
-    if sampler == "pndm":
-        prediction = "epsilon"  # it mixes outputs of several levels, as diffusers does; v differs between them
     start = min(start, num_steps - 1)
     spec = VPSpec(prediction=prediction, spacing=spacing, steps_offset=0, final_alpha_one=True)
     plan = build_plan(spec, sampler, num_steps, start)
@@ -63,12 +64,21 @@ def test_fresh_noise_fills_up_to_the_next_level(sampler, eta, prediction):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_plan_has_one_of_two_shapes_and_ends_in_a_clean_level(sampler):
-    for num_steps, length in ((1, LENGTHS[0]), (50, LENGTHS[0]), (126, LENGTHS[0]), (128, LENGTHS[1]), (250, LENGTHS[1])):
+    for num_steps in (1, 50, 64, 65, 126, 128, 250, 998):
         plan = build_plan(SPEC, sampler, num_steps)
-        assert plan.rows.shape == (length, ROW_SIZE) and plan.rows.dtype == np.float32
-        assert plan.count == num_steps + (sampler == "pndm" and num_steps > 1)
+        assert plan.rows.shape == (LENGTHS[plan.count >= LENGTHS[0]], ROW_SIZE) and plan.rows.dtype == np.float32
+        calls = 2 * num_steps - 1 if sampler in TWO_CALLS else num_steps
+        assert plan.count == calls + (sampler == "pndm" and num_steps > 1)
         assert (plan.rows[plan.count :] == [0, 1, 0, 0, 0, 1] + [0] * 6).all()  # latents rest there
         assert np.isfinite(plan.rows).all()
+
+
+@pytest.mark.parametrize("sampler", TWO_CALLS)
+def test_samplers_that_call_twice_start_with_a_whole_step(sampler):
+    whole, late = build_plan(SPEC, sampler, 20), build_plan(SPEC, sampler, 20, start=8)
+    assert late.count == 23
+    np.testing.assert_array_equal(late.rows[:24], whole.rows[16:40])
+    assert not late.rows[::2, 7:11].any() and not late.rows[:, 8:11].any()  # nothing older than the step's own first call
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "euler_ancestral"])
@@ -94,7 +104,7 @@ def test_start_leaves_the_timesteps_of_diffusers_image_to_image(sampler, expecte
     assert build_plan(SPEC, sampler, 8, start=4).timesteps.tolist() == expected
 
 
-@pytest.mark.parametrize("sampler", ["pndm", "lms", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["pndm", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 def test_multistep_samplers_with_a_start_mix_nothing_older(sampler):
     late = build_plan(SPEC, sampler, 20, start=8)
     assert late.rows[0, 6] != 0 and not late.rows[0, 7:11].any()
@@ -135,6 +145,12 @@ def test_alias_is_its_sampler(alias, sampler):
         ("k_LMS", "lms"),
         ("ddimscheduler", "ddim"),
         ("EulerAncestralDiscreteScheduler", "euler_ancestral"),
+        ("Heun", "heun"),
+        ("UniPC", "unipc"),
+        ("DPM++ 2M SDE Karras", "dpmpp_2m_sde_karras"),
+        ("DPM2", "kdpm2"),
+        ("DPM2 a Karras", "kdpm2_ancestral_karras"),
+        ("KDPM2AncestralDiscreteScheduler", "kdpm2_ancestral"),
     ],
 )
 def test_names_of_other_programs_are_known_in_any_case(name, sampler):
@@ -175,19 +191,20 @@ def test_bad_arguments_are_named(arguments, error, message):
 
 
 def test_samplers_that_do_not_serve_a_prediction_are_refused_and_those_that_do_are_listed():
-    """PNDM has no prediction "sample" in diffusers."""
+    """PNDM has no prediction "sample" in diffusers, nor do Heun and DPM-Solver-2."""
     spec = VPSpec(prediction="sample")
     with pytest.raises(ValueError) as error:
         build_plan(spec, "PLMS", 10)
-    others = ", ".join(name for name in SAMPLERS if name != "pndm")
+    served = ("ddim", "ddpm", "lms", "lms_karras", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras")
+    others = ", ".join(served)
     assert str(error.value) == f"sampler must be one of {others} for models whose prediction is 'sample'; got 'pndm'."
-    assert fitting_samplers(spec) == others.split(", ") and fitting_samplers(SPEC) == list(SAMPLERS)
+    assert fitting_samplers(spec) == list(served) and fitting_samplers(SPEC) == list(SAMPLERS)
 
 
 def test_models_of_zero_snr_are_sampled_by_what_can_start_from_noise_alone():
-    """In diffusers PNDM and LMS have no rescale_betas_zero_snr."""
+    """In diffusers PNDM, LMS, Heun and DPM-Solver-2 have no rescale_betas_zero_snr; of the other two no such run was recorded."""
     spec = VPSpec(prediction="v", spacing="trailing", zero_snr=True)
-    assert set(SAMPLERS) - set(fitting_samplers(spec)) == {"pndm", "lms", "lms_karras"}
+    assert fitting_samplers(spec) == ["ddim", "ddpm", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras"]
     with pytest.raises(ValueError, match="whose prediction is 'v' and whose noise has zero SNR at its end; got 'pndm'"):
         build_plan(spec, "pndm", 10)
     for sampler in fitting_samplers(spec):

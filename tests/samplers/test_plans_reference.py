@@ -1,7 +1,7 @@
 """Plans against what diffusers and KerasCV recorded. See tests/data/README.md for where the numbers come from.
 
-Out of scope, as not linear or not offered: clipped or thresholded samples, DPM-Solver of other orders and kinds (1, 3, Heun,
-dpmsolver, SDE). Flow matching is compared in `test_flow.py`.
+Out of scope, as not linear or not offered: clipped or thresholded samples, DPM-Solver and UniPC of other orders and kinds (1, 3,
+Heun, dpmsolver, bh1). Flow matching is compared in `test_flow.py`.
 """
 
 import json
@@ -21,20 +21,28 @@ DIFFUSERS = np.load(DATA / "diffusers.npz")
 KERASCV = np.load(DATA / "kerascv.npz")
 VARIANTS = json.loads((DATA / "diffusers.json").read_text())["variants"]
 MORE = json.loads((DATA / "diffusers_more.json").read_text())["variants"]
+SOLVERS = json.loads((DATA / "diffusers_solvers.json").read_text())["variants"]
 DIFFUSERS = {name: DIFFUSERS[name] for name in DIFFUSERS}
-DIFFUSERS |= {f"more/{name}": value for name, value in np.load(DATA / "diffusers_more.npz").items()}
+for group in ("more", "solvers"):
+    DIFFUSERS |= {f"{group}/{name}": value for name, value in np.load(DATA / f"diffusers_{group}.npz").items()}
 DIFFUSERS |= {f"{steps}/{name}": DIFFUSERS[name] for steps in (10, 50) for name in ("x0_noise", "clean")}
 SHAPE = (1, 2, 2, -1)  # of some of the values of the recorded latents: schedulers and model act on each alone
 
 LATENTS = 5e-6  # of the largest; diffusers works in float32, partly on latents 14 times as large (worst found: 4e-6)
 TABLE = 2e-6  # diffusers multiplies its alphas up in float32, which is off by up to 1e-6
 SMALL_SIGMA = 1e-6  # and 1 - alphas_cumprod[0] in float32 is uncertain by 3e-5 of its 0.00085
-KARRAS = 2e-5  # whose sigmas are all made from that one
+KARRAS = 2e-5  # whose sigmas are all made from that one, which ancestral steps multiply up
 TIMESTEPS = 2e-5  # fractional Karras timesteps come from float32 sigmas
 
-SAMPLER_OF = {"pndm": "pndm", "ddim": "ddim", "ddpm": "ddpm", "lms": "lms", "euler": "euler", "dpmpp": "dpmpp_2m"}
+SAMPLER_OF = {  # by the beginning of a variant's name, the longest first
+    "euler_a": "euler_ancestral",
+    "kdpm2_a": "kdpm2_ancestral",
+    "sde_dpmpp_2m": "dpmpp_2m_sde",
+    "dpmpp": "dpmpp_2m",
+} | {name: name for name in ("pndm", "ddim", "ddpm", "lms", "euler", "heun", "unipc", "kdpm2")}
 CASES = [f"{steps}/{name}" for steps in (10, 50) for name in VARIANTS]
 CASES += [f"more/{steps}/{name}" for name, variant in MORE.items() for steps in variant["steps"]]
+CASES += [f"solvers/{steps}/{name}" for name, variant in SOLVERS.items() for steps in variant["steps"]]
 
 
 def recorded(case: str, field: str) -> np.ndarray:
@@ -43,10 +51,10 @@ def recorded(case: str, field: str) -> np.ndarray:
 
 
 def plan_of(case: str):
-    steps, name = case.split("/")[-2:]
-    variant = (MORE if case.startswith("more/") else VARIANTS)[name]
+    group, steps, name = f"/{case}".split("/")[-3:]
+    variant = {"more": MORE, "solvers": SOLVERS}.get(group, VARIANTS)[name]
     options = variant["constructor"]
-    sampler = "euler_ancestral" if name.startswith("euler_a") else SAMPLER_OF[name.split("_")[0]]
+    sampler = next(sampler for start, sampler in SAMPLER_OF.items() if name.startswith(start))
     sampler += "_karras" if options.get("use_karras_sigmas") else ""
     spec = VPSpec(
         betas=options.get("beta_schedule", "linear"),
@@ -64,7 +72,11 @@ def plan_of(case: str):
 
 def unit_variance_scales(case: str) -> np.ndarray:
     """What divides the recorded latents after each call (and before the first, at 0) to give them unit variance."""
-    if case.split("/")[-1].startswith(("lms", "euler")):
+    name = case.split("/")[-1]
+    if name.startswith("kdpm2"):  # whose points between are not among the sigmas
+        _, plan = plan_of(case)
+        return 1 / plan.rows[: plan.count + 1, 1].astype(np.float64)
+    if name.startswith(("lms", "euler", "heun")):
         scales = np.sqrt(DIFFUSERS[case + "/sigmas"].astype(np.float64) ** 2 + 1)
         return np.append(scales[:-1], 1.0)  # a decoder gets the latents after the last call as they are
     return np.ones(len(DIFFUSERS[case + "/timesteps"]) + 1)
@@ -87,7 +99,8 @@ MODES = {"eager": eager, "graph": tf.function(eager), "xla": tf.function(eager, 
 def test_timesteps_are_those_of_diffusers(case):
     _, plan = plan_of(case)
     expected = DIFFUSERS[case + "/timesteps"]
-    if "karras" in case and "dpmpp" not in case:
+    rounds = "dpmpp" in case or "unipc" in case
+    if ("karras" in case and not rounds) or "kdpm2" in case:
         np.testing.assert_allclose(plan.timesteps, expected, rtol=TIMESTEPS, atol=1e-3)
     else:
         np.testing.assert_array_equal(plan.timesteps, expected)
@@ -97,8 +110,11 @@ def test_timesteps_are_those_of_diffusers(case):
 def test_levels_are_the_sigmas_of_diffusers(case):
     spec, plan = plan_of(case)
     levels = np.append(plan.rows[: plan.count, 2] / plan.rows[: plan.count, 1], NoiseSchedule(spec).final_ratio)
+    expected = DIFFUSERS[case + "/sigmas"]
+    if "kdpm2" in case:  # without the points between, and those that diffusers repeats for them
+        levels, expected = np.append(levels[:-1:2], levels[-1]), expected[::2]
     tolerance = KARRAS if "karras" in case else TABLE
-    np.testing.assert_allclose(levels, DIFFUSERS[case + "/sigmas"], rtol=tolerance, atol=SMALL_SIGMA)
+    np.testing.assert_allclose(levels, expected, rtol=tolerance, atol=SMALL_SIGMA)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -113,24 +129,32 @@ def test_noised_image_is_that_of_diffusers(case):
     _, plan = plan_of(case)
     tolerance = KARRAS if "karras" in case else LATENTS
     for index, expected in zip(DIFFUSERS[case + "/add_noise_index"], DIFFUSERS[case + "/add_noise_out"]):
+        if "kdpm2" in case and index % 2:
+            continue  # a point between two steps, where diffusers adds the noise of the step after it
         _, alpha, sigma = plan.rows[index, :3]
         scale = unit_variance_scales(case)[index]
         noised = (alpha * recorded(case, "clean") + sigma * recorded(case, "x0_noise")) * scale
         np.testing.assert_allclose(noised, expected, rtol=0, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize(("case", "mode"), [(case, mode) for case in CASES for mode in (["eager"] if "more" in case else MODES)])
+@pytest.mark.parametrize(
+    ("case", "mode"), [(case, mode) for case in CASES for mode in (["eager"] if case.count("/") > 1 else MODES)]
+)
 def test_latents_follow_diffusers_at_every_step(case, mode):
     _, plan = plan_of(case)
     latents = tf.constant(plan.init_scale * recorded(case, "x0_noise").reshape(SHAPE), tf.float32)
     history, scales = empty_history(latents), unit_variance_scales(case)
-    noise = DIFFUSERS.get(case + "/noise", np.zeros((plan.count, latents.shape.num_elements()), np.float32))
+    noise = np.zeros((plan.count, latents.shape.num_elements()), np.float32)
+    if case + "/noise" in DIFFUSERS:
+        noise[DIFFUSERS.get(case + "/noise_call", slice(None))] = DIFFUSERS[case + "/noise"]
     assert plan.count == len(DIFFUSERS[case + "/trajectory"])
     for i, timestep in enumerate(DIFFUSERS[case + "/timesteps"].astype(np.float64)):
         output = np.float32(0.3) * latents + np.float32(0.1 * np.sin(timestep))
         latents, history = MODES[mode](tf.constant(plan.rows[i]), latents, history, output, tf.constant(noise[i].reshape(SHAPE)))
         expected = DIFFUSERS[case + "/trajectory"][i].reshape(SHAPE) / scales[i + 1]
-        tolerance = LATENTS * max(1, np.abs(expected).max()) + rounding_of_diffusers(case) / scales[i + 1]
+        tolerance = (KARRAS if "kdpm2_a_karras" in case else LATENTS) * max(1, np.abs(expected).max()) + rounding_of_diffusers(
+            case
+        ) / scales[i + 1]
         np.testing.assert_allclose(latents, expected, rtol=0, atol=tolerance, err_msg=f"{case}, call {i}")
 
 

@@ -17,15 +17,21 @@ OPTIONS = {  # how our samplers ask for their timesteps, where not for whole one
     "EulerDiscreteScheduler": {"whole": False},
     "EulerAncestralDiscreteScheduler": {"whole": False},
     "DPMSolverMultistepScheduler": {"end_early": True},
+    "UniPCMultistepScheduler": {"end_early": True},
+    "HeunDiscreteScheduler": {"whole": False},
+    "KDPM2DiscreteScheduler": {"whole": False},
+    "KDPM2AncestralDiscreteScheduler": {"whole": False},
 }
 OTHERWISE = {  # (class, spacing): where we differ deliberately
     **{(grid.split(".")[0], "linspace"): [1] for grid in GRIDS},  # diffusers: timestep 0, ours: the noisiest
     ("DPMSolverMultistepScheduler", "linspace"): [],
+    ("UniPCMultistepScheduler", "linspace"): [],
 }
+REPEAT = ("PNDM", "Heun", "KDPM2")  # the plans of these have more rows than steps
 REFUSED = {  # (class, spacing): numbers of steps that would repeat a timestep or leave the trained range
     **{(grid.split(".")[0], "leading"): [1000] for grid in GRIDS},
-    ("DPMSolverMultistepScheduler", "leading"): [999, 1000],
-    ("DPMSolverMultistepScheduler", "linspace"): [1000],
+    **{(f"{solver}MultistepScheduler", "leading"): [999, 1000] for solver in ("DPMSolver", "UniPC")},
+    **{(f"{solver}MultistepScheduler", "linspace"): [1000] for solver in ("DPMSolver", "UniPC")},
 }
 
 
@@ -50,7 +56,7 @@ def test_timesteps_are_those_of_diffusers_for_every_number_of_steps(grid):
 
 
 @pytest.mark.parametrize("steps", [2, 48, 61, 96, 112, 144, 499])
-@pytest.mark.parametrize("grid", [grid for grid in GRIDS if not grid.startswith("PNDM")])  # which repeats one
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if not grid.startswith(REPEAT)])
 def test_plans_have_the_timesteps_of_diffusers(grid, steps):
     kind, spacing = grid.split(".")
     plan = build_plan(VPSpec(spacing=spacing), find_sampler(kind), steps)

@@ -16,14 +16,14 @@ from tfsd.arguments.checks import named_choice, real, whole
 from tfsd.errors import shown
 from tfsd.samplers.flow import flow_euler
 from tfsd.samplers.names import ALIASES
-from tfsd.samplers.ratios import euler, euler_ancestral, lms
+from tfsd.samplers.ratios import euler, euler_ancestral, heun, kdpm2, kdpm2_ancestral, lms
 from tfsd.samplers.rows import ROW_SIZE, PlanRow
-from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, karras_ratios, levels, schedule_of
+from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, schedule_of
+from tfsd.samplers.solvers import dpmpp_2m, dpmpp_2m_sde, unipc
 from tfsd.specs import FlowSpec, ScheduleSpec, VPSpec
 from tfsd.specs.limits import MAX_STEPS
 
-MAX_ROWS = MAX_STEPS + 2  # PLMS makes one call more; the level after the last step takes one more row
-FEW_STEPS = 15  # below which diffusers' DPM-Solver makes its last step one of first order
+MAX_ROWS = 2 * MAX_STEPS  # some samplers make 2 n - 1 calls; the level after the last step takes one more row
 LENGTHS = (128, MAX_ROWS)  # that plans have: each is compiled for itself, so that 5 and 50 steps should share one
 
 
@@ -114,37 +114,6 @@ def _undo(first: PlanRow, again: PlanRow) -> PlanRow:
     return again._replace(keep=keep, mix=(again.mix[0], again.mix[1] - keep * first.mix[0]))
 
 
-def dpmpp_2m(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[PlanRow]:
-    """DPM-Solver++(2M): Lu et al. 2022, algorithm 2.
-
-    The last row returns the denoised latents, or steps to `final_ratio`: of first order where there are few steps, as
-    diffusers' `lower_order_final` has it.
-    """
-    if karras:
-        largest, smallest = schedule.ratios([schedule.spec.train_steps - 1, 0])
-        ratios = karras_ratios(largest, smallest, num_steps)
-        timesteps = np.round(schedule.timesteps_of(ratios))
-    else:
-        timesteps = schedule.spaced_timesteps(num_steps, end_early=True)
-        ratios = schedule.ratios(timesteps)
-    ratios = np.append(ratios, schedule.final_ratio)
-    alpha, sigma = levels(ratios)
-    log_snr = -np.log(ratios[ratios > 0])
-    rows = []
-    mix: tuple[float, ...]
-    for i in range(start, num_steps):
-        if ratios[i + 1] == 0:
-            keep, mix = 0.0, (1.0,)
-        else:
-            h = log_snr[i + 1] - log_snr[i]
-            gain = -alpha[i + 1] * np.expm1(-h)
-            is_first_order = i == start or (i == num_steps - 1 and num_steps < FEW_STEPS)
-            bend = 0.0 if is_first_order else h / (2 * (log_snr[i] - log_snr[i - 1]))
-            keep, mix = sigma[i + 1] / sigma[i], (gain * (1 + bend), -gain * bend)
-        rows.append(PlanRow(timesteps[i], alpha[i], sigma[i], *as_image(schedule.spec.prediction, alpha[i], sigma[i]), keep, mix))
-    return rows
-
-
 class Sampler(NamedTuple):
     """A sampler: its functions, (schedule, num_steps, start, **options) -> rows, by the kinds of schedules that it serves.
 
@@ -159,6 +128,11 @@ class Sampler(NamedTuple):
     has_zero_snr: bool = True  # serves models of `zero_snr`; those that do not have no such option in diffusers either
 
 
+def _recorded(rows: Callable[..., list[PlanRow]], **fields) -> Sampler:
+    """Returns a sampler for what diffusers' runs were recorded with: epsilon and v, of schedules that end in some signal."""
+    return Sampler({VPSpec: rows}, predictions=("epsilon", "v"), has_zero_snr=False, **fields)
+
+
 SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler({VPSpec: ddim}, has_eta=True),
     "ddpm": Sampler({VPSpec: ddpm}),
@@ -170,6 +144,16 @@ SAMPLERS: dict[str, Sampler] = {
     "euler_ancestral": Sampler({VPSpec: euler_ancestral}, starts_at_sigma=True),
     "dpmpp_2m": Sampler({VPSpec: dpmpp_2m}),
     "dpmpp_2m_karras": Sampler({VPSpec: dpmpp_2m}, karras=True),
+    "heun": _recorded(heun, starts_at_sigma=True),
+    "heun_karras": _recorded(heun, karras=True, starts_at_sigma=True),
+    "unipc": _recorded(unipc),
+    "unipc_karras": _recorded(unipc, karras=True),
+    "dpmpp_2m_sde": _recorded(dpmpp_2m_sde),
+    "dpmpp_2m_sde_karras": _recorded(dpmpp_2m_sde, karras=True),
+    "kdpm2": _recorded(kdpm2, starts_at_sigma=True),
+    "kdpm2_karras": _recorded(kdpm2, karras=True, starts_at_sigma=True),
+    "kdpm2_ancestral": _recorded(kdpm2_ancestral, starts_at_sigma=True),
+    "kdpm2_ancestral_karras": _recorded(kdpm2_ancestral, karras=True, starts_at_sigma=True),
 }
 
 

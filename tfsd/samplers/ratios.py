@@ -1,4 +1,4 @@
-"""Samplers that step in the ratio sigma / alpha, which Karras et al. call sigma: Euler's method, ancestral, linear multistep."""
+"""Samplers that step in the ratio sigma / alpha, which Karras et al. call sigma: Euler, linear multistep, Heun, DPM-Solver-2."""
 
 import math
 
@@ -20,16 +20,51 @@ def euler_ancestral(schedule: NoiseSchedule, num_steps: int, start: int) -> list
     Source: `sample_euler_ancestral` of k-diffusion, with its eta at 1.
     """
     timesteps, ratios = _ratio_grid(schedule, num_steps, start, False)
-    here, there = ratios[:-1], ratios[1:]
-    up = there * np.sqrt(np.maximum(0.0, 1 - (there / here) ** 2))
-    down = there**2 / here  # sqrt(there^2 - up^2)
-    return _euler_rows(schedule, timesteps, ratios, down, up)
+    return _euler_rows(schedule, timesteps, ratios, *_ancestral(ratios))
+
+
+def heun(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[PlanRow]:
+    """Heun's method: Karras et al. 2022, algorithm 1 without added noise; `HeunDiscreteScheduler` of diffusers.
+
+    Each step but the last, which ends at an image, calls the model at both its ends and goes along the mean.
+    """
+    timesteps, ratios = _ratio_grid(schedule, num_steps, start, karras)
+    length = np.diff(ratios)
+    weights = np.zeros((2 * len(length) - 1, 2))
+    weights[::2, 0] = length
+    weights[1::2] = length[:-1, None] * [0.5, -0.5]  # the latents have already gone along the first derivative
+    return _derivative_rows(schedule, np.repeat(timesteps, 2)[1:], np.append(np.repeat(ratios[:-1], 2)[1:], ratios[-1]), weights)
+
+
+def kdpm2(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[PlanRow]:
+    """DPM-Solver-2: Lu et al. 2022 (DPM-Solver), algorithm 1, in the form of Karras et al.
+
+    Source: `sample_dpm_2` of k-diffusion; `KDPM2DiscreteScheduler` of diffusers.
+    """
+    timesteps, ratios = _midpoint_grid(schedule, num_steps, start, karras)
+    return _midpoint_rows(schedule, timesteps, ratios, ratios[1:], np.zeros(len(timesteps)))
+
+
+def kdpm2_ancestral(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[PlanRow]:
+    """DPM-Solver-2 below the next noise level, then fresh noise up to it.
+
+    Source: `sample_dpm_2_ancestral` of k-diffusion, with its eta at 1; `KDPM2AncestralDiscreteScheduler` of diffusers.
+    """
+    timesteps, ratios = _midpoint_grid(schedule, num_steps, start, karras)
+    return _midpoint_rows(schedule, timesteps, ratios, *_ancestral(ratios))
 
 
 def lms(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[PlanRow]:
     """Linear multistep of order four: Adams-Bashforth for uneven steps, as `sample_lms` of k-diffusion."""
     timesteps, ratios = _ratio_grid(schedule, num_steps, start, karras)
     return _derivative_rows(schedule, timesteps, ratios, _adams_bashforth(ratios))
+
+
+def _ancestral(ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ratios [N] that the steps of ancestral samplers go down to, and the fresh noise [N] up to the next ones."""
+    here, there = ratios[:-1], ratios[1:]
+    up = there * np.sqrt(np.maximum(0.0, 1 - (there / here) ** 2))
+    return there**2 / here, up  # sqrt(there^2 - up^2)
 
 
 def _adams_bashforth(points: np.ndarray) -> np.ndarray:
@@ -74,6 +109,29 @@ def _euler_rows(schedule: NoiseSchedule, timesteps, ratios, targets, noise=None)
     left = targets / ratios[:-1]
     keep, mix = left * alpha[1:] / alpha[:-1], alpha[1:] * (1 - left)
     return _rows_of(schedule, as_image, timesteps, alpha, sigma, keep, mix[:, None], noise)
+
+
+def _midpoint_grid(schedule: NoiseSchedule, num_steps: int, start: int, karras: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `_ratio_grid` does; diffusers' DPM-Solver-2 rounds the timesteps of Karras, though not those between."""
+    timesteps, ratios = _ratio_grid(schedule, num_steps, start, karras)
+    return np.round(timesteps) if karras else timesteps, ratios
+
+
+def _midpoint_rows(schedule: NoiseSchedule, timesteps, ratios, targets, noise) -> list[PlanRow]:
+    """Returns the rows that step to `targets` [N] along the derivative at a point between, and then add `noise` [N].
+
+    The point is halfway in the logarithm. The last step, which ends at an image, is one of Euler's method.
+    """
+    here, length = ratios[:-1], targets - ratios[:-1]
+    between = np.sqrt(here[:-1] * targets[:-1])
+    calls = 2 * len(here) - 1
+    at, levels_there, weights, fresh = np.zeros(calls), np.zeros(calls + 1), np.zeros((calls, 2)), np.zeros(calls)
+    at[::2], at[1::2] = timesteps, schedule.timesteps_of(between)
+    levels_there[:-1:2], levels_there[1:-1:2] = here, between
+    weights[:-1:2, 0], weights[-1, 0] = between - here[:-1], length[-1]
+    weights[1::2, 0], weights[1::2, 1] = length[:-1], here[:-1] - between  # takes back the way to the point
+    fresh[1::2] = noise[:-1]
+    return _derivative_rows(schedule, at, levels_there, weights, fresh)
 
 
 def _derivative_rows(schedule: NoiseSchedule, timesteps, ratios, weights, noise=None) -> list[PlanRow]:

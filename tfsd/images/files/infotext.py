@@ -28,7 +28,8 @@ _MAX_LINE = 65536  # characters of the last line
 # A key, then a value in quotes, in braces, or up to the next comma. A key's length is bounded: else long lines take long.
 _PAIR = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])*"|\{[^{}]*\}|[^,]*)(?:,|$)')
 _LEAST_PAIRS = 3  # as theirs: with fewer, the last line belongs to the prompt
-_DEFAULT_SCHEDULES = {"Automatic": {"DPM++ 2M": "Karras"}, "Uniform": {}, "Normal": {}}  # since their version 1.9
+_OWN_SCHEDULES = {"DPM++ 2M": "Karras", "DPM++ 2M SDE": "Exponential", "DPM2": "Karras", "DPM2 a": "Karras"}
+_DEFAULT_SCHEDULES = {"Automatic": _OWN_SCHEDULES, "Uniform": {}, "Normal": {}}  # since their version 1.9
 _SYNTAX = {  # what other programs understand in a prompt and tfsd reads as plain words
     "extra networks": re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,200}>"),
     "weights of words": re.compile(r"\([^()]{1,200}:-?[0-9.]{1,9}\)|\({2,}|\[{2,}"),
