@@ -107,6 +107,8 @@ def test_texts_of_others_become_recipes_and_what_is_not_known_is_named(text, rec
         ("Euler", "Exponential", None),
         ("DPM++ SDE Karras", None, None),
         ("UniPC", None, "unipc"),
+        ("LCM", "Automatic", "lcm"),
+        ("DPM++ 3M SDE", "Exponential", None),
         ("DPM2 a", "Automatic", "kdpm2_ancestral_karras"),
         ("DPM++ 2M SDE", "Automatic", None),
         ("DPM++ 2M SDE", "Karras", "dpmpp_2m_sde_karras"),

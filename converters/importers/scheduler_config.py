@@ -6,9 +6,11 @@ Source: the constructors of diffusers 0.42.1 and what `StableDiffusionPipeline` 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tfsd.converters.importers.config_file import UNSUPPORTED, Config
 from tfsd.errors import CheckpointError
+from tfsd.samplers.distilled import DISTILLED_STEPS, TIMESTEP_SCALING
 from tfsd.samplers.plans import SAMPLERS, fitting_samplers
 from tfsd.samplers.schedule import NoiseSchedule
 from tfsd.specs import VPSpec
@@ -17,9 +19,17 @@ PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 OVERRIDE = "To use another sampler than the configuration's, name it with --sampler (in Python: sampler=)."
 
 _OTHER_SIGMAS = {"use_exponential_sigmas": (False, None), "use_beta_sigmas": (False, None)}
-_OF_STABLE_DIFFUSION = (0.00085, 0.012)
+_WIDE = ("linear", 0.00085, 0.012)
 _THRESHOLD = {"thresholding": (False, None)}
 _OF_THRESHOLD = ("dynamic_thresholding_ratio", "sample_max_value")  # read with `thresholding` alone
+_DISTILLED: dict[str, Any] = {
+    "spacing": "leading",
+    "betas": ("scaled_linear", 0.00085, 0.012),
+    "set_alpha_to_one": True,
+    "clips": False,
+    "fixed": {"original_inference_steps": (DISTILLED_STEPS,), "timestep_scaling": (TIMESTEP_SCALING,)} | _THRESHOLD,
+    "free": ("clip_sample_range", *_OF_THRESHOLD),
+}
 
 
 @dataclass(frozen=True)
@@ -28,9 +38,10 @@ class SchedulerClass:
 
     sampler: str
     spacing: str = "linspace"  # if the file does not say
-    betas: tuple[float, float] = (0.0001, 0.02)  # the first and the last, likewise
+    betas: tuple[str, float, float] = ("linear", 0.0001, 0.02)  # their schedule, the first and the last, likewise
     karras: bool = False  # has `use_karras_sigmas`, for which the sampler's name ends in "_karras"
-    algorithms: Mapping[str, str] = field(default_factory=dict)  # other samplers for values of `algorithm_type`
+    by: tuple[str, ...] = ()  # fields of `fixed` by whose values there are other samplers
+    variants: Mapping[tuple, str] = field(default_factory=dict)  # the samplers for these values
     set_alpha_to_one: bool | None = None  # if the file does not say; None if the class has no such field
     clips: bool | None = None  # `clip_sample`, likewise
     fixed: Mapping[str, tuple] = field(default_factory=dict)  # values that our sampler supports; the first is the default
@@ -39,7 +50,7 @@ class SchedulerClass:
 
     def samplers(self) -> set[str]:
         """Returns the keys of all samplers that a file of this class can ask for."""
-        found = {self.sampler, *self.algorithms.values()}
+        found = {self.sampler, *self.variants.values()}
         return found | {f"{name}_karras" for name in found if self.karras}
 
 
@@ -73,9 +84,10 @@ CLASSES = {
     "DPMSolverMultistepScheduler": SchedulerClass(
         "dpmpp_2m",
         karras=True,
-        algorithms={"sde-dpmsolver++": "dpmpp_2m_sde"},
+        by=("algorithm_type", "solver_order"),
+        variants={("sde-dpmsolver++", 2): "dpmpp_2m_sde", ("dpmsolver++", 3): "dpmpp_3m", ("deis", 3): "dpmpp_3m"},
         fixed={
-            "solver_order": (2,),
+            "solver_order": (2, 3),
             "algorithm_type": ("dpmsolver++", "deis", "sde-dpmsolver++"),  # diffusers takes DEIS' type and solvers for its own
             "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
             "use_lu_lambdas": (False, None),
@@ -89,7 +101,7 @@ CLASSES = {
         free=("lower_order_final", "euler_at_final", "flow_shift", "time_shift_type", *_OF_THRESHOLD),
     ),
     "HeunDiscreteScheduler": SchedulerClass(
-        "heun", betas=_OF_STABLE_DIFFUSION, karras=True, clips=False, fixed=_OTHER_SIGMAS, free=("clip_sample_range",)
+        "heun", betas=_WIDE, karras=True, clips=False, fixed=_OTHER_SIGMAS, free=("clip_sample_range",)
     ),
     "UniPCMultistepScheduler": SchedulerClass(
         "unipc",
@@ -108,10 +120,25 @@ CLASSES = {
         | _THRESHOLD,
         free=("flow_shift", "time_shift_type", *_OF_THRESHOLD),
     ),
-    "KDPM2DiscreteScheduler": SchedulerClass("kdpm2", betas=_OF_STABLE_DIFFUSION, karras=True, fixed=_OTHER_SIGMAS),
-    "KDPM2AncestralDiscreteScheduler": SchedulerClass(
-        "kdpm2_ancestral", betas=_OF_STABLE_DIFFUSION, karras=True, fixed=_OTHER_SIGMAS
+    "KDPM2DiscreteScheduler": SchedulerClass("kdpm2", betas=_WIDE, karras=True, fixed=_OTHER_SIGMAS),
+    "KDPM2AncestralDiscreteScheduler": SchedulerClass("kdpm2_ancestral", betas=_WIDE, karras=True, fixed=_OTHER_SIGMAS),
+    "DEISMultistepScheduler": SchedulerClass(
+        "deis",
+        karras=True,
+        fixed={
+            "solver_order": (2,),
+            "algorithm_type": ("deis", "dpmsolver", "dpmsolver++"),  # diffusers takes DPM-Solver's types and solvers for its own
+            "solver_type": ("logrho", "midpoint", "heun", "bh1", "bh2"),
+            "lower_order_final": (True,),
+            "use_flow_sigmas": (False, None),
+            "use_dynamic_shifting": (False, None),
+        }
+        | _OTHER_SIGMAS
+        | _THRESHOLD,
+        free=("flow_shift", "time_shift_type", *_OF_THRESHOLD),
     ),
+    "LCMScheduler": SchedulerClass("lcm", **_DISTILLED),
+    "TCDScheduler": SchedulerClass("tcd", **_DISTILLED),
 }
 
 
@@ -154,11 +181,12 @@ def _schedule(config: Config, known: SchedulerClass | None, spacing: str) -> VPS
     if zero_snr and prediction == "epsilon":
         raise config.unsupported("rescale_betas_zero_snr", "false for the prediction_type epsilon, which noise alone has not")
     spacing = config.one_of("timestep_spacing", ("leading", "linspace", "trailing"), spacing)
+    betas, first, last = known.betas if known else (None, None, None)
     alpha_one = known is not None and known.set_alpha_to_one is True
     return VPSpec(
-        betas=config.one_of("beta_schedule", ("linear", "scaled_linear"), "linear" if known else None),
-        beta_start=config.number("beta_start", known.betas[0] if known else None),
-        beta_end=config.number("beta_end", known.betas[1] if known else None),
+        betas=config.one_of("beta_schedule", ("linear", "scaled_linear"), betas),
+        beta_start=config.number("beta_start", first),
+        beta_end=config.number("beta_end", last),
         train_steps=config.get("num_train_timesteps", int, 1000),
         prediction=prediction,
         spacing=spacing,
@@ -183,12 +211,14 @@ def _steps_offset(config: Config, spacing: str) -> int:
 
 def _sampler(config: Config, kind: str, known: SchedulerClass, schedule: VPSpec) -> str:
     """Checks the fields of a class, and returns the sampler."""
-    for name, allowed in known.fixed.items():
-        config.one_of(name, allowed, None if name in known.required else allowed[0], advice=OVERRIDE)
+    values = {
+        name: config.one_of(name, allowed, None if name in known.required else allowed[0], advice=OVERRIDE)
+        for name, allowed in known.fixed.items()
+    }
     if known.clips is not None and config.flag("clip_sample", known.clips):
         shown = "true" if "clip_sample" in config.values else "missing"
         config.tell(f"{config.path}: clip_sample is {shown}, which is outdated; it is taken as false, as diffusers does.")
-    sampler = known.algorithms.get(str(config.values.get("algorithm_type")), known.sampler)
+    sampler = known.variants.get(tuple(values[name] for name in known.by), known.sampler)
     is_karras = known.karras and config.flag("use_karras_sigmas", False)
     if known.karras and kind != "LMSDiscreteScheduler":  # DPM-Solver, Heun and DPM-Solver-2 read them without having such fields
         config.read.update(("sigma_min", "sigma_max"))
@@ -203,6 +233,10 @@ def _sampler(config: Config, kind: str, known: SchedulerClass, schedule: VPSpec)
             raise config.unsupported("disable_corrector", "empty", OVERRIDE)
     if kind == "DPMSolverMultistepScheduler":
         _unclipped(config, schedule)
+        if values["algorithm_type"] == "sde-dpmsolver++":
+            config.fixed({"solver_order": (2,)}, advice=OVERRIDE)
+        if values["solver_order"] == 3:  # where the last step but one depends on it
+            config.fixed({"lower_order_final": (True,)}, advice=OVERRIDE)
         if schedule.final_sigma != "zero":  # else the last step is of first order in any case
             config.fixed({"lower_order_final": (True,), "euler_at_final": (False, None)}, advice=OVERRIDE)
     others = {name: allowed for other in CLASSES.values() for name, allowed in other.fixed.items()}

@@ -33,7 +33,7 @@ def complete(run, tmp_path):
     [
         (["mod"], ["models"]),
         (["show", "--js"], ["--json"]),
-        (["generate", "a cat", "--sampler", "dpmpp"], ["dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_2m_sde_karras"]),
+        (["generate", "a cat", "--sampler", "dpmpp_2m_s"], ["dpmpp_2m_sde", "dpmpp_2m_sde_karras"]),
         (["a cat", "--dtype", "=", "bf"], ["bfloat16"]),
         (["a cat", "--neg"], ["--negative", "--negative-prompt"]),
         (["export", "tf"], ["tflite"]),

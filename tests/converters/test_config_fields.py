@@ -108,6 +108,18 @@ def karras(sampler: str) -> list:
     return [Changes(True, "default_sampler", sampler), Free(None, "as false"), Refused("yes")]
 
 
+DISTILLED = (
+    SCHEDULE
+    | CLIP
+    | THRESHOLD
+    | {
+        "prediction_type": EPSILON_OR_V,
+        "original_inference_steps": [Refused(100), Refused(None)],
+        "set_alpha_to_one": Changes(False, "schedule.final_alpha_one", False),
+        "timestep_scaling": [Refused(1.0), Refused("10")],
+        "rescale_betas_zero_snr": [Refused(True, {"prediction_type": "v_prediction"}), Free(None, "as false"), Refused("yes")],
+    }
+)
 CASES = {
     "DDIMScheduler": SCHEDULE
     | CLIP
@@ -148,7 +160,12 @@ CASES = {
     | ZERO_SNR
     | THRESHOLD
     | {
-        "solver_order": [Refused(1), Refused(3)],
+        "solver_order": [
+            Refused(1),
+            Changes(3, "default_sampler", "dpmpp_3m"),
+            Changes(3, "default_sampler", "dpmpp_3m_karras", {"use_karras_sigmas": True}),
+            Refused(3, {"algorithm_type": "sde-dpmsolver++"}),
+        ],
         "algorithm_type": [
             Changes("sde-dpmsolver++", "default_sampler", "dpmpp_2m_sde"),
             Changes("sde-dpmsolver++", "default_sampler", "dpmpp_2m_sde_karras", {"use_karras_sigmas": True}),
@@ -159,6 +176,7 @@ CASES = {
         "lower_order_final": [
             Free(False, "the last step goes to sigma 0, which is of first order in any case"),
             Refused(False, {"final_sigmas_type": "sigma_min"}),
+            Refused(False, {"solver_order": 3}),
         ],
         "euler_at_final": [
             Free(True, "likewise; test_plans_reference.py has a recorded run"),
@@ -199,6 +217,23 @@ CASES = {
     },
     "KDPM2DiscreteScheduler": TWO_CALLS | {"use_karras_sigmas": karras("kdpm2_karras")},
     "KDPM2AncestralDiscreteScheduler": TWO_CALLS | {"use_karras_sigmas": karras("kdpm2_ancestral_karras")},
+    "DEISMultistepScheduler": SCHEDULE
+    | SIGMAS
+    | THRESHOLD
+    | {
+        "prediction_type": EPSILON_OR_V,
+        "solver_order": [Refused(1), Refused(3)],
+        "algorithm_type": [Free("dpmsolver++", "diffusers makes deis of it"), Refused("sde-dpmsolver++")],
+        "solver_type": [Free("midpoint", "diffusers makes logrho of it"), Refused("rk45")],
+        "lower_order_final": Refused(False),
+        "use_karras_sigmas": karras("deis_karras"),
+        "use_flow_sigmas": Refused(True),
+        "flow_shift": Free(3.0, "read with use_flow_sigmas alone"),
+        "use_dynamic_shifting": Refused(True),
+        "time_shift_type": Free("linear", "read with use_dynamic_shifting alone"),
+    },
+    "LCMScheduler": DISTILLED,
+    "TCDScheduler": DISTILLED,
     "UNet2DConditionModel": {
         "sample_size": [Changes(24, "default_size", (48, 48)), Changes([24, 32], "default_size", (48, 64)), Refused("64")],
         "in_channels": [Changes(5, "denoiser.in_channels", 5, {"out_channels": 5, "vae": {"latent_channels": 5}}), Refused(9)],

@@ -129,8 +129,8 @@ def test_repairs_of_a_configuration_are_warnings_and_stay_in_the_manifest(sd1, t
 
 
 def test_the_sampler_of_a_new_folder_can_be_chosen(sd1, tmp_path):
-    edit_config(sd1, "model_index.json", scheduler=["diffusers", "LCMScheduler"])
-    with pytest.raises(CheckpointError, match="the scheduler LCMScheduler is not supported"):
+    edit_config(sd1, "model_index.json", scheduler=["diffusers", "DPMSolverSDEScheduler"])
+    with pytest.raises(CheckpointError, match="the scheduler DPMSolverSDEScheduler is not supported"):
         convert(sd1, tmp_path / "model")
     assert load_spec(convert(sd1, tmp_path / "model", sampler="DPM++ 2M Karras")).default_sampler == "dpmpp_2m_karras"
     other = convert(sd1, tmp_path / "other", sampler="Euler a", numerics="compvis")

@@ -11,7 +11,8 @@ from tfsd.specs import VPSpec
 
 SPEC = VPSpec()
 FRESH_NOISE = ("ddpm", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_2m_sde_karras")  # these draw noise at every step
-FRESH_NOISE += ("kdpm2_ancestral", "kdpm2_ancestral_karras")  # and these at the end of every step but the last
+FRESH_NOISE += ("kdpm2_ancestral", "kdpm2_ancestral_karras", "lcm")  # and these at the end of every step but the last
+END_ABOVE = ("deis", "deis_karras", "tcd")  # at the level of timestep 0
 TWO_CALLS = ("heun", "heun_karras", "kdpm2", "kdpm2_karras", "kdpm2_ancestral", "kdpm2_ancestral_karras")
 KEEP_LEVELS = [(name, prediction) for name in SAMPLERS if name not in FRESH_NOISE for prediction in SAMPLERS[name].predictions]
 KEEP_LEVELS.remove(("pndm", "v"))  # it mixes outputs of several levels, as diffusers does; v differs between them
@@ -45,6 +46,9 @@ def test_exact_model_keeps_latents_at_the_level_of_every_row(sampler, spacing, p
     spec = VPSpec(prediction=prediction, spacing=spacing, steps_offset=0, final_alpha_one=True)
     plan = build_plan(spec, sampler, num_steps, start)
     expected = plan.rows[: plan.count + 1, 1] * IMAGE + plan.rows[: plan.count + 1, 2] * NOISE
+    if sampler in END_ABOVE:
+        alpha, sigma = NoiseSchedule(spec).marginals(0)
+        expected[-1] = alpha * IMAGE + sigma * NOISE
     np.testing.assert_allclose(list(run_exact_model(spec, plan)), expected, rtol=0, atol=EXACT)
 
 
@@ -81,6 +85,16 @@ def test_samplers_that_call_twice_start_with_a_whole_step(sampler):
     assert not late.rows[::2, 7:11].any() and not late.rows[:, 8:11].any()  # nothing older than the step's own first call
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "expected"),
+    [(1, [999]), (4, [999, 759, 499, 259]), (50, list(range(999, 0, -20))), (100, list(range(999, 0, -10)))],
+)
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
+def test_distilled_models_are_called_at_the_timesteps_of_their_distillation(sampler, num_steps, expected):
+    """diffusers refuses more steps than the distillation had, which are spread over all timesteps here."""
+    assert build_plan(SPEC, sampler, num_steps).timesteps.tolist() == expected
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "euler_ancestral"])
 def test_single_step_samplers_with_a_start_are_slices(sampler):
     whole, late = build_plan(SPEC, sampler, 20), build_plan(SPEC, sampler, 20, start=8)
@@ -104,7 +118,7 @@ def test_start_leaves_the_timesteps_of_diffusers_image_to_image(sampler, expecte
     assert build_plan(SPEC, sampler, 8, start=4).timesteps.tolist() == expected
 
 
-@pytest.mark.parametrize("sampler", ["pndm", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
+@pytest.mark.parametrize("sampler", ["pndm", "lms", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc", "deis"])
 def test_multistep_samplers_with_a_start_mix_nothing_older(sampler):
     late = build_plan(SPEC, sampler, 20, start=8)
     assert late.rows[0, 6] != 0 and not late.rows[0, 7:11].any()
@@ -150,6 +164,7 @@ def test_alias_is_its_sampler(alias, sampler):
         ("DPM++ 2M SDE Karras", "dpmpp_2m_sde_karras"),
         ("DPM2", "kdpm2"),
         ("DPM2 a Karras", "kdpm2_ancestral_karras"),
+        ("LCM", "lcm"),
         ("KDPM2AncestralDiscreteScheduler", "kdpm2_ancestral"),
     ],
 )

@@ -1,7 +1,7 @@
 """Plans against what diffusers and KerasCV recorded. See tests/data/README.md for where the numbers come from.
 
-Out of scope, as not linear or not offered: clipped or thresholded samples, DPM-Solver and UniPC of other orders and kinds (1, 3,
-Heun, dpmsolver, bh1). Flow matching is compared in `test_flow.py`.
+Out of scope, as not linear or not offered: clipped or thresholded samples, DPM-Solver, DEIS and UniPC of other orders and kinds
+(1, Heun, dpmsolver, bh1). Flow matching is compared in `test_flow.py`.
 """
 
 import json
@@ -38,8 +38,9 @@ SAMPLER_OF = {  # by the beginning of a variant's name, the longest first
     "euler_a": "euler_ancestral",
     "kdpm2_a": "kdpm2_ancestral",
     "sde_dpmpp_2m": "dpmpp_2m_sde",
+    "dpmpp_3m": "dpmpp_3m",
     "dpmpp": "dpmpp_2m",
-} | {name: name for name in ("pndm", "ddim", "ddpm", "lms", "euler", "heun", "unipc", "kdpm2")}
+} | {name: name for name in ("pndm", "ddim", "ddpm", "lms", "euler", "heun", "unipc", "kdpm2", "deis", "lcm", "tcd")}
 CASES = [f"{steps}/{name}" for steps in (10, 50) for name in VARIANTS]
 CASES += [f"more/{steps}/{name}" for name, variant in MORE.items() for steps in variant["steps"]]
 CASES += [f"solvers/{steps}/{name}" for name, variant in SOLVERS.items() for steps in variant["steps"]]
@@ -61,8 +62,8 @@ def plan_of(case: str):
         beta_start=options["beta_start"],
         beta_end=options["beta_end"],
         prediction={"v_prediction": "v"}.get(options.get("prediction_type"), options.get("prediction_type", "epsilon")),
-        spacing=options["timestep_spacing"],
-        steps_offset=options["steps_offset"],
+        spacing=options.get("timestep_spacing", "leading"),
+        steps_offset=options.get("steps_offset", 0),
         final_alpha_one=options.get("set_alpha_to_one", True),
         final_sigma=options.get("final_sigmas_type", "zero"),
         zero_snr=options.get("rescale_betas_zero_snr", False),
@@ -99,7 +100,7 @@ MODES = {"eager": eager, "graph": tf.function(eager), "xla": tf.function(eager, 
 def test_timesteps_are_those_of_diffusers(case):
     _, plan = plan_of(case)
     expected = DIFFUSERS[case + "/timesteps"]
-    rounds = "dpmpp" in case or "unipc" in case
+    rounds = any(solver in case for solver in ("dpmpp", "unipc", "deis"))
     if ("karras" in case and not rounds) or "kdpm2" in case:
         np.testing.assert_allclose(plan.timesteps, expected, rtol=TIMESTEPS, atol=1e-3)
     else:
@@ -109,7 +110,9 @@ def test_timesteps_are_those_of_diffusers(case):
 @pytest.mark.parametrize("case", [case for case in CASES if case + "/sigmas" in DIFFUSERS])
 def test_levels_are_the_sigmas_of_diffusers(case):
     spec, plan = plan_of(case)
-    levels = np.append(plan.rows[: plan.count, 2] / plan.rows[: plan.count, 1], NoiseSchedule(spec).final_ratio)
+    schedule = NoiseSchedule(spec)
+    final = schedule.ratios(0) if "deis" in case else schedule.final_ratio
+    levels = np.append(plan.rows[: plan.count, 2] / plan.rows[: plan.count, 1], final)
     expected = DIFFUSERS[case + "/sigmas"]
     if "kdpm2" in case:  # without the points between, and those that diffusers repeats for them
         levels, expected = np.append(levels[:-1:2], levels[-1]), expected[::2]

@@ -18,20 +18,21 @@ OPTIONS = {  # how our samplers ask for their timesteps, where not for whole one
     "EulerAncestralDiscreteScheduler": {"whole": False},
     "DPMSolverMultistepScheduler": {"end_early": True},
     "UniPCMultistepScheduler": {"end_early": True},
+    "DEISMultistepScheduler": {"end_early": True},
     "HeunDiscreteScheduler": {"whole": False},
     "KDPM2DiscreteScheduler": {"whole": False},
     "KDPM2AncestralDiscreteScheduler": {"whole": False},
 }
+SOLVERS = ("DPMSolver", "UniPC", "DEIS")
 OTHERWISE = {  # (class, spacing): where we differ deliberately
     **{(grid.split(".")[0], "linspace"): [1] for grid in GRIDS},  # diffusers: timestep 0, ours: the noisiest
-    ("DPMSolverMultistepScheduler", "linspace"): [],
-    ("UniPCMultistepScheduler", "linspace"): [],
+    **{(f"{solver}MultistepScheduler", "linspace"): [] for solver in SOLVERS},
 }
 REPEAT = ("PNDM", "Heun", "KDPM2")  # the plans of these have more rows than steps
 REFUSED = {  # (class, spacing): numbers of steps that would repeat a timestep or leave the trained range
     **{(grid.split(".")[0], "leading"): [1000] for grid in GRIDS},
-    **{(f"{solver}MultistepScheduler", "leading"): [999, 1000] for solver in ("DPMSolver", "UniPC")},
-    **{(f"{solver}MultistepScheduler", "linspace"): [1000] for solver in ("DPMSolver", "UniPC")},
+    **{(f"{solver}MultistepScheduler", "leading"): [999, 1000] for solver in SOLVERS},
+    **{(f"{solver}MultistepScheduler", "linspace"): [1000] for solver in SOLVERS},
 }
 
 

@@ -209,7 +209,7 @@ class ImageArguments(TypedDict, total=False):
             hint="0 means no fresh noise.",
             flags=("--eta",),
             other_names={"compvis": "ddim_eta", "webui": "Eta DDIM"},
-            help="fresh noise per step, for ddim",
+            help="fresh noise per step, for ddim and tcd",
         ),
     ]
     on_long: Annotated[

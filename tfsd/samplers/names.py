@@ -22,6 +22,12 @@ COMMUNITY_NAMES: dict[str, str] = {
     "kdpm2_karras": "DPM2 Karras",
     "kdpm2_ancestral": "DPM2 a",
     "kdpm2_ancestral_karras": "DPM2 a Karras",
+    "dpmpp_3m": "DPM++ 3M",
+    "dpmpp_3m_karras": "DPM++ 3M Karras",
+    "deis": "DEIS",
+    "deis_karras": "DEIS Karras",
+    "lcm": "LCM",
+    "tcd": "TCD",
 }
 
 # Names that users of other programs know: CompVis' scripts, k-diffusion, web UIs, diffusers. `find_sampler` ignores case.
@@ -63,4 +69,7 @@ ALIASES: dict[str, str] = {
     "UniPCMultistepScheduler": "unipc",
     "KDPM2DiscreteScheduler": "kdpm2",
     "KDPM2AncestralDiscreteScheduler": "kdpm2_ancestral",
+    "DEISMultistepScheduler": "deis",
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
 }

@@ -14,12 +14,13 @@ import numpy as np
 
 from tfsd.arguments.checks import named_choice, real, whole
 from tfsd.errors import shown
+from tfsd.samplers.distilled import lcm, tcd
 from tfsd.samplers.flow import flow_euler
 from tfsd.samplers.names import ALIASES
 from tfsd.samplers.ratios import euler, euler_ancestral, heun, kdpm2, kdpm2_ancestral, lms
 from tfsd.samplers.rows import ROW_SIZE, PlanRow
 from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, schedule_of
-from tfsd.samplers.solvers import dpmpp_2m, dpmpp_2m_sde, unipc
+from tfsd.samplers.solvers import deis, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
 from tfsd.specs import FlowSpec, ScheduleSpec, VPSpec
 from tfsd.specs.limits import MAX_STEPS
 
@@ -154,6 +155,12 @@ SAMPLERS: dict[str, Sampler] = {
     "kdpm2_karras": _recorded(kdpm2, karras=True, starts_at_sigma=True),
     "kdpm2_ancestral": _recorded(kdpm2_ancestral, starts_at_sigma=True),
     "kdpm2_ancestral_karras": _recorded(kdpm2_ancestral, karras=True, starts_at_sigma=True),
+    "dpmpp_3m": _recorded(dpmpp_3m),
+    "dpmpp_3m_karras": _recorded(dpmpp_3m, karras=True),
+    "deis": _recorded(deis),
+    "deis_karras": _recorded(deis, karras=True),
+    "lcm": _recorded(lcm),
+    "tcd": _recorded(tcd, has_eta=True),
 }
 
 
