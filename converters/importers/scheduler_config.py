@@ -122,6 +122,23 @@ CLASSES = {
     ),
     "KDPM2DiscreteScheduler": SchedulerClass("kdpm2", betas=_WIDE, karras=True, fixed=_OTHER_SIGMAS),
     "KDPM2AncestralDiscreteScheduler": SchedulerClass("kdpm2_ancestral", betas=_WIDE, karras=True, fixed=_OTHER_SIGMAS),
+    "DPMSolverSinglestepScheduler": SchedulerClass(
+        "dpmpp_2s",
+        karras=True,
+        fixed={
+            "solver_order": (2,),
+            "algorithm_type": ("dpmsolver++", "deis"),  # as in DPMSolverMultistepScheduler
+            "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+            "final_sigmas_type": ("zero",),
+            "timestep_spacing": ("linspace",),  # it has no such field
+            "use_flow_sigmas": (False, None),
+            "use_dynamic_shifting": (False, None),
+            "variance_type": (None,),
+        }
+        | _OTHER_SIGMAS
+        | _THRESHOLD,
+        free=("lower_order_final", "flow_shift", "time_shift_type", *_OF_THRESHOLD),  # the first is true with a final zero
+    ),
     "DEISMultistepScheduler": SchedulerClass(
         "deis",
         karras=True,
@@ -231,8 +248,9 @@ def _sampler(config: Config, kind: str, known: SchedulerClass, schedule: VPSpec)
         config.read.add("disable_corrector")
         if config.values.get("disable_corrector"):
             raise config.unsupported("disable_corrector", "empty", OVERRIDE)
-    if kind == "DPMSolverMultistepScheduler":
+    if kind in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"):
         _unclipped(config, schedule)
+    if kind == "DPMSolverMultistepScheduler":
         if values["algorithm_type"] == "sde-dpmsolver++":
             config.fixed({"solver_order": (2,)}, advice=OVERRIDE)
         if values["solver_order"] == 3:  # where the last step but one depends on it

@@ -217,6 +217,26 @@ CASES = {
     },
     "KDPM2DiscreteScheduler": TWO_CALLS | {"use_karras_sigmas": karras("kdpm2_karras")},
     "KDPM2AncestralDiscreteScheduler": TWO_CALLS | {"use_karras_sigmas": karras("kdpm2_ancestral_karras")},
+    "DPMSolverSinglestepScheduler": {
+        name: cases for name, cases in SCHEDULE.items() if name not in ("timestep_spacing", "steps_offset")
+    }
+    | SIGMAS
+    | THRESHOLD
+    | {
+        "prediction_type": EPSILON_OR_V,
+        "solver_order": [Refused(1), Refused(3)],
+        "algorithm_type": [Free("deis", "diffusers makes dpmsolver++ of it"), *map(Refused, ("dpmsolver", "sde-dpmsolver++"))],
+        "solver_type": [Refused("heun"), Free("bh2", "diffusers makes midpoint of it")],
+        "lower_order_final": Free(True, "what diffusers makes of false where the last step goes to sigma 0"),
+        "use_karras_sigmas": karras("dpmpp_2s_karras"),
+        "use_flow_sigmas": Refused(True),
+        "flow_shift": Free(3.0, "read with use_flow_sigmas alone"),
+        "final_sigmas_type": Refused("sigma_min"),
+        "lambda_min_clipped": [Free(-5.1, "below the lowest of this schedule, -2.68"), Refused(-1.0), Refused(None)],
+        "variance_type": Refused("learned"),
+        "use_dynamic_shifting": Refused(True),
+        "time_shift_type": Free("linear", "read with use_dynamic_shifting alone"),
+    },
     "DEISMultistepScheduler": SCHEDULE
     | SIGMAS
     | THRESHOLD

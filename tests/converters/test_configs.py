@@ -99,7 +99,7 @@ def test_the_class_in_the_index_counts_and_not_the_one_in_the_scheduler_s_file(c
     assert "DPMSolverSDEScheduler" in refused(configurations)
 
 
-@pytest.mark.parametrize("kind", ["DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EDMEulerScheduler"])
+@pytest.mark.parametrize("kind", ["DPMSolverSDEScheduler", "EDMEulerScheduler"])
 def test_a_class_without_a_counterpart_is_refused_until_a_sampler_is_named(configurations, kind):
     use(configurations, kind, timestep_spacing="trailing", original_inference_steps=50, prediction_type="v_prediction")
     message = refused(configurations)

@@ -31,11 +31,12 @@ SCHEDULERS = {  # class -> file
     "UniPCMultistepScheduler": "unipc_multistep",
     "KDPM2DiscreteScheduler": "k_dpm_2_discrete",
     "KDPM2AncestralDiscreteScheduler": "k_dpm_2_ancestral_discrete",
+    "DPMSolverSinglestepScheduler": "dpmsolver_singlestep",
     "DEISMultistepScheduler": "deis_multistep",
     "LCMScheduler": "lcm",
     "TCDScheduler": "tcd",
 }
-DISTILLED = ("LCMScheduler", "TCDScheduler")  # whose timesteps do not depend on the spacing
+ONE_SPACING = ("DPMSolverSinglestepScheduler", "LCMScheduler", "TCDScheduler")  # their timesteps depend on no field
 SOURCES = {name: f"diffusers/schedulers/scheduling_{file}.py" for name, file in SCHEDULERS.items()} | {
     "UNet2DConditionModel": "diffusers/models/unets/unet_2d_condition.py",
     "AutoencoderKL": "diffusers/models/autoencoders/autoencoder_kl.py",
@@ -97,7 +98,7 @@ def main(paths: list[str]):
     origin = "constructors of diffusers 0.42.1 and transformers 5.23.0: field -> default"
     (DATA / "diffusers_fields.json").write_text(json.dumps({"origin": origin, "fields": fields}, indent=1) + "\n")
     tables = {}
-    for name in (name for name in SCHEDULERS if name not in DISTILLED):
+    for name in (name for name in SCHEDULERS if name not in ONE_SPACING):
         for spacing in SPACINGS:
             grids = grids_of(wheels, name, spacing)
             # The first `steps` timesteps: "trailing" has one more, at -1, for some numbers of steps.

@@ -118,7 +118,7 @@ def test_start_leaves_the_timesteps_of_diffusers_image_to_image(sampler, expecte
     assert build_plan(SPEC, sampler, 8, start=4).timesteps.tolist() == expected
 
 
-@pytest.mark.parametrize("sampler", ["pndm", "lms", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc", "deis"])
+@pytest.mark.parametrize("sampler", ["pndm", "lms", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_3m", "unipc", "deis"])
 def test_multistep_samplers_with_a_start_mix_nothing_older(sampler):
     late = build_plan(SPEC, sampler, 20, start=8)
     assert late.rows[0, 6] != 0 and not late.rows[0, 7:11].any()

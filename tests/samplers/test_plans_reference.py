@@ -38,6 +38,7 @@ SAMPLER_OF = {  # by the beginning of a variant's name, the longest first
     "euler_a": "euler_ancestral",
     "kdpm2_a": "kdpm2_ancestral",
     "sde_dpmpp_2m": "dpmpp_2m_sde",
+    "dpmpp_2s": "dpmpp_2s",
     "dpmpp_3m": "dpmpp_3m",
     "dpmpp": "dpmpp_2m",
 } | {name: name for name in ("pndm", "ddim", "ddpm", "lms", "euler", "heun", "unipc", "kdpm2", "deis", "lcm", "tcd")}
@@ -62,7 +63,7 @@ def plan_of(case: str):
         beta_start=options["beta_start"],
         beta_end=options["beta_end"],
         prediction={"v_prediction": "v"}.get(options.get("prediction_type"), options.get("prediction_type", "epsilon")),
-        spacing=options.get("timestep_spacing", "leading"),
+        spacing=options.get("timestep_spacing", "linspace"),
         steps_offset=options.get("steps_offset", 0),
         final_alpha_one=options.get("set_alpha_to_one", True),
         final_sigma=options.get("final_sigmas_type", "zero"),

@@ -20,7 +20,7 @@ from tfsd.samplers.names import ALIASES
 from tfsd.samplers.ratios import euler, euler_ancestral, heun, kdpm2, kdpm2_ancestral, lms
 from tfsd.samplers.rows import ROW_SIZE, PlanRow
 from tfsd.samplers.schedule import NoiseSchedule, as_image, as_noise, schedule_of
-from tfsd.samplers.solvers import deis, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
+from tfsd.samplers.solvers import deis, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m, unipc
 from tfsd.specs import FlowSpec, ScheduleSpec, VPSpec
 from tfsd.specs.limits import MAX_STEPS
 
@@ -157,6 +157,8 @@ SAMPLERS: dict[str, Sampler] = {
     "kdpm2_ancestral_karras": _recorded(kdpm2_ancestral, karras=True, starts_at_sigma=True),
     "dpmpp_3m": _recorded(dpmpp_3m),
     "dpmpp_3m_karras": _recorded(dpmpp_3m, karras=True),
+    "dpmpp_2s": _recorded(dpmpp_2s),
+    "dpmpp_2s_karras": _recorded(dpmpp_2s, karras=True),
     "deis": _recorded(deis),
     "deis_karras": _recorded(deis, karras=True),
     "lcm": _recorded(lcm),

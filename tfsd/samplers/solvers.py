@@ -106,6 +106,26 @@ def _dpmpp_weights(grid: _Grid, i: int, decay: float, order: int) -> np.ndarray:
     return gain * newest + along * (slope + last / (last + before) * change) - beyond * h / (last + before) * change
 
 
+def dpmpp_2s(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[PlanRow]:
+    """DPM-Solver++(2S): Lu et al. 2022, algorithm 1; `DPMSolverSinglestepScheduler` of diffusers with `solver_order` 2.
+
+    Steps go in pairs: the second one returns to where the first began, and takes both at once with its own slope. The last
+    step stands alone, and so do the last two of an even number.
+    """
+    grid, rows = _grid(schedule, num_steps, karras, schedule.final_ratio), []
+    for i in range(start, num_steps):
+        keep = grid.sigma[i + 1] / grid.sigma[i]
+        mix: tuple[float, ...] = (-grid.alpha[i + 1] * math.expm1(grid.log_snr[i] - grid.log_snr[i + 1]),)
+        if i % 2 == 1 and start < i < num_steps - 1:
+            first, second = np.diff(grid.log_snr[i - 1 : i + 2])
+            gain = -grid.alpha[i + 1] * math.expm1(-first - second)
+            newest = gain * (first + second) / (2 * first)
+            # The step before is taken back.
+            mix = (newest, gain - newest + keep * grid.alpha[i] * math.expm1(-first))
+        rows.append(grid.row(schedule, i, keep, mix))
+    return rows
+
+
 def unipc(schedule: NoiseSchedule, num_steps: int, start: int, *, karras: bool = False) -> list[PlanRow]:
     """UniPC of order 2 with B(h) = e^h - 1: Zhao et al. 2023, algorithms 1 and 2; `UniPCMultistepScheduler` of diffusers.
 
