@@ -22,6 +22,7 @@ COLUMNS = (
     {"tfsd.arguments", "tfsd.models", "tfsd.text"},
     {"tfsd.noise", "tfsd.samplers", "tfsd.storage", "tfsd.sharing", "tfsd.compat"},
     {"tfsd.pipeline", "tfsd.images"},
+    {"tfsd.generation"},
     {"tfsd.api", "tfsd.batch", "tfsd.hub", "tfsd.device"},
     {"tfsd.training", "tfsd.benchmark", "tfsd.cached_model"},
     {"tfsd.converters.importers", "tfsd.converters.saved_model"},

@@ -11,7 +11,7 @@ from tfsd.runtime.startup import quiet_imports
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` finds these
     from tfsd.api import StableDiffusion, load
-    from tfsd.cached_model import text_to_image
+    from tfsd.cached_model import image_to_image, text_to_image
     from tfsd.converters import convert
     from tfsd.converters.device.export import export_tflite
     from tfsd.converters.saved_model.export import export_saved_model
@@ -32,6 +32,7 @@ _HOMES = {
     "convert": "tfsd.converters",
     "export_saved_model": "tfsd.converters.saved_model.export",
     "export_tflite": "tfsd.converters.device.export",
+    "image_to_image": "tfsd.cached_model",
     "load": "tfsd.api",
     "text_to_image": "tfsd.cached_model",
 }
@@ -47,6 +48,7 @@ __all__ = [
     "convert",
     "export_saved_model",
     "export_tflite",
+    "image_to_image",
     "load",
     "text_to_image",
 ]

@@ -1,6 +1,6 @@
 """Text to image in Python: a model that makes images, and the function that loads one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +9,26 @@ import tensorflow as tf
 from typing_extensions import Unpack
 
 from tfsd.arguments.checks import (
-    checked,
     choice,
     float_rows,
     per_prompt,
     prompts_of,
     require_batch,
-    require_memory,
     side_of,
     whole,
 )
-from tfsd.arguments.options import GenerateOptions, ModelOptions, require_known, takes_options
-from tfsd.arguments.table import PYTHON, Seeds, Texts, model_defaults
+from tfsd.arguments.options import EditOptions, GenerateOptions, ModelOptions, require_known, takes_options
+from tfsd.arguments.table import IMAGE_TO_IMAGE, PYTHON, Seeds, Texts
 from tfsd.compat.kerascv import kerascv_names, points_to_load
 from tfsd.errors import shown
-from tfsd.finite import require_finite, require_rows
+from tfsd.finite import require_finite
+from tfsd.generation import make_images
 from tfsd.images import Images
-from tfsd.images.recipes import recipes_of
 from tfsd.models import DTYPES
-from tfsd.noise import effective_seed, require_counters
-from tfsd.pipeline import Pipeline, SamplingInputs
+from tfsd.pipeline import Pipeline
 from tfsd.programs import require_own_threads
-from tfsd.progress import Progress
 from tfsd.runtime.backend import require_tensorflow
 from tfsd.runtime.freeing import free_memory
-from tfsd.samplers.plans import build_plan
 from tfsd.specs import ModelSpec
 from tfsd.specs.limits import MAX_BATCH
 from tfsd.storage import model_folders
@@ -58,13 +53,14 @@ class StableDiffusion:
         dtype: str = "float32",
         jit_compile: bool = True,
         identity: dict[str, Any] | None = None,
+        load_encoder: Callable[[], Any] | None = None,
     ):
         self.spec = spec
         self.identity: dict[str, Any] = {"model": spec.name, "weights": "", "numerics_override": None} | (identity or {})
         self.identity |= {"dtype": dtype, "numerics": spec.numerics, "jit_compile": jit_compile}
         self.tokenizer = Tokenizer(spec.text[0])
-        self._pipeline: Pipeline | None = Pipeline(spec, parts, jit_compile=jit_compile)
-        self._pace: dict[Any, Any] = {}
+        self._pipeline: Pipeline | None = Pipeline(spec, parts, jit_compile=jit_compile, load_encoder=load_encoder)
+        self.pace: dict[Any, Any] = {}  # how long a step takes, for progress: see `tfsd.progress`
         self._unknown: set[frozenset[str]] = set()  # words that a warning told of
 
     def __repr__(self) -> str:
@@ -122,8 +118,32 @@ class StableDiffusion:
         """
         require_known(self.text_to_image, options)
         prompts = prompts_of(prompt, batch_size)
-        tokens = self._tokens(prompts, options.get("on_long", "truncate"))
-        return self._run(prompts, seed, {**options}, tokens=tokens)
+        tokens = self.tokens(prompts, options.get("on_long", "truncate"))
+        return make_images(self, prompts, seed, {**options}, tokens=tokens)
+
+    @takes_options(PYTHON)
+    def image_to_image(
+        self, prompt: Texts, image: Any, batch_size: int = 1, seed: Seeds = None, **options: Unpack[EditOptions]
+    ) -> Images:
+        """Returns images made of another image and a prompt: uint8 [B, H, W, 3], with the recipe of each.
+
+        - `image` is one image for all, or a list with one per image: the path or the bytes of a file (PNG, JPEG, WebP, BMP,
+          GIF, TIFF), an image of Pillow, or an array [H, W, 3], uint8 or float in [0, 1]. EXIF orientation is applied and
+          transparency becomes white. An image of another shape than `height` and `width`, the model's own by default, is
+          fitted as `fit` says.
+        - `strength`: of `num_steps` steps the last `int(num_steps * strength)` are made, on the image with the noise of their
+          level. 0 returns the image as the VAE decodes it.
+        - All other arguments are those of `text_to_image`. The first image loads the VAE's encoder.
+
+        The recipe has the SHA-256 of the image (of a file: of its bytes), and `steps_made`. As in diffusers, except that `pndm`
+        begins its history at the first step that is made.
+
+        Raises: as `text_to_image`; `OSError` for a file that cannot be read.
+        """
+        require_known(self.image_to_image, options)
+        prompts = prompts_of(prompt, batch_size)
+        tokens = self.tokens(prompts, options.get("on_long", "truncate"))
+        return make_images(self, prompts, seed, {**options, "image": image}, tokens=tokens, task=IMAGE_TO_IMAGE)
 
     def encode_text(self, prompt: str | Sequence[str], *, on_long: str = "error") -> np.ndarray:
         """Returns the context [P, L, W] float32 of one or more prompts, for `generate_image`.
@@ -133,7 +153,7 @@ class StableDiffusion:
         Raises: `TypeError` and `ValueError`, which name the argument; `NotFiniteError`.
         """
         require_own_threads()
-        tokens = self._tokens(per_prompt(prompt, 1), on_long)
+        tokens = self.tokens(per_prompt(prompt, 1), on_long)
         context: np.ndarray = self.pipeline.encode(tf.constant(tokens))["context"].numpy()
         require_finite(context, "context", self.identity["dtype"])
         return context
@@ -177,63 +197,10 @@ class StableDiffusion:
             sizes, seed = own, 0
         guidance: dict[str, Any] = {"negative_prompt": negative_prompt, "num_steps": num_steps, "guidance_scale": guidance_scale}
         prompts = [None] * len(contexts)
-        return self._run(prompts, seed, {**guidance, **options, **sizes}, contexts=contexts, noise=diffusion_noise)
+        return make_images(self, prompts, seed, {**guidance, **options, **sizes}, contexts=contexts, noise=diffusion_noise)
 
-    def _run(
-        self,
-        prompts: list[Any],
-        seed: Any,
-        options: dict[str, Any],
-        *,
-        tokens: np.ndarray | None = None,
-        contexts: np.ndarray | None = None,
-        noise: np.ndarray | None = None,
-    ) -> Images:
-        """Makes one image per prompt, from `tokens` or `contexts`, and from `noise` where it is given."""
-        require_own_threads()
-        show = Progress(options.get("progress", False), options.get("callback"), self._pace)
-        spec, batch = self.spec, len(prompts)
-        values = checked(seed, options, batch, PYTHON, model_defaults(spec))
-        height, width = (side_of(name, values[name], values[name], spec.vae.factor) for name in ("height", "width"))
-        plan = build_plan(spec.schedule, values["sampler"], values["num_steps"], eta=values["eta"])
-        shape = self.pipeline.latent_shape(height, width)
-        require_counters(values["index"], shape)
-        require_memory(spec.attention_bytes(batch, *shape[:2]), f"a batch of {batch} images of {height} x {width}")
-        negative_tokens = self._tokens(values["negative_prompt"], values["on_long"], "negative_prompt")
-        inputs = SamplingInputs(
-            plan=tf.constant(np.repeat(plan.rows[None], batch, axis=0)),
-            init_scale=tf.constant([plan.init_scale] * batch, tf.float32),
-            seeds=tf.constant([effective_seed(one) for one in values["seed"]], tf.int32),
-            indices=tf.constant(values["index"], tf.int32),
-            guidance=tf.constant(values["guidance_scale"], tf.float32),
-        )
-        positive = tokens if contexts is None else {"context": tf.constant(contexts, tf.float32)}
-        pixels = self._sample(inputs, negative_tokens, positive, (height, width), plan.count, show, noise)
-        more = self.identity if noise is None else {"custom_noise": True} | self.identity
-        return Images(pixels, recipes_of({"prompt": prompts} | values, more))
-
-    def _sample(
-        self, inputs: SamplingInputs, negative: Any, positive: Any, size: tuple[int, int], steps: int, show: Progress, noise: Any
-    ) -> np.ndarray:
-        """Returns images uint8 [B, H, W, 3]. `negative`, `positive`: tokens [B, L], or the conditioning made of them."""
-        pipeline, batch = self.pipeline, len(inputs.seeds)
-        shape = pipeline.latent_shape(*size)
-        with show.stages() as stages:
-            stages("encoding the prompt")
-            halves = [one if isinstance(one, dict) else pipeline.encode(tf.constant(one)) for one in (negative, positive)]
-            noise = None if noise is None else tf.constant(noise, tf.float32)
-            state = pipeline.begin(inputs, halves[0], halves[1], shape, noise)
-            for first, last in show.chunks(steps, (batch, *size), compiles=True):
-                state = pipeline.advance(inputs, state, tf.constant(first), tf.constant(last))
-            stages("decoding")
-            images, finite = pipeline.finish(state.latents)
-            given = {"encoded_text": positive["context"].numpy()} if isinstance(positive, dict) else {}
-            given |= {} if noise is None else {"diffusion_noise": noise.numpy()}
-            require_rows(finite.numpy(), "latents", self.identity["dtype"], given)
-            pixels: np.ndarray = images.numpy()
-            return pixels
-
-    def _tokens(self, prompts: list[str], on_long: str, name: str = "prompt") -> np.ndarray:
+    def tokens(self, prompts: list[str], on_long: str, name: str = "prompt") -> np.ndarray:
+        """Returns the tokens [B, L] of prompts. Raises: `ValueError` for those that the model does not know."""
         tokens, rows = self.tokenizer(prompts, on_long=on_long, name=name), self.spec.text[0].vocabulary
         if tokens.max() >= rows:
             raise ValueError(f"{name} has token {tokens.max()}, but the model's text encoder knows {rows} tokens. Take it out.")
@@ -270,7 +237,12 @@ def load(
     parts = model_folders.load_parts(folder, spec, parts=low, dtype=dtype)
     parts |= model_folders.load_parts(folder, spec, parts=("decoder",), dtype="float32")
     identity = {"model": str(model), "weights": fingerprint(folder), "numerics_override": numerics}
-    return StableDiffusion(spec, parts, dtype=dtype, jit_compile=jit_compile, identity=identity)
+
+    def load_encoder() -> Any:
+        return model_folders.load_parts(folder, spec, parts=("encoder",), dtype="float32")["encoder"]
+
+    options: dict[str, Any] = {"dtype": dtype, "jit_compile": jit_compile}
+    return StableDiffusion(spec, parts, identity=identity, load_encoder=load_encoder, **options)
 
 
 def model_folder(model: str | Path) -> Path:

@@ -1,6 +1,7 @@
-"""`tfsd.text_to_image`: text to image with a model that is loaded once and kept for the next call."""
+"""`tfsd.text_to_image` and `image_to_image`, with a model that is loaded once and kept for the next call."""
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from typing_extensions import Unpack
 from tfsd import api
 from tfsd.api import StableDiffusion
 from tfsd.arguments.checks import choice
-from tfsd.arguments.options import FunctionOptions, LoadOptions, require_known, takes_options
+from tfsd.arguments.options import EditFunctionOptions, FunctionOptions, LoadOptions, require_known, takes_options
 from tfsd.arguments.table import PYTHON, Seeds, Texts
 from tfsd.compat.kerascv import kerascv_names
 from tfsd.images import Images
@@ -33,9 +34,30 @@ def text_to_image(prompt: Texts, batch_size: int = 1, seed: Seeds = None, **opti
     Raises: the errors of these two functions.
     """
     require_known(text_to_image, options)
-    rest: dict[str, Any] = {**options}
-    own = {name: rest.pop(name) for name in LoadOptions.__annotations__ if name in rest}
-    return _loaded(**own).text_to_image(prompt, batch_size, seed, **rest)
+    model, rest = _model_and_rest(options)
+    return model.text_to_image(prompt, batch_size, seed, **rest)
+
+
+@takes_options(PYTHON)
+def image_to_image(
+    prompt: Texts, image: Any, batch_size: int = 1, seed: Seeds = None, **options: Unpack[EditFunctionOptions]
+) -> Images:
+    """Returns images made of another image and a prompt: uint8 [B, H, W, 3], and keeps the model for the next call.
+
+    `model`, `dtype`, `jit_compile` and `numerics` are the arguments of `load`; all others are those of
+    `StableDiffusion.image_to_image`.
+
+    Raises: the errors of these two functions.
+    """
+    require_known(image_to_image, options)
+    model, rest = _model_and_rest(options)
+    return model.image_to_image(prompt, image, batch_size, seed, **rest)
+
+
+def _model_and_rest(options: Mapping[str, Any]) -> tuple[StableDiffusion, dict[str, Any]]:
+    """Returns the model that options ask for, and the other options."""
+    own = {name: value for name, value in options.items() if name in LoadOptions.__annotations__}
+    return _loaded(**own), {name: value for name, value in options.items() if name not in own}
 
 
 def _loaded(

@@ -14,6 +14,7 @@ from tfsd.arguments.checks import whole
 from tfsd.specs.limits import INT64
 
 INITIAL_STREAM = 0  # of the initial noise; step i of a sampler draws from stream i + 1
+IMAGE_STREAM = 2**16  # of the draws from the distribution of a given image's latents
 SEED_PERIOD = 2**31 - 2
 
 LAST_VALUE = 4 * 2**32  # of a seed's noise: four to a group, and groups are counted in 32 bits

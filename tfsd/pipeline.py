@@ -3,15 +3,16 @@
 Every target is an export of `Pipeline`.
 """
 
+import threading
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tfsd.models import kernels
-from tfsd.noise import INITIAL_STREAM, normal_noise
+from tfsd.noise import IMAGE_STREAM, INITIAL_STREAM, normal_noise
 from tfsd.programs import Programs
 from tfsd.samplers.step import empty_history, step, unpack
 from tfsd.sharing import WithWeights, shared
@@ -58,14 +59,36 @@ class PipelineFunctions:
         with kernels.using(self.target):
             return {"context": tf.cast(self.parts.text_encoder(tokens), tf.float32)}
 
-    def begin(self, inputs: SamplingInputs, negative: dict, positive: dict, shape: tuple[int, int, int], noise=None) -> State:
+    def encode_image(self, images, seeds, indices, draws=None):
+        """Returns latents [B, h, w, c] float32 of images [B, H, W, 3] in [-1, 1], at the denoiser's scale.
+
+        The encoder gives a normal distribution: the latents are its mean plus its standard deviation times `draws`
+        [B, h, w, c], by default noise of `seeds` and `indices` [B]. Zeros give the mean.
+        Source: Rombach et al. 2022; `DiagonalGaussianDistribution`, CompVis distributions.py.
+        """
+        with kernels.using(self.target):
+            moments = tf.cast(self.parts.encoder(images), tf.float32)
+        mean, log_variance = tf.split(moments, 2, axis=-1)
+        if draws is None:
+            draws = normal_noise(seeds, indices, IMAGE_STREAM, tuple(mean.shape[1:]))
+        deviation = tf.exp(0.5 * tf.clip_by_value(log_variance, -30.0, 20.0))
+        return (mean + deviation * draws - self.spec.vae.shift) * self.spec.vae.scale
+
+    def begin(
+        self, inputs: SamplingInputs, negative: dict, positive: dict, shape: tuple[int, int, int], noise=None, image=None
+    ) -> State:
         """Returns the state before the first step, for latents of `shape` (h, w, c).
 
         `negative`, `positive`: conditioning from `encode`, B rows each. `noise` [B, h, w, c] replaces the noise of the seeds.
+        With `image`, latents [B, h, w, c], sampling begins with these at the noise level of the plans' first rows.
         """
         if noise is None:
             noise = normal_noise(inputs.seeds, inputs.indices, INITIAL_STREAM, shape)
-        latents = _per_image(inputs.init_scale) * noise
+        if image is None:
+            latents = _per_image(inputs.init_scale) * noise
+        else:
+            first = unpack(inputs.plan[:, 0])
+            latents = first.alpha * image + first.sigma * noise
         both = tf.nest.map_structure(lambda *halves: tf.concat(halves, axis=0), negative, positive)
         return State(latents, tuple(empty_history(latents)), self.prepare(both))
 
@@ -137,20 +160,34 @@ class Pipeline(tf.Module):
     TF Serving cannot restore; the module tracks the raw variables instead.
     """
 
-    def __init__(self, spec: ModelSpec, parts: Mapping[str, keras.Model], *, jit_compile: bool = True):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parts: Mapping[str, keras.Model],
+        *,
+        jit_compile: bool = True,
+        load_encoder: Callable[[], keras.Model] | None = None,
+    ):
+        """`load_encoder` returns the encoder of images, which `parts` need not have; the first image calls it."""
         super().__init__(name="pipeline")
         spec.conditioning()  # raises for several text encoders
         self.spec = spec
         self.functions = PipelineFunctions(spec, parts, "xla" if jit_compile else "cpu")
         self.jit_compile = jit_compile
         self.tracked = [v.value for part in parts.values() for v in part.variables]
-        names = ("encode", "begin", "advance", "finish")
+        self.programs = self._compiled(parts, ("encode", "begin", "advance", "finish"))
+        self._load_encoder = load_encoder or (lambda: parts["encoder"])
+        self._loading = threading.Lock()
+
+    def _compiled(self, parts: Mapping[str, keras.Model], names: tuple[str, ...]) -> dict[str, Programs | WithWeights]:
+        """Returns functions of these parts, compiled."""
         programs: Sequence[Programs | WithWeights]
-        if jit_compile:
-            programs = shared(PipelineFunctions, spec, parts, names)
+        if self.jit_compile:
+            programs = shared(PipelineFunctions, self.spec, parts, names)
         else:
-            programs = [Programs(getattr(self.functions, name), jit_compile=False) for name in names]
-        self.programs = dict(zip(names, programs))
+            functions = PipelineFunctions(self.spec, parts, self.functions.target)
+            programs = [Programs(getattr(functions, name), jit_compile=False) for name in names]
+        return dict(zip(names, programs))
 
     @property
     def dtype(self) -> str:
@@ -175,12 +212,22 @@ class Pipeline(tf.Module):
         """Returns the conditioning of tokens [B, L]: {"context": [B, L, W] float32}."""
         return self.programs["encode"](tokens)
 
-    def begin(self, inputs: SamplingInputs, negative: dict, positive: dict, shape: tuple[int, int, int], noise=None) -> State:
+    def encode_image(self, images, seeds, indices, draws=None):
+        """Returns latents [B, h, w, c] of images [B, H, W, 3] in [-1, 1]: see `PipelineFunctions.encode_image`."""
+        with self._loading:
+            if "encode_image" not in self.programs:
+                self.programs |= self._compiled({"encoder": self._load_encoder()}, ("encode_image",))
+        return self.programs["encode_image"](images, seeds, indices, draws)
+
+    def begin(
+        self, inputs: SamplingInputs, negative: dict, positive: dict, shape: tuple[int, int, int], noise=None, image=None
+    ) -> State:
         """Returns the state before the first step, for latents of `shape` (h, w, c).
 
         `negative`, `positive`: conditioning from `encode`, B rows each. `noise` [B, h, w, c] replaces the noise of the seeds.
+        With `image`, latents [B, h, w, c], sampling begins with these at the noise level of the plans' first rows.
         """
-        return self.programs["begin"](inputs, negative, positive, shape, noise)
+        return self.programs["begin"](inputs, negative, positive, shape, noise, image)
 
     def advance(self, inputs: SamplingInputs, state: State, first, last) -> State:
         """Returns the state after the rows first ... last - 1 of the plans; rows after the end of a plan change nothing."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfsd.arguments.table import Argument, arguments_of
+from tfsd.arguments.table import TEXT_TO_IMAGE, Argument, arguments_of
 from tfsd.errors import shown
 from tfsd.runtime.memory import available_memory
 from tfsd.specs.limits import INT64, MAX_BATCH, MAX_INDEX, MAX_SIDE
@@ -43,6 +43,13 @@ def choice(name: str, value, allowed: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {shown(value)}.")
     return value
+
+
+def switch(name: str, value) -> bool:
+    """Returns `value` if it is True or False; raises `TypeError`."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False; got {shown(value)}.")
+    return bool(value)
 
 
 def named_choice(name: str, value, allowed: Sequence[str], aliases: Mapping[str, str]) -> str:
@@ -145,19 +152,27 @@ KINDS: dict[str, Callable[[str, Any, Argument], Any]] = {
     "whole": lambda name, value, row: whole(name, value, row.low, row.high),
     "real": lambda name, value, row: real(name, value, row.low, row.high, row.hint),
     "choice": lambda name, value, row: named_choice(name, value, row.choices, row.aliases),
+    "switch": lambda name, value, row: switch(name, value),
+    "image": lambda name, value, row: value,  # `tfsd.images.inputs.read_images` checks it, which knows the size
 }
 
 
 def checked(
-    seed, options: Mapping[str, Any], batch: int, target: str, defaults: Mapping[str, Any], limits: Mapping[str, int] = NO_LIMITS
+    seed,
+    options: Mapping[str, Any],
+    batch: int,
+    target: str,
+    defaults: Mapping[str, Any],
+    limits: Mapping[str, int] = NO_LIMITS,
+    task: str = TEXT_TO_IMAGE,
 ) -> dict[str, Any]:
-    """Returns the values of a target's arguments except for the prompt, by name, in the order of the table.
+    """Returns the values of the arguments of a target and task except for the prompt, by name, in the order of the table.
 
     `defaults` are the model's own values, `limits` its highest ones. A list has one value per image; None stands for a value
     that the model chooses.
     Raises: `TypeError`, `ValueError` naming the argument.
     """
-    rows = {name: replace(row, high=limits.get(name, row.high)) for name, row in arguments_of(target).items()}
+    rows = {name: replace(row, high=limits.get(name, row.high)) for name, row in arguments_of(target, task).items()}
     own = dict(zip(("seed", "index"), seeds_of(seed, options.get("index"), batch, rows["index"].high)))
     values = {}
     for name, row in rows.items():

@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar, get_args
 
-from tfsd.arguments.table import ARGUMENTS, GuidanceArguments, ImageArguments, Option, names_elsewhere, rows_of
+from tfsd.arguments.table import (
+    ARGUMENTS,
+    TEXT_TO_IMAGE,
+    EditArguments,
+    GuidanceArguments,
+    ImageArguments,
+    Option,
+    names_elsewhere,
+    rows_of,
+)
 from tfsd.errors import shown
 
 Callback = Callable[[int, int], bool | None]
@@ -27,6 +36,10 @@ class CallOptions(TypedDict, total=False):
 
 class ModelOptions(GuidanceArguments, ImageArguments, CallOptions):
     """Keyword arguments of a model's or a bundle's `text_to_image`."""
+
+
+class EditOptions(ModelOptions, EditArguments):
+    """Keyword arguments of a model's `image_to_image`."""
 
 
 class GenerateOptions(ImageArguments, CallOptions):
@@ -50,6 +63,10 @@ class LoadOptions(TypedDict, total=False):
 
 class FunctionOptions(ModelOptions, LoadOptions):
     """Keyword arguments of `tfsd.text_to_image`."""
+
+
+class EditFunctionOptions(EditOptions, LoadOptions):
+    """Keyword arguments of `tfsd.image_to_image`."""
 
 
 def options_of(kind: type, target: str) -> dict[str, tuple[Any, Option]]:
@@ -93,5 +110,7 @@ def require_known(function: Callable, given: Iterable[str]):
         close = difflib.get_close_matches(name[:100], known, 1)
         near = theirs.get(name) or (close[0] if close else None)
         hint = f" Did you mean {shown(near)}?" if near else ""
-        hint = " It is fixed for this model." if name in ARGUMENTS else hint
+        if name in ARGUMENTS:
+            of_text = TEXT_TO_IMAGE in ARGUMENTS[name].tasks
+            hint = " It is fixed for this model." if of_text else f" It is for {' and '.join(ARGUMENTS[name].tasks)}."
         raise TypeError(f"{function.__name__}() got an unexpected keyword argument {shown(name)}.{hint}")

@@ -13,6 +13,7 @@ from tfsd.samplers.names import ALIASES, COMMUNITY_NAMES
 from tfsd.specs.limits import INT64, MAX_INDEX, MAX_SCALE, MAX_SIDE, MAX_STEPS
 
 PYTHON, GRAPH, DEVICE = "python", "graph", "device"  # where an argument applies: the Python API, SavedModels, device bundles
+TEXT_TO_IMAGE, IMAGE_TO_IMAGE = "text_to_image", "image_to_image"  # tasks, by the functions that do them
 Texts = str | Sequence[str]
 Seeds = int | Sequence[int] | None
 TRUNCATED = ("truncated_tokens", "truncated_negative_tokens")  # outputs that count tokens cut off the two prompts
@@ -38,9 +39,10 @@ class Argument(Option):
     `default` None means the model's own value, `of_model`, or, without one, that the place that uses it chooses.
     """
 
-    kind: str  # a key of `tfsd.arguments.checks.KINDS`: text, whole, real, choice
+    kind: str  # a key of `tfsd.arguments.checks.KINDS`: text, whole, real, choice, switch, image
     column: str = ""  # the type of its graph input, such as "int32"; empty if it has none
     targets: tuple[str, ...] = (PYTHON, GRAPH, DEVICE)
+    tasks: tuple[str, ...] = (TEXT_TO_IMAGE, IMAGE_TO_IMAGE)
     per_image: bool = False  # each image of a Python call may have its own; in graphs each row has its own of everything
     required: bool = False
     low: int = 0  # the limits of numbers
@@ -225,6 +227,67 @@ class ImageArguments(TypedDict, total=False):
     ]
 
 
+class SourceArguments(TypedDict, total=False):
+    """What an image is made of beside its prompt, given by position."""
+
+    image: Annotated[
+        Any,
+        Argument(
+            kind="image",
+            targets=(PYTHON,),
+            tasks=(IMAGE_TO_IMAGE,),
+            required=True,
+            in_recipe=False,  # which has its hash
+            flags=("--image",),
+            metavar="FILE",
+            other_flags=("--init-img", "--init-image"),
+            other_names={"compvis": "init_img"},
+            help="the image to begin with",
+        ),
+    ]
+
+
+class EditArguments(TypedDict, total=False):
+    """What is given by name where an image is made of another one."""
+
+    strength: Annotated[
+        float,
+        Argument(
+            kind="real",
+            targets=(PYTHON,),
+            tasks=(IMAGE_TO_IMAGE,),
+            default=0.8,
+            low=0,
+            high=1,
+            hint="0 keeps the image, 1 keeps little of it.",
+            flags=("--strength",),
+            help="how much of the image may change: the share of the steps that are made",
+        ),
+    ]
+    fit: Annotated[
+        str,
+        Argument(
+            kind="choice",
+            targets=(PYTHON,),
+            tasks=(IMAGE_TO_IMAGE,),
+            default="crop",
+            choices=("crop", "pad", "stretch"),
+            flags=("--fit",),
+            help="how an image of another shape gets the size of the result: cropped, with a white border, or stretched",
+        ),
+    ]
+    sample_image: Annotated[
+        bool,
+        Argument(
+            kind="switch",
+            targets=(PYTHON,),
+            tasks=(IMAGE_TO_IMAGE,),
+            default=True,
+            help="draws the image's latents from the encoder's distribution, with noise of the seed; False takes its mean",
+        ),
+    ]
+
+
 def rows_of(kind: type) -> dict[str, tuple[Any, Any]]:
     """Returns each field of a TypedDict with its type in Python and its row."""
     hints = get_type_hints(kind, include_extras=True)
@@ -236,12 +299,12 @@ def _table(*kinds: type) -> dict[str, Argument]:
     return dict(sorted(rows.items(), key=lambda item: item[1].kind != "text"))  # recipes and commands begin with the texts
 
 
-ARGUMENTS = _table(PromptArguments, GuidanceArguments, ImageArguments)
+ARGUMENTS = _table(PromptArguments, SourceArguments, GuidanceArguments, ImageArguments, EditArguments)
 
 
-def arguments_of(target: str) -> dict[str, Argument]:
-    """Returns the rows that apply to a target."""
-    return {name: row for name, row in ARGUMENTS.items() if target in row.targets}
+def arguments_of(target: str, task: str = TEXT_TO_IMAGE) -> dict[str, Argument]:
+    """Returns the rows that apply to a target and a task."""
+    return {name: row for name, row in ARGUMENTS.items() if target in row.targets and task in row.tasks}
 
 
 def columns() -> dict[str, str]:

@@ -2,16 +2,16 @@
 
 import secrets
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tfsd.arguments.table import DEVICE, GRAPH, PYTHON
+from tfsd.arguments.table import DEVICE, GRAPH, IMAGE_TO_IMAGE, PYTHON, TEXT_TO_IMAGE
 from tfsd.batch import Batch, Row, batches
 from tfsd.cli import remote
 from tfsd.cli.output import Output
 from tfsd.cli.parsing import UsageError, add_command, integer, prompt_text, size
 from tfsd.cli.prompts import read_prompts
-from tfsd.cli.request_options import given_arguments, request_options
+from tfsd.cli.request_options import fixed_options, given_arguments, request_options
 from tfsd.cli.terminal import quiet_tensorflow, stages
 from tfsd.progress import Stages
 from tfsd.specs.limits import DTYPES, NUMERICS
@@ -24,6 +24,7 @@ EXAMPLES = """  tfsd "a red star above a blue house at night"
   tfsd --prompts lines.txt --out "{n}-{seed}.webp"        one image per line of a file
   echo "a red star" | tfsd - --out - > star.png           prompts from standard input, the image to standard output
   tfsd "a boat" --steps 50 --scale 5 --sampler dpmpp_2m --negative "a red boat"
+  tfsd "a boat at night" --image boat.png --strength 0.6  begins with an image
   tfsd "a boat" --server localhost:8500                   made by a server
   tfsd -- help                                            after -- also a word that names a command
 
@@ -82,7 +83,8 @@ def generate(args) -> int:
     with stages(args.quiet) as shown:
         model = _loaded(args, prompts, shown)
         # Exports have compiled their graphs, so that batches of several sizes cost nothing there.
-        made = _run(model, args, batches(rows, args.batch, fill=_target(args) == PYTHON), shown)
+        call = getattr(model, _task(args))
+        made = _run(call, args, batches(rows, args.batch, fill=_target(args) == PYTHON), shown)
         if args.grid:
             output.save(_joined(made))
             return 0
@@ -93,7 +95,7 @@ def generate(args) -> int:
 
 def _rows(args, prompts: list[str]) -> list[Row]:
     """Returns the arguments of each image; `args.n` images of a prompt come one after the other."""
-    given = {name: value for name, value in given_arguments(args, _target(args)).items() if value is not None}
+    given = {name: value for name, value in given_arguments(args, _target(args), _task(args)).items() if value is not None}
     seed = secrets.randbelow(2**31 - 2) if args.seed is None else args.seed
     return [{"prompt": prompt} | given | {"seed": seed, "index": args.index + i} for prompt in prompts for i in range(args.n)]
 
@@ -108,6 +110,9 @@ def _check_options(args):
         args.height, args.width = args.size
         args.flags |= {"height": "height of " + args.flags["size"], "width": "width of " + args.flags["size"]}
     remote.check_options(args)
+    for name, default in fixed_options(PYTHON, _task(args)).items():
+        if getattr(args, name) != default:
+            raise UsageError(f"{args.flags[name]} requires {args.flags['image']}. Add {args.flags['image']} FILE")
 
 
 def _loaded(args, prompts: list[str], shown: Stages):
@@ -135,6 +140,11 @@ def _target(args) -> str:
     return GRAPH if args.server is not None else DEVICE if args.device_bundle is not None else PYTHON
 
 
+def _task(args) -> str:
+    """Returns what is done, by the name of the function that does it."""
+    return TEXT_TO_IMAGE if args.image is None else IMAGE_TO_IMAGE
+
+
 def _check_early(args, prompts: list[str]):
     """Finds mistakes in the arguments, and what is not read of prompts, before TensorFlow takes its seconds to start."""
     from tfsd.arguments.checks import side_of
@@ -147,6 +157,11 @@ def _check_early(args, prompts: list[str]):
         side_of(name, side, spec.vae.factor, spec.vae.factor)
     sampler = spec.default_sampler if args.sampler is None else args.sampler
     build_plan(spec.schedule, sampler, spec.default_steps if args.steps is None else args.steps, eta=args.eta)
+    if args.image is not None:
+        from tfsd.images.inputs import read_images
+
+        height, width = (own if side is None else side for side, own in zip((args.height, args.width), spec.default_size))
+        read_images(args.flags["image"], args.image, 1, (height, width), args.fit)
     spec = spec if args.numerics is None else spec.with_numerics(args.numerics)
     _warn_of_texts(Tokenizer(spec.text[0]), args, prompts)
 
@@ -167,14 +182,14 @@ def _warn_of_texts(tokenizer, args, prompts: list[str]):
         warnings.simplefilter("ignore", category)
 
 
-def _run(model, args, planned: list[Batch], shown: Stages) -> Iterator[tuple[int, Any]]:
+def _run(call: Callable, args, planned: list[Batch], shown: Stages) -> Iterator[tuple[int, Any]]:
     """Yields each image with the number of its row, as `Images` of one."""
     first, count = 1, sum(len(batch.rows) for batch in planned)
     for batch in planned:
         last = first + len(batch.rows) - 1
         shown.label = f"image {first} of {count}" if first == last else f"images {first} to {last} of {count}"
         first = last + 1
-        images = model.text_to_image(
+        images = call(
             **batch.arguments(),
             progress=not args.quiet,
             callback=lambda done, steps: None,  # between chunks of steps Ctrl-C is heard

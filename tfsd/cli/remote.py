@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from tfsd.arguments.table import DEVICE, GRAPH
+from tfsd.arguments.table import DEVICE, GRAPH, PYTHON
 from tfsd.cli.parsing import UsageError, integer, real
 from tfsd.cli.request_options import fixed_options
 
 _FIXED = {"dtype": "float32", "numerics": None, "no_jit": False}  # by the export; the defaults
+_OF_IMAGES = fixed_options(PYTHON)  # options that need an image to begin with
 _SERVER_ONLY = ("token_file", "tls_ca", "timeout")
 _MAX_TOKEN_FILE = 8192  # bytes
 
@@ -41,7 +42,8 @@ def check_options(args):
     fixed = fixed_options(DEVICE if bundle else GRAPH) | _FIXED | ({"model": "tiny"} if bundle else {})
     for name, default in fixed.items() if given else ():
         if getattr(args, name) != default:
-            raise UsageError(f"{flags[name]} cannot be given with {given[0]}: the export fixes it. Leave it out")
+            why = "exports begin with noise" if name in _OF_IMAGES else "the export fixes it"
+            raise UsageError(f"{flags[name]} cannot be given with {given[0]}: {why}. Leave it out")
 
 
 def connect(args):

@@ -21,12 +21,12 @@ _FLAGS = {  # of `tfsd generate`, for what a recipe holds
     "numerics_override": "--numerics",
 }
 _DEFAULTS = {name: row.default for name, row in with_option().items()} | {"dtype": "float32", "numerics_override": None}
-_KINDS = {"text": (str,), "choice": (str,), "whole": (int,), "real": (int, float)}
+_KINDS = {"text": (str,), "choice": (str,), "whole": (int,), "real": (int, float), "image": ()}
 _TYPES = {  # of what a command line is made of; None is fitting where there is none to give
     **{name: _KINDS[row.kind] for name, row in with_option().items()},
     **dict.fromkeys(("prompt", "numerics_override"), (str, type(None))),
-    **dict.fromkeys(("model", "weights", "dtype"), (str,)),
-    **dict.fromkeys(("jit_compile", "custom_noise"), (bool,)),
+    **dict.fromkeys(("model", "weights", "dtype", "image_sha256"), (str,)),
+    **dict.fromkeys(("jit_compile", "custom_noise", "sample_image"), (bool,)),
 }
 
 
@@ -121,10 +121,16 @@ def _check(recipe: dict, file: str):
 
 
 def command(recipe: dict) -> str:
-    """Returns the command line that makes an image again; a note instead if no command line can."""
+    """Returns the command line that makes an image again; a note instead if no command line can.
+
+    IMAGE stands for the image that it was made of, of which the recipe has the SHA-256.
+    """
     if recipe["prompt"] is None or recipe.get("custom_noise"):
         return "(made in Python from its own context or noise)"
+    if recipe.get("sample_image") is False:
+        return "(made in Python from the mean of its image's latents)"
     words = ["tfsd", "generate"]
+    words += ["--image=IMAGE"] if "image_sha256" in recipe else []
     for name, flag in _FLAGS.items():
         if name in recipe and recipe[name] != _DEFAULTS.get(name):
             words.append(f"{flag}={recipe[name]}")

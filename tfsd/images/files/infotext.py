@@ -6,7 +6,7 @@ Source: the form of AUTOMATIC1111's stable-diffusion-webui, which other programs
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from tfsd.arguments.table import ARGUMENTS
@@ -18,11 +18,13 @@ _LABELS = {name: ARGUMENTS[name].other_names["webui"] for name in ("num_steps", 
 _OWN_TEXTS = {"Numerics": "numerics", "Numerics override": "numerics_override", "Dtype": "dtype", "Tensorflow": "tensorflow"}
 _NOT_LISTED = {"prompt", "negative_prompt", "eta", "height", "width", "weights", "model", "tfsd", *_LABELS}
 # Kind of argument -> what its values look like, and their type.
-_VALUES: dict[str, tuple[str, type]] = {
+_VALUES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "whole": (r"-?[0-9]{1,19}", int),
     "real": (r"[0-9]{1,9}(\.[0-9]{1,20})?", float),
     "choice": (r".+", str),
     "text": (r".*", str),
+    "switch": (r"True|False", lambda text: text == "True"),
+    "image": (r"(?!)", str),  # stands in no recipe
 }
 _MAX_LINE = 65536  # characters of the last line
 # A key, then a value in quotes, in braces, or up to the next comma. A key's length is bounded: else long lines take long.
