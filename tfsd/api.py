@@ -136,7 +136,7 @@ class StableDiffusion:
         - All other arguments are those of `text_to_image`. The first image loads the VAE's encoder.
 
         The recipe has the SHA-256 of the image (of a file: of its bytes), and `steps_made`. As in diffusers, except that `pndm`
-        begins its history at the first step that is made.
+        and `lms` begin their history at the first step that is made.
 
         Raises: as `text_to_image`; `OSError` for a file that cannot be read.
         """

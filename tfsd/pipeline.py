@@ -16,7 +16,7 @@ from tfsd.noise import IMAGE_STREAM, INITIAL_STREAM, normal_noise
 from tfsd.programs import Programs
 from tfsd.samplers.step import empty_history, step, unpack
 from tfsd.sharing import WithWeights, shared
-from tfsd.specs import ModelSpec
+from tfsd.specs import ModelSpec, SpecError
 
 
 class SamplingInputs(NamedTuple):
@@ -176,7 +176,7 @@ class Pipeline(tf.Module):
         self.jit_compile = jit_compile
         self.tracked = [v.value for part in parts.values() for v in part.variables]
         self.programs = self._compiled(parts, ("encode", "begin", "advance", "finish"))
-        self._load_encoder = load_encoder or (lambda: parts["encoder"])
+        self._load_encoder = (lambda: parts["encoder"]) if "encoder" in parts else load_encoder
         self._loading = threading.Lock()
 
     def _compiled(self, parts: Mapping[str, keras.Model], names: tuple[str, ...]) -> dict[str, Programs | WithWeights]:
@@ -213,7 +213,14 @@ class Pipeline(tf.Module):
         return self.programs["encode"](tokens)
 
     def encode_image(self, images, seeds, indices, draws=None):
-        """Returns latents [B, h, w, c] of images [B, H, W, 3] in [-1, 1]: see `PipelineFunctions.encode_image`."""
+        """Returns latents [B, h, w, c] of images [B, H, W, 3] in [-1, 1]: see `PipelineFunctions.encode_image`.
+
+        Raises: `SpecError` for a model without an encoder of images.
+        """
+        if self._load_encoder is None:
+            raise SpecError(
+                f"{self.spec.name} has no encoder of images: give it among the parts, or load the model from a folder."
+            )
         with self._loading:
             if "encode_image" not in self.programs:
                 self.programs |= self._compiled({"encoder": self._load_encoder()}, ("encode_image",))
