@@ -19,6 +19,10 @@ TWO_VALUES = {  # of each argument
     "width": (16, 32),
     "eta": (0.0, 0.5),
     "on_long": ("truncate", "error"),
+    "image": ("one.png", "two.png"),
+    "strength": (0.5, 0.6),
+    "fit": ("crop", "pad"),
+    "sample_image": (True, False),
 }
 
 

@@ -1,5 +1,6 @@
 import contextlib
 import gc
+import hashlib
 import io
 import json
 import shlex
@@ -43,6 +44,7 @@ def gallery(tmp_path_factory, toy_folder, loaded_once):
             ],
             "grid": ["a star", LONG, "--n", "2", "--seed", "3", "--grid", "--columns", "4", "--out", "grid.png"],
             "bare": ["A red star!"],
+            "from an image": ["a star", "--image", "x-0.png", "--strength=0.5", "--seed=2", "--out", "edited.png"],
         }.items():
             out, err = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -74,6 +76,36 @@ def test_several_pictures_are_numbered(gallery):
     recipes = [read_recipe(place / f"x-{i}.png") for i in range(3)]
     assert [(recipe["seed"], recipe["index"]) for recipe in recipes] == [(4, 0), (4, 1), (4, 2)]
     assert np.abs(pixels(place / "x-0.png") - pixels(place / "x-1.png")).max() > 1
+
+
+def test_an_image_is_made_of_another_and_show_tells_of_which(gallery, run):
+    place, printed = gallery
+    assert printed["from an image"] == (0, "edited.png\n", "")
+    recipe, source = read_recipe(place / "edited.png"), (place / "x-0.png").read_bytes()
+    assert (recipe["strength"], recipe["steps_made"], recipe["fit"]) == (0.5, 1, "crop")
+    assert recipe["image_sha256"] == hashlib.sha256(source).hexdigest()
+    _, out, _ = run("show", place / "edited.png")
+    assert "--image=IMAGE" in out and "--strength=0.5" in out and recipe["image_sha256"] in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--strength", "0.5"], "--strength requires --image. Add --image FILE"),
+        (["--fit", "pad"], "--fit requires --image. Add --image FILE"),
+        (["--image", "none.png"], "none.png"),
+        (["--image", "toy/spec.json"], "--image 'toy/spec.json' is not an image file that can be read: PNG"),
+        (["--image", "x-0.png", "--strength", "2"], "--strength"),
+        (["--image", "x-0.png", "--server", "localhost:1"], "--image cannot be given with --server: exports begin with noise"),
+        (["--init-img", "x-0.png"], "--image"),
+    ],
+)
+def test_mistakes_with_images_are_found_before_a_model_is_loaded(options, words, gallery, run, monkeypatch):
+    monkeypatch.chdir(gallery[0])
+    monkeypatch.setattr("tfsd.api.load", None)
+    model = [] if "--server" in options else ["--model", "toy", "--no-jit"]
+    status, out, err = run("a star", *options, *model)
+    assert status in (1, 2) and out == "" and one_line(err) and words in err
 
 
 def test_command_that_show_prints_makes_the_picture_again(gallery):

@@ -14,9 +14,10 @@ _PROGRAMS = {"kerascv": "KerasCV", "compvis": "CompVis", "diffusers": "diffusers
 _SCRIPT = "// The arguments of a request. Written by `python -m tfsd.arguments.document`.\n\nexport const ARGUMENTS = "
 _PAGE = """# Arguments
 
-The arguments of a request have the same names in Python (`text_to_image`, `Client.text_to_image`), in the inputs of a
-[server](serving.md) and, with few exceptions, on the command line. `prompt`, `batch_size` and `seed` can be given by position in
-Python, all others by name. A list has one value per image.
+The arguments of a request have the same names in Python (`text_to_image`, `image_to_image`, `Client.text_to_image`), in the
+inputs of a [server](serving.md) and, with few exceptions, on the command line. `prompt`, `image`, `batch_size` and `seed` can be
+given by position in Python, all others by name. A list has one value per image. `image`, `strength`, `fit` and `sample_image` belong to
+`image_to_image`.
 
 {rows}
 
@@ -41,6 +42,7 @@ def described_arguments() -> dict[str, dict]:
             "high": str(row.high) if row.high > 2**53 else row.high,
             "choices": list(row.choices),
             "targets": list(row.targets),
+            "tasks": list(row.tasks),
             "inRecipe": row.in_recipe,
             "flag": row.flag if row.flags else None,
             "help": row.help,
@@ -73,7 +75,8 @@ def _markdown() -> str:
 
 
 def _cells(name: str, row: Argument) -> tuple[str, ...]:
-    values = {"text": "text", "choice": ", ".join(row.choices)}.get(row.kind, f"{row.low} to {row.high}")
+    listed = {"text": "text", "choice": ", ".join(row.choices), "switch": "True or False", "image": "a file or an array"}
+    values = listed.get(row.kind, f"{row.low} to {row.high}")
     values += "; or a list" if row.per_image else ""
     own = "required" if row.required else row.flag_default or ("none" if row.default in (None, "") else f"`{row.default}`")
     places = {PYTHON: "Python", GRAPH: "servers", DEVICE: "phones"}

@@ -24,7 +24,7 @@ EXAMPLES = """  tfsd "a red star above a blue house at night"
   tfsd --prompts lines.txt --out "{n}-{seed}.webp"        one image per line of a file
   echo "a red star" | tfsd - --out - > star.png           prompts from standard input, the image to standard output
   tfsd "a boat" --steps 50 --scale 5 --sampler dpmpp_2m --negative "a red boat"
-  tfsd "a boat at night" --image boat.png --strength 0.6  begins with an image
+  tfsd "a boat" --image photo.jpg --strength 0.6          begins with an image
   tfsd "a boat" --server localhost:8500                   made by a server
   tfsd -- help                                            after -- also a word that names a command
 
