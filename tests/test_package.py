@@ -109,7 +109,7 @@ def test_public_names_are_found_when_first_used():
     script = "import json, tfsd; print(json.dumps({name: str(getattr(tfsd, name)) for name in tfsd.__all__}))"
     found = json.loads(python(script))
     assert set(found) == {"__version__", "load", "text_to_image", "StableDiffusion", "Images", "Picture", "Cancelled"} | {
-        "convert", "export_saved_model", "export_tflite", "Client", "AsyncClient"
+        "convert", "export_saved_model", "export_tflite", "image_to_image", "Client", "AsyncClient"
     }  # fmt: skip
     assert set(found) <= set(dir(tfsd))
 

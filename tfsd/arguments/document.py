@@ -16,8 +16,8 @@ _PAGE = """# Arguments
 
 The arguments of a request have the same names in Python (`text_to_image`, `image_to_image`, `Client.text_to_image`), in the
 inputs of a [server](serving.md) and, with few exceptions, on the command line. `prompt`, `image`, `batch_size` and `seed` can be
-given by position in Python, all others by name. A list has one value per image. `image`, `strength`, `fit` and `sample_image` belong to
-`image_to_image`.
+given by position in Python, all others by name. A list has one value per image. `image`, `strength`, `fit` and `sample_image`
+belong to `image_to_image`.
 
 {rows}
 
