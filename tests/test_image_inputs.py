@@ -157,5 +157,10 @@ def test_what_is_no_image_is_refused(value, error, message):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.png"):
+    with pytest.raises(FileNotFoundError, match="image must be an image file: .*none.png"):
         read(tmp_path / "none.png")
+
+
+def test_a_file_without_end_is_refused():
+    with pytest.raises(ValueError, match="image '/dev/zero' has more than"):
+        read("/dev/zero")

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tfsd.errors import shown
 
 MAX_PIXELS = 2**26  # of a given image: 200 MB once it is decoded
+MAX_BYTES = 2**28  # of a file: more than so many pixels take
 _WHITE = (255, 255, 255)
 _LANCZOS = Image.Resampling.LANCZOS
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # whose readers may see a given file
@@ -53,13 +54,25 @@ def _read(name: str, value: Any, size: tuple[int, int], fit: str) -> tuple[np.nd
         _require_pixels(name, value.size)
         levels, data = _of_pillow(name, value, size, fit), value.tobytes()
     elif isinstance(value, (str, os.PathLike, bytes, bytearray)):
-        data = bytes(value) if isinstance(value, (bytes, bytearray)) else Path(value).read_bytes()
+        data = bytes(value) if isinstance(value, (bytes, bytearray)) else _file(name, Path(value))
         with _opened(name if isinstance(value, (bytes, bytearray)) else f"{name} {shown(str(value))}", data) as image:
             levels = _of_pillow(name, image, size, fit)
     else:
         kinds = "the path or the bytes of a file, an image of Pillow or an array"
         raise TypeError(f"{name} must be {kinds}; got {type(value).__name__}.")
     return levels * np.float32(2.0) - np.float32(1.0), hashlib.sha256(data).hexdigest()
+
+
+def _file(name: str, path: Path) -> bytes:
+    """Returns the bytes of a file. Raises: `OSError` that names the argument, too; `ValueError` for a file that is too large."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; {name} must be an image file", str(path)) from error
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{name} {shown(str(path))} has more than {MAX_BYTES} bytes. Give a smaller file.")
+    return data
 
 
 def _opened(name: str, data: bytes) -> Image.Image:
