@@ -196,10 +196,10 @@ def test_link_fills_the_form_and_runs_nothing(visit, engine):
 
 
 def test_link_with_what_the_model_lacks_tells_what_is_used(visit):
-    page = visit("#" + urlencode(SETTINGS | {"sampler": "heun", "height": "512", "version": "9", "index": "x"}))
+    page = visit("#" + urlencode(SETTINGS | {"sampler": "restart", "height": "512", "version": "9", "index": "x"}))
     page.wait_for_selector("#notice:not(:empty)")
     notice = page.locator("#notice").inner_text()
-    assert "sampler heun" in notice and "8x512" in notice and "version 9" in notice and "index" in notice
+    assert "sampler restart" in notice and "8x512" in notice and "version 9" in notice and "index" in notice
     assert page.locator("#sampler").input_value() == "ddim"
 
 

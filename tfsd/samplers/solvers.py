@@ -1,4 +1,4 @@
-"""Multistep solvers that step in log(alpha / sigma): DPM-Solver++, UniPC and DEIS.
+"""Solvers that step in log(alpha / sigma): DPM-Solver++, UniPC and DEIS.
 
 `h` is the length of a step in log(alpha / sigma), infinite where it ends at an image.
 """
