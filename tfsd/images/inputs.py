@@ -104,7 +104,7 @@ def _of_pillow(name: str, image: Image.Image, size: tuple[int, int], fit: str) -
     """Returns float32 [H, W, 3] in [0, 1]."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):
-        raise ValueError(f"{name} has pixels of mode {image.mode!r}, whose range is not known. Give an array in [0, 1].")
+        raise ValueError(f"{name} has pixels of mode {shown(image.mode)}, whose range is not known. Give an array in [0, 1].")
     if image.mode.startswith("I;16"):
         image = Image.fromarray(((np.asarray(image, "uint32") + 128) // 257).astype("uint8"))
     if image.has_transparency_data:
