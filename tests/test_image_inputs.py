@@ -1,4 +1,4 @@
-"""Images that a caller gives: every kind becomes the pixels that Pillow reads, and what is no image is refused by name."""
+"""Images that a caller gives: they become the pixels that Pillow reads; anything else raises an error that names the argument."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Times the guided step of a denoiser, full-size unless asked otherwise, each setting in a process of its own.
+"""Times the guided step of a denoiser, full-size unless asked otherwise, each setting in a separate process.
 
 Weights are random: they change neither time nor memory.
 """

@@ -26,7 +26,7 @@ class ImageRow(NamedTuple):
 
     @property
     def alone(self) -> bool:
-        """Whether it needs a job of its own; rows of different requests may share one."""
+        """Whether this row must not share a job with rows of other requests."""
         return False
 
     @property
@@ -43,7 +43,7 @@ class CallRow(NamedTuple):
 
     @property
     def alone(self) -> bool:
-        """Whether it needs a job of its own: its values are checked only in the graph, where a wrong one fails the whole job."""
+        """Always true: values are checked only in the graph, where an invalid one fails the whole job."""
         return True
 
     @property

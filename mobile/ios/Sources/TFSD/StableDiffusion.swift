@@ -3,7 +3,7 @@ import Foundation
 /// Draws images of prompts with a bundle: tokens, then plan, noise and step again and again, then the image's colours.
 ///
 /// All arithmetic is in the model files. One of them is open at a time, beside the small one that holds plans and noise: first
-/// the text encoder, then the denoiser, then the decoder. Images are drawn one after the other on a queue of its own, which
+/// the text encoder, then the denoiser, then the decoder. Images are drawn one after the other on a separate queue, which
 /// alone touches the runtime and what is kept here.
 public final class StableDiffusion: @unchecked Sendable {
     /// What images are drawn with.

@@ -14,7 +14,7 @@ class ModelException(message: String, cause: Throwable? = null) : TfsdException(
 /** Too little memory is free for a part. */
 class MemoryException(message: String) : TfsdException(message)
 
-/** The progress callback asked to stop; there is no image. */
+/** The progress callback cancelled the call, so no image was made. */
 class CancelledException(message: String) : TfsdException(message)
 
 /** The texts of all errors: the same as in `mobile/messages.json`, in the Swift package and in Python. */
